@@ -1,0 +1,73 @@
+"""LoRA adapters that share one copy of the base weights: student, fake score and teacher."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class SwitchedLinear(nn.Module):
+    """A frozen linear layer with several named low-rank updates, at most one of them active."""
+
+    def __init__(self, base: nn.Linear, names: tuple[str, ...], rank: int):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.ParameterDict()
+        self.up = nn.ParameterDict()
+        for name in names:
+            self.down[name] = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+            self.up[name] = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+            nn.init.normal_(self.down[name], std=base.in_features**-0.5)
+        self.active: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if self.active is None:
+            return y
+        return y + (x @ self.down[self.active].T) @ self.up[self.active].T
+
+
+def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, SwitchedLinear)}
+
+
+def add_adapters(model: nn.Module, targets: tuple[str, ...], names: tuple[str, ...], rank: int) -> None:
+    """Freezes `model` and gives every linear layer whose name ends in one of `targets` the adapters.
+
+    Raises:
+        ValueError: if no layer matches.
+    """
+    model.requires_grad_(False)
+    chosen = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(targets)
+    ]
+    if not chosen:
+        raise ValueError(f"No linear layer of the model ends in {', '.join(targets)}.")
+    for name, layer in chosen:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, SwitchedLinear(layer, names, rank))
+
+
+@contextmanager
+def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Runs the body with the adapter `name` active; None is the bare teacher."""
+    layers = list(switched_layers(model).values())
+    before = [layer.active for layer in layers]
+    for layer in layers:
+        layer.active = name
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer.active = active
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The trainable tensors of one adapter."""
+    return [p for m in switched_layers(model).values() for p in (m.down[name], m.up[name])]
+
+
+def adapter_state(model: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """layer name -> (down (rank, in), up (out, rank))."""
+    return {n: (m.down[name].detach(), m.up[name].detach()) for n, m in switched_layers(model).items()}

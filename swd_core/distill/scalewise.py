@@ -1,0 +1,48 @@
+"""The scale-wise training step: what the student sees at one interval of the schedule."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..process import FlowMatching
+from ..resample import upscale
+
+PROCESS = FlowMatching()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One step of the schedule in latent units: its size, its noise level, the size before it."""
+
+    size: tuple[int, int]
+    sigma: float
+    previous: tuple[int, int] | None
+
+
+def intervals(sizes: list[tuple[int, int]], sigmas: tuple[float, ...]) -> list[Interval]:
+    """Pairs each step's size with the one before it; the first has none."""
+    before: list[tuple[int, int] | None] = [None, *sizes[:-1]]
+    return [Interval(s, sigma, b) for s, sigma, b in zip(sizes, sigmas, before, strict=True)]
+
+
+def student_input(interval: Interval, x0: Tensor, x0_previous: Tensor | None, noise: Tensor) -> Tensor:
+    """x_t that the student is trained on (arXiv 2503.16397, section 3.2).
+
+    Args:
+        x0: real latents (B, C, H, W) at the interval's size.
+        x0_previous: the same pictures encoded at the size before; unused by the first interval.
+        noise: standard normal, the shape of x0.
+    """
+    if interval.previous is None or x0_previous is None:
+        start = x0
+    elif x0_previous.shape[-2:] == x0.shape[-2:]:
+        start = x0_previous
+    else:
+        start = upscale(x0_previous, interval.size)
+    return PROCESS.add_noise(start, noise, interval.sigma)
+
+
+def uniform_sigma(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,) drawn evenly from low..high."""
+    return low + (high - low) * torch.rand(count, generator=generator)

@@ -1,0 +1,49 @@
+"""Training data of the embedded student: Microsoft Fluent emoji (MIT) with CLDR names and keywords."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGE_SIZE = 256
+
+
+@lru_cache(maxsize=1)
+def catalogue() -> tuple[dict, ...]:
+    """The emoji the student knows: dicts with `code`, `emoji`, `name` and `keywords`."""
+    return tuple(json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8")))
+
+
+def load_image(path: Path) -> Image.Image:
+    """Opens a picture and lays it on white, as RGB."""
+    picture = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def load_images(assets: Path) -> Tensor:
+    """Loads every emoji of the catalogue.
+
+    Returns:
+        uint8 tensor (N, 3, 256, 256) on white.
+
+    Raises:
+        FileNotFoundError: if `assets` lacks one of the pictures.
+    """
+    pictures = []
+    for entry in catalogue():
+        path = assets / f"{entry['code']}.webp"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing. Unpack the npm package @lobehub/fluent-emoji-3d and give its "
+                "assets folder (`make emoji-data` does both)."
+            )
+        picture = load_image(path)
+        if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
+            picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+        pictures.append(np.asarray(picture))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # BHWC -> BCHW

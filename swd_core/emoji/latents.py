@@ -1,0 +1,72 @@
+"""Emoji encoded once at every size of the schedule, and the prompts that go with them."""
+
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .autoencoder import FACTOR, Autoencoder
+from .data import catalogue, load_images
+from .text import MAX_WORDS, PAD, EmojiTokenizer
+
+log = logging.getLogger(__name__)
+LATENT_SIDES = (16, 20, 24, 32)
+
+
+@torch.inference_mode()
+def prepare_latents(assets: Path, vae: Autoencoder, path: Path, sides=LATENT_SIDES) -> None:
+    """Downscales each picture in pixel space (area), encodes it and writes all sizes to `path`."""
+    images = load_images(assets)
+    encoded = {}
+    for side in sides:
+        size = side * FACTOR
+        parts = []
+        for batch in images.split(8):
+            small = F.interpolate(batch.float() / 255, size=(size, size), mode="area")
+            parts.append(vae.encode(small.to(memory_format=torch.channels_last)))
+        encoded[str(side)] = torch.cat(parts).half().contiguous()
+        log.info("latents %d: mean %.3f std %.3f", side, encoded[str(side)].mean(), encoded[str(side)].std())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(encoded, path)
+
+
+def load_latents(path: Path) -> dict[int, Tensor]:
+    """Latents (N, 16, side, side) in float32 by side."""
+    return {int(side): value.float() for side, value in load_file(path).items()}
+
+
+@dataclass(frozen=True)
+class PromptSampler:
+    """Draws how a user might ask for an emoji: its name, or its name and some keywords, or keywords."""
+
+    tokenizer: EmojiTokenizer
+
+    def ids(self, emoji: int, rng: random.Random) -> list[int]:
+        entry = catalogue()[emoji]
+        keywords = entry["keywords"]
+        kind = rng.random()
+        if kind < 0.6 or not keywords:
+            words = [entry["name"]]
+        elif kind < 0.8:
+            words = [entry["name"], *rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))]
+        else:
+            words = rng.sample(keywords, min(len(keywords), rng.randint(2, 4)))
+        if kind > 0.6:
+            rng.shuffle(words)
+        return self.tokenizer.encode(" ".join(words))[0]
+
+    def batch(self, emoji: Tensor, rng: random.Random, dropout: float) -> Tensor:
+        """Token ids (B, MAX_WORDS); a share `dropout` of the prompts is empty."""
+        empty = [PAD] * MAX_WORDS
+        rows = [empty if rng.random() < dropout else self.ids(int(i), rng) for i in emoji]
+        return torch.tensor(rows)
+
+
+def name_ids(tokenizer: EmojiTokenizer) -> Tensor:
+    """Token ids (N, MAX_WORDS) of every emoji's own name."""
+    return torch.tensor([tokenizer.encode(entry["name"])[0] for entry in catalogue()])

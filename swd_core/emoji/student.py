@@ -1,0 +1,142 @@
+"""The embedded student, ready to use without a host: text in, latents and pictures out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..lora import merge_sd3, read_lora
+from ..process import FlowMatching
+from ..schedule import ScaleSchedule, presets
+from .autoencoder import FACTOR, Autoencoder
+from .model import MMDiT
+from .text import EmojiTextEncoder, EmojiTokenizer, encode_batch
+
+WEIGHTS = Path(__file__).with_name("weights")
+MODEL_FILE, VAE_FILE, TEXT_FILE = "emoji_mmdit.safetensors", "emoji_vae.safetensors", "emoji_text.safetensors"
+LORA_FOLDER = "emoji_swd_lora"
+PRESET = "emoji-4"
+
+
+@dataclass(frozen=True)
+class TextConditioning:
+    """context (B, T, C), pooled (B, P) and what the tokenizer had to change."""
+
+    context: Tensor
+    pooled: Tensor
+    messages: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        FileNotFoundError: if it isn't there. ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The weights file {path} is missing. Check the pack out again, or give its folder with --weights."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The weights file {path} is damaged ({error}). Check the pack out again."
+        ) from error
+
+
+def load_text_encoder(path: Path) -> tuple[EmojiTokenizer, EmojiTextEncoder]:
+    """The tokenizer and text encoder of a file whose header holds the vocabulary."""
+    state = read_weights(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if "vocabulary" not in metadata:
+        raise ValueError(f"{path} has no vocabulary in its header: it is not an emoji text encoder.")
+    vocabulary = tuple(json.loads(metadata["vocabulary"]))
+    encoder = EmojiTextEncoder(len(vocabulary), state["words.weight"].shape[1])
+    encoder.load_state_dict(state)
+    return EmojiTokenizer(vocabulary), encoder.eval()
+
+
+class EmojiStudent:
+    """Text encoder, MMDiT (with the scale-wise LoRA merged) and autoencoder of the embedded student."""
+
+    process = FlowMatching()
+    factor = FACTOR
+
+    def __init__(
+        self, tokenizer: EmojiTokenizer, text: EmojiTextEncoder, model: MMDiT, vae: Autoencoder
+    ):
+        self.tokenizer, self.text, self.model, self.vae = tokenizer, text, model, vae
+        self.schedule: ScaleSchedule = presets()[PRESET].schedule
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        lora: bool = True,
+    ) -> "EmojiStudent":
+        """Loads the weights of `folder` (the embedded ones by default).
+
+        Args:
+            lora: False gives the teacher.
+
+        Raises:
+            FileNotFoundError: if a file is missing. ValueError: if one is damaged.
+        """
+        folder = Path(folder) if folder is not None else WEIGHTS
+        tokenizer, text = load_text_encoder(folder / TEXT_FILE)
+        state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
+        if lora:
+            state = merge_sd3(state, read_lora(folder / LORA_FOLDER))
+        vae = Autoencoder()
+        vae.load_state_dict(read_weights(folder / VAE_FILE))
+        modules = [m.to(device, dtype).eval().requires_grad_(False) for m in (text, MMDiT.from_state_dict(state))]
+        vae = vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        return cls(tokenizer, *modules, vae)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.words.weight.device
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> TextConditioning:
+        """Prompts to conditioning; an empty prompt is the unconditional one."""
+        ids, messages = encode_batch(self.tokenizer, prompts)
+        context, pooled = self.text(ids.to(self.device))
+        return TextConditioning(context, pooled, tuple(m for part in messages for m in part))
+
+    def denoiser(
+        self, conditioning: TextConditioning, negative: TextConditioning | None = None, guidance: float = 1.0
+    ) -> Callable[[Tensor, float | Tensor], Tensor]:
+        """`denoise(x_t, sigma) -> x0`; with guidance other than 1 the model runs twice."""
+
+        def velocity(x: Tensor, sigma: Tensor, text: TextConditioning) -> Tensor:
+            rows = (x.shape[0], -1)
+            context = text.context.expand(x.shape[0], -1, -1)
+            return self.model(x, sigma, context, text.pooled.expand(*rows))
+
+        @torch.inference_mode()
+        def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
+            level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
+            v = velocity(x, level, conditioning)
+            if guidance != 1.0:
+                empty = velocity(x, level, negative or self.encode([""]))
+                v = empty + guidance * (v - empty)
+            return self.process.to_x0(x, v, sigma)
+
+        return denoise
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 16, H, W) to images (B, 8H, 8W, 3) in [0, 1]."""
+        images = torch.cat([self.vae.decode(z[None].to(self.vae.vae_scale.dtype)) for z in latents])
+        return rearrange(images.float().clamp(0, 1), "b c h w -> b h w c")

@@ -1,0 +1,156 @@
+"""Distils the emoji teacher into few-step students: scale-wise, and full-size ones to compare with."""
+
+import argparse
+import json
+import logging
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..distill.adapters import add_adapters
+from ..distill.scalewise import Interval, intervals
+from ..distill.trainer import Conditioning, DistillConfig, Trainer
+from ..lora import LoraLayer, write_peft
+from ..process import FlowMatching
+from .latents import PromptSampler, load_latents
+from .model import MMDiT
+from .student import MODEL_FILE, TEXT_FILE, load_text_encoder, read_weights
+from .text import EmojiTextEncoder
+
+log = logging.getLogger(__name__)
+RANK = 64
+TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
+# Latent sides and noise levels of each student; the names are those of the model card.
+STUDENTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
+    "scalewise4": ((16, 20, 24, 32), SIGMAS),
+    "full4": ((32, 32, 32, 32), SIGMAS),
+    "full2": ((32, 32), (1.0, 0.7371)),
+    "jump4": ((16, 16, 16, 32), SIGMAS),
+}
+
+
+@dataclass
+class EmojiModel:
+    """The embedded MMDiT behind the trainer's interface."""
+
+    module: MMDiT
+
+    def __post_init__(self) -> None:
+        self.middle = len(self.module.joint_blocks) // 2
+        self.width = self.module.final_layer.linear.in_features
+        self.process = FlowMatching()
+
+    def _walk(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool):
+        context, tokens, c = self.module.embed(x, sigma, *text)
+        middle = tokens
+        for i, block in enumerate(self.module.joint_blocks):
+            context, tokens = block(context, tokens, c)
+            if i + 1 == self.middle:
+                middle = tokens
+                if not to_end:
+                    return None, middle
+        velocity = self.module.head(tokens, c, x.shape[-2])
+        return self.process.to_x0(x, velocity, sigma.view(-1, 1, 1, 1)), middle
+
+    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        return self._walk(x, sigma, text, to_end=True)[0]
+
+    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        return self._walk(x, sigma, text, to_end=False)[1]
+
+    def predict_with_features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> tuple[Tensor, Tensor]:
+        return self._walk(x, sigma, text, to_end=True)
+
+
+@dataclass
+class EmojiBatches:
+    """Emoji latents at every size with freshly drawn prompts."""
+
+    latents: dict[int, Tensor]
+    prompts: PromptSampler
+    text: EmojiTextEncoder
+
+    def draw(self, interval: Interval, count: int, rng: random.Random):
+        chosen = torch.tensor([rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)])
+        previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
+        return self.latents[interval.size[0]][chosen], previous, self._encode(chosen, rng)
+
+    @torch.no_grad()
+    def _encode(self, chosen: Tensor, rng: random.Random) -> Conditioning:
+        return self.text(self.prompts.batch(chosen, rng, dropout=0.0))
+
+    @torch.no_grad()
+    def unconditional(self, count: int) -> Conditioning:
+        return self.text(torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long))
+
+
+def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
+    """Host-named adapters with a fused qkv -> the diffusers names of the published SD3.5 students."""
+    names = {
+        ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        ("x_block", "attn.proj"): ("attn.to_out.0",),
+        ("context_block", "attn.proj"): ("attn.to_add_out",),
+        ("x_block", "mlp.fc1"): ("ff.net.0.proj",),
+        ("x_block", "mlp.fc2"): ("ff.net.2",),
+        ("context_block", "mlp.fc1"): ("ff_context.net.0.proj",),
+        ("context_block", "mlp.fc2"): ("ff_context.net.2",),
+    }
+    published = {}
+    for name, (down, up) in layers.items():
+        _, block, stream, leaf = name.split(".", 3)
+        targets = names[stream, leaf]
+        for target, part in zip(targets, up.chunk(len(targets)), strict=True):
+            published[f"transformer_blocks.{block}.{target}"] = LoraLayer(
+                down=down.half(), up=part.half().contiguous(), scale=1.0
+            )
+    return published
+
+
+def train(run: Path, student: str, minutes: float, config: DistillConfig, name: str) -> None:
+    """Distils for `minutes` of wall time in all and writes the LoRA to `run/name`."""
+    sides, sigmas = STUDENTS[student]
+    tokenizer, text = load_text_encoder(run / TEXT_FILE)
+    module = MMDiT.from_state_dict({k: v.float() for k, v in read_weights(run / MODEL_FILE).items()})
+    add_adapters(module, TARGETS, ("student", "fake"), RANK)
+    batches = EmojiBatches(load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text)
+    steps = intervals([(s, s) for s in sides], sigmas)
+    trainer = Trainer(EmojiModel(module), batches, steps, config)
+
+    def write(trainer: Trainer) -> None:
+        header = {
+            "swd_scales": json.dumps([s / sides[-1] for s in sides]),
+            "swd_sigmas": json.dumps(sigmas),
+            "swd_step": str(trainer.step),
+            "swd_config": json.dumps(asdict(config)),
+        }
+        layers = published_layers(trainer.averaged_student())
+        write_peft(run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header)
+
+    trainer.run(run / f"{name}.pt", minutes=minutes, on_save=write)
+    write(trainer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji"), help="folder of the teacher")
+    parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--name", help="folder and checkpoint to write; the student's name by default")
+    for option in ("mmd", "dmd", "gan", "lr", "lr-fake", "guidance"):
+        parser.add_argument(f"--{option}", type=float)
+    parser.add_argument("--fake-steps", type=int)
+    parser.add_argument("--kernel", choices=("linear", "rbf"))
+    parser.add_argument("--seed", type=int)
+    a = vars(parser.parse_args())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = {k: v for k, v in a.items() if k in DistillConfig.__dataclass_fields__ and v is not None}
+    train(a["run"], a["student"], a["minutes"], DistillConfig(**options), a["name"] or a["student"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Which size and which noise level each step of a scale-wise run has."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+MAX_STEPS = 1000
+SIGMA_KINDS = ("flow", "timestep")
+
+
+def _numbers(values: Any, what: str) -> tuple[float, ...]:
+    """`values` as finite floats, or one ValueError that names the first bad step."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise ValueError(f"{what} must be a list of numbers, not {type(values).__name__}.")
+    if not 1 <= len(values) <= MAX_STEPS:
+        raise ValueError(f"{what} has {len(values)} values; a schedule has 1 to {MAX_STEPS} steps.")
+    numbers = []
+    for step, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{what}, step {step}: {value!r} is not a finite number.")
+        numbers.append(float(value))
+    return tuple(numbers)
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """Sizes and noise levels of a scale-wise run.
+
+    Args:
+        scales: side of each step relative to the target, never falling, the last one 1.
+        sigmas: noise level of each step, strictly falling, without the final 0. In 0..1 for flow
+            matching; for `sigma_kind` "timestep" they are timesteps in 0..1000 (SDXL) that the
+            model's own noise table turns into sigmas.
+        name: the preset it comes from, if any.
+
+    Raises:
+        ValueError: names the step (counted from 1) and the rule it breaks.
+
+    Example:
+        >>> ScaleSchedule((0.5, 0.75, 1), (1.0, 0.8, 0.6)).sizes(96, 128)
+        [(48, 64), (72, 96), (96, 128)]
+    """
+
+    scales: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    sigma_kind: str = "flow"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        scales, sigmas = _numbers(self.scales, "scales"), _numbers(self.sigmas, "sigmas")
+        object.__setattr__(self, "scales", scales)
+        object.__setattr__(self, "sigmas", sigmas)
+        if self.sigma_kind not in SIGMA_KINDS:
+            raise ValueError(f"sigma_kind {self.sigma_kind!r} is unknown; use one of {SIGMA_KINDS}.")
+        if len(scales) != len(sigmas):
+            raise ValueError(
+                f"{len(scales)} scales but {len(sigmas)} sigmas: every step needs one of each "
+                "(leave out a final 0 among the sigmas)."
+            )
+        top = 1.0 if self.sigma_kind == "flow" else 1000.0
+        for step, (scale, sigma) in enumerate(zip(scales, sigmas, strict=True), 1):
+            if not 0 < scale <= 1:
+                raise ValueError(f"Step {step}: scale {scale:g} is outside 0..1 (1 is the full size).")
+            if not 0 < sigma <= top:
+                raise ValueError(f"Step {step}: sigma {sigma:g} is outside 0..{top:g}, 0 excluded.")
+            if step > 1 and scale < scales[step - 2]:
+                raise ValueError(
+                    f"Step {step}: scale {scale:g} is below step {step - 1}'s {scales[step - 2]:g}; "
+                    "scales may only grow."
+                )
+            if step > 1 and sigma >= sigmas[step - 2]:
+                raise ValueError(
+                    f"Step {step}: sigma {sigma:g} is not below step {step - 1}'s "
+                    f"{sigmas[step - 2]:g}; sigmas must fall."
+                )
+        if scales[-1] != 1:
+            raise ValueError(f"Step {len(scales)}: the last scale is {scales[-1]:g}; it must be 1, the full size.")
+
+    @property
+    def steps(self) -> int:
+        return len(self.scales)
+
+    def sizes(self, height: int, width: int, multiple: int = 2) -> list[tuple[int, int]]:
+        """Latent size (height, width) of every step.
+
+        Args:
+            height, width: the target's latent size; the last step has exactly this.
+            multiple: each smaller side is rounded to a multiple of it (the model's patch).
+
+        Raises:
+            ValueError: if the target itself is not a positive multiple.
+        """
+        for side, what in ((height, "height"), (width, "width")):
+            if side < multiple or side % multiple:
+                raise ValueError(
+                    f"The latent {what} {side} is not a positive multiple of {multiple}, the model's patch. "
+                    f"Choose an image side that is a multiple of {multiple} latent cells."
+                )
+
+        def rounded(side: int, scale: float) -> int:
+            return max(multiple, int(side * scale / multiple + 0.5) * multiple)
+
+        return [(rounded(height, s), rounded(width, s)) for s in self.scales[:-1]] + [(height, width)]
+
+    def step_costs(self, height: int, width: int, multiple: int = 2) -> list[float]:
+        """Cost of each step in full-size steps, by the number of latent cells."""
+        return [h * w / (height * width) for h, w in self.sizes(height, width, multiple)]
+
+    def cost(self, height: int, width: int, multiple: int = 2) -> float:
+        """Cost of the whole run in full-size steps."""
+        return sum(self.step_costs(height, width, multiple))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "ScaleSchedule":
+        """Reads a schedule from plain data.
+
+        Raises:
+            ValueError: names the missing or unknown entry, or the broken rule.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"A schedule is an object with scales and sigmas, not {type(data).__name__}.")
+        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"Unknown entry {unknown[0]!r}; a schedule has {', '.join(cls.__dataclass_fields__)}.")
+        for key in ("scales", "sigmas"):
+            if key not in data:
+                raise ValueError(f"The schedule has no {key!r}.")
+        for key in ("sigma_kind", "name"):
+            if not isinstance(data.get(key, ""), str):
+                raise ValueError(f"{key!r} must be text, not {type(data[key]).__name__}.")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named schedule with its source and what it expects of the model.
+
+    family: which models it is for. provenance: the paper's section or the repository's table.
+    target: the image side in pixels the sizes were trained at. guidance: FLUX's embedded
+    guidance, 0 where the model has none.
+    """
+
+    schedule: ScaleSchedule
+    family: str
+    provenance: str
+    title: str
+    target: int = 1024
+    multiple: int = 2
+    prediction: str = "flow"
+    guidance: float = 0.0
+    size_conditioning: bool = False
+    auto: bool = False
+    frames: tuple[float, ...] = field(default=())
+
+
+def parse_preset(name: str, entry: Any) -> Preset:
+    """Checks one entry of a presets file.
+
+    Raises:
+        ValueError: names the entry and the reason.
+    """
+    try:
+        if not isinstance(entry, dict):
+            raise ValueError(f"it must be an object, not {type(entry).__name__}")
+        data = dict(entry)
+        schedule = ScaleSchedule(
+            tuple(data.pop("scales", ())),
+            tuple(data.pop("sigmas", ())),
+            data.pop("sigma_kind", "flow"),
+            name,
+        )
+        return Preset(schedule=schedule, frames=tuple(data.pop("frames", ())), **data)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Preset {name!r}: {error}") from error
+
+
+def read_presets(path: Path) -> dict[str, Preset]:
+    """Reads a presets file, name -> Preset.
+
+    Raises:
+        ValueError: names the file, the entry and the reason.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} can't be read as JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path.name} must be one object of presets by name.")
+    try:
+        return {name: parse_preset(name, entry) for name, entry in entries.items()}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, Preset]:
+    """The presets that come with the pack (presets.json)."""
+    return read_presets(Path(__file__).with_name("presets.json"))
