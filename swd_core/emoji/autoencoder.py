@@ -59,6 +59,27 @@ class Autoencoder(nn.Module):
         self.register_buffer("vae_scale", torch.tensor(VAE_SCALE))
         self.register_buffer("vae_shift", torch.tensor(VAE_SHIFT))
 
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> "Autoencoder":
+        """Builds the autoencoder of a file, without the channels that are all padding (see `widen`).
+
+        Raises:
+            ValueError: if the tensors are not those of such an autoencoder.
+        """
+        try:
+            entries = [state[f"taesd_encoder.{i}.weight"] for i in (0, 2, 6, 10)]
+            widths = tuple(int(w.flatten(1).any(1).nonzero().max()) + 1 for w in entries)
+            model = cls(widths)
+            shapes = {k: v.shape for k, v in model.state_dict().items()}
+            model.load_state_dict(
+                {k: state[k][tuple(slice(n) for n in shape)] for k, shape in shapes.items()}
+            )
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"These weights are not a 16-channel TAESD autoencoder: {str(error).splitlines()[0]}"
+            ) from error
+        return model.to(memory_format=torch.channels_last)
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, 8H, 8W) in [0, 1] to latents (B, 16, H, W)."""
         return self.taesd_encoder(images)

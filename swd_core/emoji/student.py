@@ -97,8 +97,7 @@ class EmojiStudent:
         state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
         if lora:
             state = merge_sd3(state, read_lora(folder / LORA_FOLDER))
-        vae = Autoencoder()
-        vae.load_state_dict(read_weights(folder / VAE_FILE))
+        vae = Autoencoder.from_state_dict({k: v.float() for k, v in read_weights(folder / VAE_FILE).items()})
         modules = [m.to(device, dtype).eval().requires_grad_(False) for m in (text, MMDiT.from_state_dict(state))]
         vae = vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         return cls(tokenizer, *modules, vae)

@@ -163,9 +163,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cache = a.out / "latents.safetensors"
     if not cache.is_file():
-        vae = Autoencoder()
-        vae.load_state_dict(load_file(a.out / "emoji_vae.safetensors"))
-        prepare_latents(a.assets, vae.to(memory_format=torch.channels_last), cache)
+        state = {k: v.float() for k, v in load_file(a.out / "emoji_vae.safetensors").items()}
+        prepare_latents(a.assets, Autoencoder.from_state_dict(state), cache)
     train(load_latents(cache), a.out, a.minutes, a.depth, a.lr, seed=a.seed)
 
 
