@@ -193,14 +193,16 @@ def _scale(tensors: dict[str, Tensor], config: dict[str, Any], stem: str, module
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def host_name(family: str, module: str) -> str:
+    """The name under which the host's own LoRA loader knows a diffusers module."""
+    return "lora_unet_" + module.replace(".", "_") if family == "sdxl" else f"transformer.{module}"
+
+
 def to_host_state_dict(lora: SwDLora) -> dict[str, Tensor]:
     """The student under the keys the host's own LoRA loader knows for its family, alpha included."""
     state = {}
     for module, layer in lora.layers.items():
-        if lora.family == "sdxl":
-            stem = "lora_unet_" + module.replace(".", "_")
-        else:
-            stem = f"transformer.{module}"
+        stem = host_name(lora.family, module)
         state[f"{stem}.lora_down.weight"] = layer.down
         state[f"{stem}.lora_up.weight"] = layer.up
         state[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank)

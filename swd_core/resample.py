@@ -54,6 +54,11 @@ def upscale(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor
     return resize(x, size, method)
 
 
-def downscale(x: Tensor, size: tuple[int, int], method: str = "area") -> Tensor:
-    """Shrinks a picture or mask to `size`; see `resize`."""
-    return resize(x, size, method)
+def downscale(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shrinks a clean latent or a mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing."""
+    if x.ndim == 5:
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        return rearrange(downscale(frames, size), "(b t) c h w -> b c t h w", b=x.shape[0])
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -12,6 +13,16 @@ MAX_STEPS = 1000
 SIGMA_KINDS = ("flow", "timestep")
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; JSON's integers may be too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _numbers(values: Any, what: str) -> tuple[float, ...]:
     """`values` as finite floats, or one ValueError that names the first bad step."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
@@ -20,10 +31,50 @@ def _numbers(values: Any, what: str) -> tuple[float, ...]:
         raise ValueError(f"{what} has {len(values)} values; a schedule has 1 to {MAX_STEPS} steps.")
     numbers = []
     for step, value in enumerate(values, 1):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{what}, step {step}: {value!r} is not a finite number.")
+        if not _is_number(value):
+            shown = repr(value)[:40]
+            raise ValueError(f"{what}, step {step}: {shown} is not a finite number.")
         numbers.append(float(value))
     return tuple(numbers)
+
+
+def parse_steps(text: str, what: str) -> tuple[float, ...]:
+    """Numbers typed as a list, with commas, spaces or brackets: "0.5, 0.75 1".
+
+    Raises:
+        ValueError: names `what` and the step that is no number.
+    """
+    parts = [part for part in re.split(r"[\s,;\[\]()]+", text) if part]
+    if len(parts) > MAX_STEPS:
+        raise ValueError(f"{what} has {len(parts)} values; a schedule has 1 to {MAX_STEPS} steps.")
+    numbers = []
+    for step, part in enumerate(parts, 1):
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            raise ValueError(f"{what}, step {step}: {part[:20]!r} is not a number.") from None
+    return tuple(numbers)
+
+
+def latent_sizes(
+    scales: Sequence[float], height: int, width: int, multiple: int = 2
+) -> list[tuple[int, int]]:
+    """Latent (height, width) at each scale: scale 1 is exactly the target, smaller sides are rounded.
+
+    Raises:
+        ValueError: if the target itself is not a positive multiple.
+    """
+    for side, what in ((height, "height"), (width, "width")):
+        if side < multiple or side % multiple:
+            raise ValueError(
+                f"The latent {what} {side} is not a positive multiple of {multiple}, the model's patch. "
+                f"Choose an image side that is a multiple of {multiple} latent cells."
+            )
+
+    def rounded(side: int, scale: float) -> int:
+        return side if scale == 1 else max(multiple, int(side * scale / multiple + 0.5) * multiple)
+
+    return [(rounded(height, scale), rounded(width, scale)) for scale in scales]
 
 
 @dataclass(frozen=True)
@@ -94,17 +145,7 @@ class ScaleSchedule:
         Raises:
             ValueError: if the target itself is not a positive multiple.
         """
-        for side, what in ((height, "height"), (width, "width")):
-            if side < multiple or side % multiple:
-                raise ValueError(
-                    f"The latent {what} {side} is not a positive multiple of {multiple}, the model's patch. "
-                    f"Choose an image side that is a multiple of {multiple} latent cells."
-                )
-
-        def rounded(side: int, scale: float) -> int:
-            return max(multiple, int(side * scale / multiple + 0.5) * multiple)
-
-        return [(rounded(height, s), rounded(width, s)) for s in self.scales[:-1]] + [(height, width)]
+        return latent_sizes(self.scales, height, width, multiple)
 
     def step_costs(self, height: int, width: int, multiple: int = 2) -> list[float]:
         """Cost of each step in full-size steps, by the number of latent cells."""
@@ -160,6 +201,24 @@ class Preset:
     auto: bool = False
     frames: tuple[float, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        for key in ("family", "provenance", "title", "prediction"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"{key!r} must be text, not {type(getattr(self, key)).__name__}.")
+        for key in ("target", "multiple"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key!r} must be a whole number above 0, not {value!r}.")
+        for key in ("size_conditioning", "auto"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key!r} must be true or false, not {getattr(self, key)!r}.")
+        if not _is_number(self.guidance) or self.guidance < 0:
+            raise ValueError(f"'guidance' must be a number, 0 or above, not {self.guidance!r}.")
+        if self.frames != ():
+            object.__setattr__(self, "frames", _numbers(self.frames, "frames"))
+            if len(self.frames) != self.schedule.steps:
+                raise ValueError(f"'frames' has {len(self.frames)} values for {self.schedule.steps} steps.")
+
 
 def parse_preset(name: str, entry: Any) -> Preset:
     """Checks one entry of a presets file.
@@ -172,35 +231,40 @@ def parse_preset(name: str, entry: Any) -> Preset:
             raise ValueError(f"it must be an object, not {type(entry).__name__}")
         data = dict(entry)
         schedule = ScaleSchedule(
-            tuple(data.pop("scales", ())),
-            tuple(data.pop("sigmas", ())),
+            data.pop("scales", ()),
+            data.pop("sigmas", ()),
             data.pop("sigma_kind", "flow"),
             name,
         )
-        return Preset(schedule=schedule, frames=tuple(data.pop("frames", ())), **data)
+        return Preset(schedule=schedule, **data)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Preset {name!r}: {error}") from error
 
 
-def read_presets(path: Path) -> dict[str, Preset]:
-    """Reads a presets file, name -> Preset.
+def read_presets(path: Path) -> tuple[dict[str, Preset], list[str]]:
+    """Reads a presets file: the good presets by name, and a message for every broken one.
 
-    Raises:
-        ValueError: names the file, the entry and the reason.
+    The messages name file, entry and reason; an unreadable file is one message and no presets.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} can't be read as JSON: {error}") from error
+        return {}, [f"{path.name} can't be read as JSON: {error}"]
     if not isinstance(entries, dict):
-        raise ValueError(f"{path.name} must be one object of presets by name.")
-    try:
-        return {name: parse_preset(name, entry) for name, entry in entries.items()}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        return {}, [f"{path.name} must be one object of presets by name, not {type(entries).__name__}."]
+    found, problems = {}, []
+    for name, entry in entries.items():
+        try:
+            found[name] = parse_preset(name, entry)
+        except ValueError as error:
+            problems.append(f"{path.name}: {error}")
+    return found, problems
 
 
 @lru_cache(maxsize=1)
 def presets() -> dict[str, Preset]:
     """The presets that come with the pack (presets.json)."""
-    return read_presets(Path(__file__).with_name("presets.json"))
+    found, problems = read_presets(Path(__file__).with_name("presets.json"))
+    if problems:
+        raise ValueError(problems[0])
+    return found

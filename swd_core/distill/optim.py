@@ -1,22 +1,25 @@
-"""Muon in float32 for matrices and convolutions, AdamW for the rest."""
+"""Muon for matrices and convolutions, AdamW for the rest."""
 
 import torch
 from torch import Tensor, nn
+
+from .precision import has_fast_bfloat16
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration towards the nearest semi-orthogonal matrix (Jordan et al., 2024).
 
-    torch.optim.Muon does the same in bfloat16 and for matrices only; processors without bfloat16
-    instructions need float32, and the autoencoder has convolutions.
+    torch.optim.Muon does the same for matrices only, and always in bfloat16, which is hopeless on
+    processors without bfloat16 instructions; the autoencoder has convolutions.
     """
-    x = matrix / matrix.norm().clamp(min=1e-7)
+    fast = torch.bfloat16 if has_fast_bfloat16(matrix.device) else torch.float32
+    x = (matrix / matrix.norm().clamp(min=1e-7)).to(fast)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(steps):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

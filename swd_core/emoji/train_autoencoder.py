@@ -14,7 +14,8 @@ from torch import Tensor
 from ..distill.average import ema_of
 from ..distill.checkpoint import load_checkpoint, save_checkpoint
 from ..distill.optim import Optimisers
-from .autoencoder import Autoencoder, widen
+from ..distill.precision import fast_autocast
+from .autoencoder import LATENT_CHANNELS, Autoencoder, widen
 from .data import load_images
 
 log = logging.getLogger(__name__)
@@ -92,15 +93,18 @@ def train(assets: Path, out: Path, minutes: float, freeze_encoder: bool, lr: flo
         optimiser.set_lr(min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress)) + 0.01)
         side = IMAGE_SIDES[int(torch.randint(4, (), generator=generator))]
         x = random_crops(sides[side], 16, generator).to(memory_format=torch.channels_last)
-        z = model.encode(x)
+        noise = noise_level * torch.randn(16, LATENT_CHANNELS, CROP // 8, CROP // 8, generator=generator)
+        with fast_autocast():
+            z = model.encode(x).float()
+            output = model.decode(z + noise).float()
+        loss = reconstruction_loss(output, x)
         # Half of the steps decode the latent at a smaller size against the smaller image, so that
         # resizing a latent means resizing the picture: what the scale-wise sampler relies on.
-        loss = reconstruction_loss(
-            model.decode(z + noise_level * torch.randn(z.shape, generator=generator)), x
-        )
         if step % 2 and not freeze_encoder:
             small = F.interpolate(z, scale_factor=0.5, mode="bicubic", antialias=True)
-            loss = loss + 0.5 * reconstruction_loss(model.decode(small), F.avg_pool2d(x, 2))
+            with fast_autocast():
+                output = model.decode(small).float()
+            loss = loss + 0.5 * reconstruction_loss(output, F.avg_pool2d(x, 2))
         mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
         loss = loss + 1e-2 * (mean.square() + var - var.clamp(min=1e-4).log()).mean()
         optimiser.zero_grad()

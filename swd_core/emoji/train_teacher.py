@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..distill.average import ema_of
 from ..distill.checkpoint import load_checkpoint, save_checkpoint
 from ..distill.optim import Optimisers
+from ..distill.precision import fast_autocast
 from .autoencoder import Autoencoder
 from .latents import LATENT_SIDES, PromptSampler, load_latents, prepare_latents
 from .model import MMDiT
@@ -105,8 +106,9 @@ def train(
         sigma = sample_sigma(batch, side, generator)
         level = sigma[:, None, None, None]
         ids = prompts.batch(chosen, rng, dropout=0.1)
-        velocity = model((1 - level) * x0 + level * noise, sigma, ids)
-        loss = F.mse_loss(velocity, noise - x0)
+        with fast_autocast():
+            velocity = model((1 - level) * x0 + level * noise, sigma, ids)
+        loss = F.mse_loss(velocity.float(), noise - x0)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

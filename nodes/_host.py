@@ -1,0 +1,300 @@
+"""The one seam to ComfyUI: every host symbol that moves between versions, adapted once."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from torch import Tensor
+
+from ..swd_core.lora import LoraLayer, SwDLora, host_name, to_host_state_dict
+from ..swd_core.schedule import ScaleSchedule
+
+__all__ = ["ComfyExtension", "io", "ui"]
+
+Schedule = io.Custom("SWD_SCHEDULE")
+CATEGORY = "SwD"
+
+
+def supported(target: Any, **keywords: Any) -> dict[str, Any]:
+    """The keywords that this host's `target` knows: newer ones would drop the whole pack on older hosts."""
+    if dataclasses.is_dataclass(target):
+        known = {f.name for f in dataclasses.fields(target)}
+    else:
+        known = set(inspect.signature(target).parameters)
+    return {k: v for k, v in keywords.items() if k in known}
+
+
+def model_family(model: Any) -> str:
+    """Which students a MODEL can take, by its own configuration.
+
+    Returns:
+        a family of presets.json, "sd3" for an SD3 type we have no student for, or "".
+    """
+    base, config = model.model, model.model.model_config.unet_config
+    if isinstance(base, comfy.model_base.SD3):
+        context = config.get("context_embedder_config", {}).get("params", {}).get("in_features")
+        if context == 256 and config.get("pos_embed_max_size") is None:
+            return "emoji"
+        if config.get("x_block_self_attn_layers"):
+            return "sd35-medium"
+        return "sd35-large" if config.get("depth", 0) == 38 else "sd3"
+    if isinstance(base, comfy.model_base.Flux) and config.get("image_model") == "flux":
+        return "flux"
+    if isinstance(base, comfy.model_base.SDXL):
+        return "sdxl"
+    if isinstance(base, comfy.model_base.WAN21):
+        return "wan"
+    return ""
+
+
+def patch_multiple(model: Any) -> int:
+    """What the latent sides must be multiples of, so that nothing is padded or cropped inside."""
+    config = model.model.model_config.unet_config
+    patch = config.get("patch_size")
+    if isinstance(patch, (tuple, list)):
+        return int(patch[-1])
+    if isinstance(patch, int):
+        return patch
+    if "channel_mult" in config:  # a UNet halves its sides once per level but the first
+        return 2 ** (len(config["channel_mult"]) - 1)
+    return 2
+
+
+def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
+    """SIGMAS (steps + 1,) of a schedule in the model's own terms, with the final 0.
+
+    Timesteps (SDXL) go through the model's own noise table; 1000 lies outside its 0..999 and
+    means its largest sigma.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if schedule.sigma_kind == "flow":
+        return torch.tensor([*schedule.sigmas, 0.0], dtype=torch.float32)
+    sigmas = [
+        float(sampling.sigma_max) if t >= 999 else float(sampling.sigma(torch.tensor(float(t))))
+        for t in schedule.sigmas
+    ]
+    return torch.tensor([*sigmas, 0.0], dtype=torch.float32)
+
+
+def check_prediction(model: Any, schedule: ScaleSchedule) -> None:
+    """Raises ValueError if the schedule's noise levels are not of the model's kind."""
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+    if flow != (schedule.sigma_kind == "flow"):
+        kind, other = ("sigmas in 0..1", "timesteps") if flow else ("timesteps up to 1000", "flow sigmas")
+        raise ValueError(f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto.")
+
+
+def check_latent(latent: Any, model: Any) -> dict[str, Any]:
+    """A copy of the latent whose samples fit the model; an empty one gets the model's channels.
+
+    Raises:
+        ValueError: if it has no samples, is nested, or holds a picture of another kind of model.
+    """
+    samples = plain_samples(latent)
+    latent = dict(latent)
+    extras = supported(
+        comfy.sample.fix_empty_latent_channels,
+        downscale_ratio_spacial=latent.pop("downscale_ratio_spacial", None),
+        downscale_ratio_temporal=latent.pop("downscale_ratio_temporal", None),
+    )
+    samples = comfy.sample.fix_empty_latent_channels(model, samples, **extras)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was made for "
+            "another kind of model. Encode the picture with this model's VAE."
+        )
+    latent["samples"] = samples
+    return latent
+
+
+def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:
+    """The number of each image in its original batch (the host's batch_index), 0, 1, 2 ... by default."""
+    count = latent["samples"].shape[0]
+    indices = latent.get("batch_index")
+    return tuple(int(i) for i in indices) if indices is not None else tuple(range(count))
+
+
+def indices_from_noise(noise: Tensor, seed: int, most: int = 1 << 26) -> tuple[int, ...]:
+    """Recovers batch_index from the host's RandomNoise, the only trace of it that a SAMPLER sees.
+
+    With a batch_index the host draws image after image from one generator and keeps the chosen
+    ones; without, it draws the batch at once. Any other noise means images 0, 1, 2 ...
+
+    Args:
+        most: how many numbers to draw before giving up.
+    """
+    plain = tuple(range(noise.shape[0]))
+    marks = noise.flatten(1)[:, :16].cpu()
+
+    def draws(shape: tuple[int, ...]) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield torch.randn(shape, generator=generator).flatten(1)[:, :16]
+
+    if not marks.any() or torch.equal(next(draws(noise.shape)), marks):
+        return plain
+    found: dict[int, int] = {}
+    for index, mark in zip(range(most // noise[0].numel()), draws((1, *noise.shape[1:])), strict=False):
+        found |= {row: index for row in plain if torch.equal(marks[row], mark[0])}
+        if len(found) == len(plain):
+            return tuple(found[row] for row in plain)
+    return plain
+
+
+@dataclass(frozen=True)
+class HostProcess:
+    """The loaded model's own forward process, in its own terms (flow, epsilon, v-prediction)."""
+
+    sampling: Any
+    begin: Tensor | None  # the sigma that stands for pure noise, which the host scales a little differently
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return self.sampling.noise_scaling(sigma, noise, x0, sigma is self.begin)
+
+    def to_x0(self, x_t: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        return self.sampling.calculate_denoised(sigma, output, x_t)
+
+
+def _scaled_area(area: Sequence[Any], size: Sequence[int], target: Sequence[int]) -> tuple[Any, ...]:
+    """An absolute area (heights..., starts...) given at the target size, at another size."""
+    if area[0] == "percentage":
+        return tuple(area)
+    dims = len(area) // 2
+    ratios = [s / t for s, t in zip(size[-dims:], target[-dims:], strict=True)]
+    starts = [round(area[dims + d] * ratios[d]) for d in range(dims)]
+    ends = [max(starts[d] + 1, round((area[dims + d] + area[d]) * ratios[d])) for d in range(dims)]
+    return (*(e - s for s, e in zip(starts, ends, strict=True)), *starts)
+
+
+def resolve_conds(
+    guider: Any,
+    like: Tensor,
+    target: Sequence[int],
+    latent_image: Tensor | None,
+    denoise_mask: Tensor | None,
+    seed: int | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The guider's conditioning worked out anew for the size of `like` (B, C, H, W).
+
+    Masks, areas, reference and concatenated latents then mean the same place of the picture as at
+    the target size; size conditioning (SDXL) keeps the target's.
+
+    Args:
+        target: the finished latent's (H, W).
+    """
+    conds = {}
+    size = tuple(like.shape[-2:])
+    for name, entries in guider.original_conds.items():
+        conds[name] = []
+        for entry in entries:
+            entry = entry.copy()
+            if "area" in entry:
+                entry["area"] = _scaled_area(entry["area"], size, target)
+            if isinstance(guider.inner_model, comfy.model_base.SDXL):
+                entry.setdefault("width", target[1] * 8)
+                entry.setdefault("height", target[0] * 8)
+            conds[name].append(entry)
+    comfy.samplers.preprocess_conds_hooks(conds)
+    comfy.samplers.filter_registered_hooks_on_conds(conds, guider.model_options)
+    extras = supported(comfy.samplers.process_conds, latent_shapes=[tuple(like.shape)])
+    return comfy.samplers.process_conds(
+        guider.inner_model, like, conds, like.device, latent_image, denoise_mask, seed, **extras
+    )
+
+
+def preview_callback(model: Any, steps: int) -> Any:
+    """Live preview and progress bar over the whole run; it also raises the host's interrupt."""
+    return latent_preview.prepare_callback(model, steps)
+
+
+def pbar_disabled() -> bool:
+    return not comfy.utils.PROGRESS_BAR_ENABLED
+
+
+def to_output_device(samples: Tensor) -> Tensor:
+    return samples.to(comfy.model_management.intermediate_device())
+
+
+def plain_samples(latent: Any) -> Tensor:
+    """The latent's tensor (B, C, H, W) or (B, C, T, H, W).
+
+    Raises:
+        ValueError: if there is none, or it is nested.
+    """
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, Tensor) and not getattr(samples, "is_nested", False):
+        raise ValueError("The latent has no samples. Connect an Empty Latent Image or a VAE Encode node.")
+    if getattr(samples, "is_nested", False):
+        raise ValueError("Nested latents (audio with video) can't be scaled step by step; use a plain latent.")
+    return samples
+
+
+def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """A clean latent with the model's own noise of `sigma`, still in the latent's own units."""
+    sampling = model.get_model_object("model_sampling")
+    clean = model.model.process_latent_in(samples)
+    return model.model.process_latent_out(sampling.noise_scaling(torch.tensor(sigma), noise, clean, False))
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """How much of a LoRA found its place in a model."""
+
+    layers: int
+    unmatched: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return f"{self.layers - len(self.unmatched)} of {self.layers} layers applied"
+
+    def raise_if_partial(self) -> None:
+        """Raises ValueError that names the first layers without a place."""
+        if self.unmatched:
+            more = f" and {len(self.unmatched) - 5} more" if len(self.unmatched) > 5 else ""
+            raise ValueError(
+                f"Only {self.text}; no place for {', '.join(self.unmatched[:5])}{more}. The file was made "
+                "for another version of this model."
+            )
+
+
+def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraReport]:
+    """A clone of the MODEL with the LoRA added by the host's own machinery, and what matched.
+
+    A layer without a place, or of another shape than its place, counts as unmatched.
+    """
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    weights = model.model.state_dict()
+    fitting = {}
+    for module, layer in lora.layers.items():
+        place = names.get(host_name(lora.family, module))
+        if place is not None and _fits(weights, place, layer):
+            fitting[module] = layer
+    patched = model.clone()
+    state = to_host_state_dict(replace(lora, layers=fitting))
+    patched.add_patches(comfy.lora.load_lora(state, names), strength)
+    return patched, LoraReport(len(lora.layers), tuple(m for m in lora.layers if m not in fitting))
+
+
+def _fits(weights: dict[str, Tensor], place: Any, layer: LoraLayer) -> bool:
+    """Whether a layer's update has the shape of the weight, or of the part of it, it belongs to."""
+    key, part = (place, None) if isinstance(place, str) else place[:2]
+    if key not in weights:
+        return False
+    shape = list(weights[key].shape)
+    if part is not None:
+        shape[part[0]] = part[2]
+    return shape[0] == layer.up.shape[0] and math.prod(shape[1:]) == math.prod(layer.down.shape[1:])

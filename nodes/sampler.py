@@ -1,0 +1,112 @@
+"""SwDSample and SwDSampler: scale-wise sampling in one node, or as a SAMPLER for any guider."""
+
+from typing import Any
+
+import comfy.samplers
+
+from ..swd_core.resample import METHODS
+from ..swd_core.schedule import ScaleSchedule
+from . import _host
+from ._host import CATEGORY, Schedule, io, supported
+from .scalewise import ScaleWiseSampler
+
+METHOD_TIP = "How the clean prediction is enlarged between steps. The students are trained with bicubic."
+
+
+class SwDSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDSampler",
+            display_name="SwD Sampler",
+            category=CATEGORY,
+            description="Scale-wise sampling as a SAMPLER for SamplerCustomAdvanced and every guider. Give "
+            "that node the latent of the finished size and this schedule's sigmas.",
+            inputs=[
+                Schedule.Input("schedule", tooltip="From SwD Scale Schedule; gives the size of every step."),
+                io.Combo.Input("upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP),
+            ],
+            outputs=[io.Sampler.Output("sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
+            **supported(io.Schema, search_aliases=["scale-wise", "SwD", "LCM scalewise"]),
+        )
+
+    @classmethod
+    def execute(cls, schedule: ScaleSchedule, upscale_method: str) -> io.NodeOutput:
+        return io.NodeOutput(ScaleWiseSampler(schedule, upscale_method))
+
+
+class SwDSample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDSample",
+            display_name="SwD Sample",
+            category=CATEGORY,
+            description="Generates images scale by scale with a SwD student: starts small, enlarges its clean "
+            "prediction at every step and ends at the latent's size.",
+            inputs=[
+                io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
+                io.Conditioning.Input("positive", tooltip="What to show."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the finished size."),
+                Schedule.Input("schedule", tooltip="From SwD Scale Schedule."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Same seed, same picture, whatever else is in the batch.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Leave at exactly 1.0: students are trained without guidance, and any other value "
+                    "runs the model twice.",
+                ),
+                io.Combo.Input("upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What to avoid; does nothing while cfg is 1.0."
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The finished latent, to decode.")],
+            **supported(io.Schema, search_aliases=["scale-wise", "SwD", "KSampler"]),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: Any,
+        schedule: ScaleSchedule,
+        seed: int,
+        cfg: float,
+        upscale_method: str,
+        negative: Any = None,
+    ) -> io.NodeOutput:
+        latent = _host.check_latent(latent_image, model)
+        _host.check_prediction(model, schedule)
+        samples = latent["samples"]
+        if cfg != 1.0 and negative is None:
+            raise ValueError(f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one.")
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative if negative is not None else positive)
+        guider.set_cfg(cfg)
+        samples = guider.sample(
+            samples.new_zeros(samples.shape, device="cpu"),
+            samples,
+            ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent)),
+            _host.schedule_sigmas(model, schedule),
+            denoise_mask=latent.get("noise_mask"),
+            callback=_host.preview_callback(model, schedule.steps),
+            disable_pbar=_host.pbar_disabled(),
+            seed=seed,
+        )
+        return io.NodeOutput({**latent, "samples": _host.to_output_device(samples)})
+
+
+NODES = [SwDSampler, SwDSample]

@@ -1,0 +1,187 @@
+"""SwDScaleSchedule: which size and which noise level each step runs at, and what that costs."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..swd_core.schedule import Preset, ScaleSchedule, parse_steps, presets, read_presets
+from . import _host
+from ._host import CATEGORY, Schedule, io, supported, ui
+from .plot import schedule_plot
+
+log = logging.getLogger(__name__)
+AUTO, CUSTOM = "auto", "custom"
+USER_FILE = "swd_presets.json"
+
+
+def user_presets() -> dict[str, Preset]:
+    """Presets of swd_presets.json in the host's user folder; a broken one is reported and left out."""
+    path = Path(folder_paths.get_user_directory()) / USER_FILE
+    if not path.is_file():
+        return {}
+    found, problems = read_presets(path)
+    for problem in problems:
+        log.warning("%s", problem)
+    return found
+
+
+def travelling_name(name: str, preset: Preset) -> str:
+    """A user's preset as a menu entry that holds its values, so that a shared graph runs anywhere."""
+    schedule = preset.schedule
+    scales = " ".join(f"{s:g}" for s in schedule.scales)
+    sigmas = " ".join(f"{s:g}" for s in schedule.sigmas)
+    kind = " t" if schedule.sigma_kind == "timestep" else ""
+    return f"{name}: {scales} @{kind} {sigmas}"
+
+
+def read_travelling(value: str) -> ScaleSchedule:
+    """The schedule of such an entry.
+
+    Raises:
+        ValueError: if it is neither a preset's name nor such an entry.
+    """
+    name, colon, rest = value.partition(": ")
+    scales, at, sigmas = rest.partition(" @")
+    if not colon or not at:
+        raise ValueError(f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom.")
+    kind = "timestep" if sigmas.startswith(" t ") else "flow"
+    return ScaleSchedule(
+        parse_steps(scales, "scales"), parse_steps(sigmas.removeprefix(" t"), "sigmas"), kind, name
+    )
+
+
+def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
+    """A schedule typed as two lists: sizes as fractions, or as pixels or latent sides of the last one."""
+    steps = parse_steps(sizes, "custom_sizes")
+    if not steps:
+        raise ValueError("custom_sizes is empty. Type one size per step, such as 0.5 0.75 1 or 512 768 1024.")
+    levels = parse_steps(sigmas, "custom_sigmas")
+    if levels and levels[-1] == 0:
+        levels = levels[:-1]
+    if not levels:
+        raise ValueError("custom_sigmas is empty. Type one sigma per step, such as 1 0.8 0.6.")
+    largest = steps[-1]
+    scales = tuple(size / largest for size in steps) if largest > 1 else steps
+    kind = "timestep" if max(levels) > 1 else "flow"
+    return ScaleSchedule(scales, levels, kind, CUSTOM)
+
+
+def choose(preset: str, family: str, sizes: str, sigmas: str) -> tuple[ScaleSchedule, Preset | None]:
+    """The schedule a node's widgets mean for a model of `family`.
+
+    Raises:
+        ValueError: for an unknown model, a preset of another family, or broken values.
+    """
+    known = presets()
+    if preset == CUSTOM:
+        return custom_schedule(sizes, sigmas), None
+    if preset == AUTO:
+        for entry in known.values():
+            if entry.auto and entry.family == family:
+                return entry.schedule, entry
+        raise ValueError(
+            "There is no SwD preset for this model. Choose one of "
+            f"{', '.join(known)} if the model is one of these students, or custom."
+        )
+    if preset not in known:
+        return read_travelling(preset), None
+    entry = known[preset]
+    same = {entry.family, family} <= {"sd3", "sd35-medium", "sd35-large"}
+    if entry.family != family and not same:
+        raise ValueError(
+            f"The preset {preset} is for {entry.family} models; the loaded model is "
+            f"{family or 'of no family that has SwD students'}. Choose auto."
+        )
+    return entry.schedule, entry
+
+
+def describe(schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]) -> str:
+    """The table the node shows: step, size in pixels, sigma, share of the cost, and the total."""
+    costs = schedule.step_costs(height, width, multiple)
+    total = sum(costs)
+    lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
+    lines.append("step   size in px    sigma   share of cost")
+    for i, (h, w) in enumerate(schedule.sizes(height, width, multiple)):
+        lines.append(f"{i + 1:>4}   {w * 8:>4} x {h * 8:<4}   {sigmas[i]:<7.4f} {100 * costs[i] / total:>4.0f} %")
+    return "\n".join(lines)
+
+
+class SwDScaleSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        menu = [AUTO, *presets(), *(travelling_name(n, p) for n, p in user_presets().items()), CUSTOM]
+        return io.Schema(
+            node_id="SwDScaleSchedule",
+            display_name="SwD Scale Schedule",
+            category=CATEGORY,
+            description="Chooses the size and the noise level of every step of a scale-wise run and shows "
+            "what it costs. Auto picks the preset of the loaded student.",
+            inputs=[
+                io.Model.Input("model", tooltip="The student: auto picks by it, and a wrong preset is refused."),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    tooltip="The target-size latent, for the table and the plot only. Without it they show "
+                    "the preset's own size.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=menu,
+                    default=AUTO,
+                    tooltip="Leave on auto for published students. Your own presets come from "
+                    f"{USER_FILE} in ComfyUI's user folder. custom reads the two lists below.",
+                ),
+                io.String.Input(
+                    "custom_sizes",
+                    default="0.5 0.625 0.75 1",
+                    tooltip="For custom: one size per step, never falling, as fractions of the target, or in "
+                    "pixels or latent cells with the target last.",
+                ),
+                io.String.Input(
+                    "custom_sigmas",
+                    default="1 0.8959 0.7371 0.6022",
+                    tooltip="For custom: one noise level per step, falling, without the last 0. 0 to 1 for "
+                    "SD3.5 and FLUX; timesteps up to 1000 for SDXL.",
+                ),
+            ],
+            outputs=[
+                Schedule.Output("schedule", display_name="schedule", tooltip="For SwD Sample and SwD Sampler."),
+                io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced."),
+                io.String.Output("table", display_name="table", tooltip="What each step does and costs."),
+                io.Image.Output("plot", display_name="plot", tooltip="Size and sigma against cost."),
+            ],
+            **supported(io.Schema, search_aliases=["scale-wise", "sigmas", "scheduler", "SwD preset"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str, custom_sizes: str, custom_sigmas: str) -> bool | str:
+        try:
+            if preset == CUSTOM:
+                custom_schedule(custom_sizes, custom_sigmas)
+            elif preset != AUTO and preset not in presets():
+                read_travelling(preset)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model: Any, preset: str, custom_sizes: str, custom_sigmas: str, latent_image: Any = None
+    ) -> io.NodeOutput:
+        family = _host.model_family(model)
+        schedule, entry = choose(preset, family, custom_sizes, custom_sigmas)
+        _host.check_prediction(model, schedule)
+        if latent_image is not None:
+            height, width = _host.check_latent(latent_image, model)["samples"].shape[-2:]
+        else:
+            height = width = (entry.target if entry else 1024) // 8
+        sigmas = _host.schedule_sigmas(model, schedule)
+        multiple = _host.patch_multiple(model)
+        table = describe(schedule, height, width, multiple, sigmas.tolist())
+        plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist())
+        return io.NodeOutput(schedule, sigmas, table, plot, ui=ui.PreviewText(table))
+
+
+NODES = [SwDScaleSchedule]

@@ -1,0 +1,123 @@
+"""SwDEmojiStudent: the embedded student as MODEL, CLIP and VAE, without a download."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.sd
+import comfy.sd1_clip
+import torch
+from torch import Tensor, nn
+
+from ..swd_core.emoji.student import (
+    LORA_FOLDER,
+    MODEL_FILE,
+    PRESET,
+    TEXT_FILE,
+    VAE_FILE,
+    WEIGHTS,
+    load_text_encoder,
+    read_weights,
+)
+from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
+from ..swd_core.lora import read_lora
+from ..swd_core.schedule import presets
+from . import _host
+from ._host import CATEGORY, Schedule, io, supported
+
+log = logging.getLogger(__name__)
+
+
+class HostTokenizer:
+    """The emoji tokenizer with the methods the host's CLIP calls; prompt weights have no effect."""
+
+    def __init__(self, tokenizer: EmojiTokenizer):
+        self.tokenizer = tokenizer
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> dict[str, list]:
+        parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+        plain = comfy.sd1_clip.unescape_important("".join(part for part, _ in parts))
+        ids, messages = self.tokenizer.encode(plain)
+        for message in messages:
+            log.info("Emoji student: %s", message)
+        return {"emoji": [[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]]}
+
+    def untokenize(self, pairs: list[tuple]) -> list[tuple]:
+        return [(pair, self.tokenizer.vocabulary[pair[0]]) for pair in pairs]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class HostTextEncoder(nn.Module):
+    """The emoji text encoder with the methods the host's CLIP calls."""
+
+    dtypes = {torch.float32}
+
+    def __init__(self, encoder: EmojiTextEncoder, device: Any = None):
+        super().__init__()
+        self.encoder = encoder.to(device=device, dtype=torch.float32)
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """Clip skip and projections mean nothing here."""
+
+    def reset_clip_options(self) -> None:
+        """See set_clip_options."""
+
+    def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([[token[0] for token in row] for row in tokens["emoji"]])
+        with torch.no_grad():
+            return self.encoder(ids.to(self.encoder.words.weight.device))
+
+
+def load_clip() -> comfy.sd.CLIP:
+    tokenizer, encoder = load_text_encoder(WEIGHTS / TEXT_FILE)
+    target = SimpleNamespace(
+        params={},
+        clip=lambda device=None, **_: HostTextEncoder(encoder, device),
+        tokenizer=lambda **_: HostTokenizer(tokenizer),
+    )
+    return comfy.sd.CLIP(target, parameters=sum(p.numel() for p in encoder.parameters()))
+
+
+class SwDEmojiStudent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDEmojiStudent",
+            display_name="Load SwD Emoji Student",
+            category=CATEGORY,
+            description="The small scale-wise student that comes with this pack: text to 3-D emoji at 256 "
+            "pixels in four steps. Nothing is downloaded.",
+            inputs=[
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Strength of the student's LoRA: 1 is the student, 0 the teacher it was distilled "
+                    "from (which wants 25 steps, cfg 3 and a core sampler).",
+                )
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="SD3-type model with the student's LoRA."),
+                io.Clip.Output("clip", display_name="clip", tooltip="For CLIP Text Encode; knows emoji names and keywords."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Decodes 16-channel latents, factor 8."),
+                Schedule.Output("schedule", display_name="schedule", tooltip="The student's own four steps."),
+            ],
+            **supported(io.Schema, search_aliases=["emoji", "demo model", "tiny model", "SwD"]),
+        )
+
+    @classmethod
+    def execute(cls, strength: float) -> io.NodeOutput:
+        state = {k: v.float() for k, v in read_weights(WEIGHTS / MODEL_FILE).items()}
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        if strength:
+            model, report = _host.apply_lora(model, read_lora(WEIGHTS / LORA_FOLDER), strength)
+            report.raise_if_partial()
+        vae = comfy.sd.VAE(sd={k: v.float() for k, v in read_weights(WEIGHTS / VAE_FILE).items()})
+        return io.NodeOutput(model, load_clip(), vae, presets()[PRESET].schedule)
+
+
+NODES = [SwDEmojiStudent]
