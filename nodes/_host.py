@@ -19,7 +19,8 @@ import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from torch import Tensor
 
-from ..swd_core.lora import LoraLayer, SwDLora, host_name, to_host_state_dict
+from ..swd_core.lora import LoraLayer, SwDLora, to_host_state_dict
+from ..swd_core.lora_names import host_names
 from ..swd_core.schedule import ScaleSchedule
 
 __all__ = ["ComfyExtension", "io", "ui"]
@@ -276,25 +277,32 @@ def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraRep
 
     A layer without a place, or of another shape than its place, counts as unmatched.
     """
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    weights = model.model.state_dict()
-    fitting = {}
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    names: dict[str, str] = {}
+    places: dict[Any, str] = {}
     for module, layer in lora.layers.items():
-        place = names.get(host_name(lora.family, module))
-        if place is not None and _fits(weights, place, layer):
-            fitting[module] = layer
+        name = next((n for n in host_names(lora.family, module) if n in known), None)
+        place = known.get(name)
+        if place is not None and place not in places and _fits(model.model, place, layer):
+            names[module], places[place] = name, module
+    fitting = {module: lora.layers[module] for module in names}
+    state = to_host_state_dict(replace(lora, layers=fitting), names)
     patched = model.clone()
-    state = to_host_state_dict(replace(lora, layers=fitting))
-    patched.add_patches(comfy.lora.load_lora(state, names), strength)
-    return patched, LoraReport(len(lora.layers), tuple(m for m in lora.layers if m not in fitting))
+    patches = comfy.lora.load_lora(state, {name: known[name] for name in names.values()})
+    applied = {places[place] for place in patched.add_patches(patches, strength)}
+    return patched, LoraReport(len(lora.layers), tuple(m for m in lora.layers if m not in applied))
 
 
-def _fits(weights: dict[str, Tensor], place: Any, layer: LoraLayer) -> bool:
+def _fits(model: Any, place: Any, layer: LoraLayer) -> bool:
     """Whether a layer's update has the shape of the weight, or of the part of it, it belongs to."""
     key, part = (place, None) if isinstance(place, str) else place[:2]
-    if key not in weights:
+    try:
+        # Not the state dict's: packed weights (GGUF, 4 bit) show their own storage there.
+        shape = list(comfy.utils.get_attr(model, key).shape)
+    except AttributeError:
         return False
-    shape = list(weights[key].shape)
     if part is not None:
+        if part[1] + part[2] > shape[part[0]]:
+            return False
         shape[part[0]] = part[2]
     return shape[0] == layer.up.shape[0] and math.prod(shape[1:]) == math.prod(layer.down.shape[1:])

@@ -61,5 +61,7 @@ class SeededNoise:
 
     def __call__(self, step: int, shape: Sequence[int]) -> Tensor:
         if shape[0] != len(self.indices):
-            raise ValueError(f"A batch of {shape[0]} needs as many image indices, not {len(self.indices)}.")
+            raise ValueError(
+                f"A batch of {shape[0]} needs as many image indices, not {len(self.indices)}."
+            )
         return draw_noise(self.seed, self.indices, step, shape[1:])

@@ -10,6 +10,7 @@ METHODS = ("bicubic", "bilinear", "nearest-exact", "area", "lanczos")
 
 def _lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Separable Lanczos-3, widened when shrinking, as Pillow's resize of float pictures."""
+
     def weights(n_in: int, n_out: int) -> Tensor:
         scale = max(1.0, n_in / n_out)
         centres = (torch.arange(n_out, device=x.device, dtype=torch.float32) + 0.5) * n_in / n_out
@@ -36,7 +37,9 @@ def resize(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor:
         ValueError: for an unknown method or another number of dimensions.
     """
     if method not in METHODS:
-        raise ValueError(f"Unknown resampling method {method!r}; choose one of {', '.join(METHODS)}.")
+        raise ValueError(
+            f"Unknown resampling method {method!r}; choose one of {', '.join(METHODS)}."
+        )
     if x.ndim == 5:
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         return rearrange(resize(frames, size, method), "(b t) c h w -> b c t h w", b=x.shape[0])
@@ -55,7 +58,7 @@ def upscale(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor
 
 
 def downscale(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Shrinks a clean latent or a mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing."""
+    """Shrinks a latent or mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing."""
     if x.ndim == 5:
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         return rearrange(downscale(frames, size), "(b t) c h w -> b c t h w", b=x.shape[0])

@@ -34,7 +34,7 @@ def sample_scalewise(
     upscale: Upscale = resample.upscale,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> ScaleState:
-    """Implements scale-wise sampling (arXiv 2503.16397, algorithm 1): predict x0, upscale it, re-noise.
+    """Implements algorithm 1 of arXiv 2503.16397: predict x0, upscale it, re-noise.
 
     Running to the end in one call or in several with the returned state in between gives the same
     bits: nothing else is carried from step to step.

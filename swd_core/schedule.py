@@ -59,7 +59,7 @@ def parse_steps(text: str, what: str) -> tuple[float, ...]:
 def latent_sizes(
     scales: Sequence[float], height: int, width: int, multiple: int = 2
 ) -> list[tuple[int, int]]:
-    """Latent (height, width) at each scale: scale 1 is exactly the target, smaller sides are rounded.
+    """Latent (height, width) at each scale: scale 1 is exactly the target, others are rounded.
 
     Raises:
         ValueError: if the target itself is not a positive multiple.
@@ -67,8 +67,8 @@ def latent_sizes(
     for side, what in ((height, "height"), (width, "width")):
         if side < multiple or side % multiple:
             raise ValueError(
-                f"The latent {what} {side} is not a positive multiple of {multiple}, the model's patch. "
-                f"Choose an image side that is a multiple of {multiple} latent cells."
+                f"The latent {what} {side} is not a positive multiple of {multiple}, the model's "
+                f"patch. Choose an image side that is a multiple of {multiple} latent cells."
             )
 
     def rounded(side: int, scale: float) -> int:
@@ -106,7 +106,9 @@ class ScaleSchedule:
         object.__setattr__(self, "scales", scales)
         object.__setattr__(self, "sigmas", sigmas)
         if self.sigma_kind not in SIGMA_KINDS:
-            raise ValueError(f"sigma_kind {self.sigma_kind!r} is unknown; use one of {SIGMA_KINDS}.")
+            raise ValueError(
+                f"sigma_kind {self.sigma_kind!r} is unknown; use one of {SIGMA_KINDS}."
+            )
         if len(scales) != len(sigmas):
             raise ValueError(
                 f"{len(scales)} scales but {len(sigmas)} sigmas: every step needs one of each "
@@ -115,13 +117,15 @@ class ScaleSchedule:
         top = 1.0 if self.sigma_kind == "flow" else 1000.0
         for step, (scale, sigma) in enumerate(zip(scales, sigmas, strict=True), 1):
             if not 0 < scale <= 1:
-                raise ValueError(f"Step {step}: scale {scale:g} is outside 0..1 (1 is the full size).")
+                raise ValueError(
+                    f"Step {step}: scale {scale:g} is outside 0..1 (1 is the full size)."
+                )
             if not 0 < sigma <= top:
                 raise ValueError(f"Step {step}: sigma {sigma:g} is outside 0..{top:g}, 0 excluded.")
             if step > 1 and scale < scales[step - 2]:
                 raise ValueError(
-                    f"Step {step}: scale {scale:g} is below step {step - 1}'s {scales[step - 2]:g}; "
-                    "scales may only grow."
+                    f"Step {step}: scale {scale:g} is below step {step - 1}'s "
+                    f"{scales[step - 2]:g}; scales may only grow."
                 )
             if step > 1 and sigma >= sigmas[step - 2]:
                 raise ValueError(
@@ -129,7 +133,10 @@ class ScaleSchedule:
                     f"{sigmas[step - 2]:g}; sigmas must fall."
                 )
         if scales[-1] != 1:
-            raise ValueError(f"Step {len(scales)}: the last scale is {scales[-1]:g}; it must be 1, the full size.")
+            raise ValueError(
+                f"Step {len(scales)}: the last scale is {scales[-1]:g}; it must be 1, "
+                "the full size."
+            )
 
     @property
     def steps(self) -> int:
@@ -167,10 +174,15 @@ class ScaleSchedule:
             ValueError: names the missing or unknown entry, or the broken rule.
         """
         if not isinstance(data, dict):
-            raise ValueError(f"A schedule is an object with scales and sigmas, not {type(data).__name__}.")
+            raise ValueError(
+                f"A schedule is an object with scales and sigmas, not {type(data).__name__}."
+            )
         unknown = sorted(set(data) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"Unknown entry {unknown[0]!r}; a schedule has {', '.join(cls.__dataclass_fields__)}.")
+            raise ValueError(
+                f"Unknown entry {unknown[0]!r}; "
+                f"a schedule has {', '.join(cls.__dataclass_fields__)}."
+            )
         for key in ("scales", "sigmas"):
             if key not in data:
                 raise ValueError(f"The schedule has no {key!r}.")
@@ -217,7 +229,9 @@ class Preset:
         if self.frames != ():
             object.__setattr__(self, "frames", _numbers(self.frames, "frames"))
             if len(self.frames) != self.schedule.steps:
-                raise ValueError(f"'frames' has {len(self.frames)} values for {self.schedule.steps} steps.")
+                raise ValueError(
+                    f"'frames' has {len(self.frames)} values for {self.schedule.steps} steps."
+                )
 
 
 def parse_preset(name: str, entry: Any) -> Preset:
@@ -251,7 +265,9 @@ def read_presets(path: Path) -> tuple[dict[str, Preset], list[str]]:
     except (OSError, ValueError) as error:
         return {}, [f"{path.name} can't be read as JSON: {error}"]
     if not isinstance(entries, dict):
-        return {}, [f"{path.name} must be one object of presets by name, not {type(entries).__name__}."]
+        return {}, [
+            f"{path.name} must be one object of presets by name, not {type(entries).__name__}."
+        ]
     found, problems = {}, []
     for name, entry in entries.items():
         try:

@@ -16,8 +16,12 @@ class SwitchedLinear(nn.Module):
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         for name in names:
-            self.down[name] = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
-            self.up[name] = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+            self.down[name] = nn.Parameter(
+                torch.empty(rank, base.in_features, device=base.weight.device)
+            )
+            self.up[name] = nn.Parameter(
+                torch.zeros(base.out_features, rank, device=base.weight.device)
+            )
             nn.init.normal_(self.down[name], std=base.in_features**-0.5)
         self.active: str | None = None
 
@@ -32,8 +36,10 @@ def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, SwitchedLinear)}
 
 
-def add_adapters(model: nn.Module, targets: tuple[str, ...], names: tuple[str, ...], rank: int) -> None:
-    """Freezes `model` and gives every linear layer whose name ends in one of `targets` the adapters.
+def add_adapters(
+    model: nn.Module, targets: tuple[str, ...], names: tuple[str, ...], rank: int
+) -> None:
+    """Freezes `model` and gives each linear layer whose name ends in one of `targets` the adapters.
 
     Raises:
         ValueError: if no layer matches.
@@ -70,4 +76,6 @@ def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
 
 def adapter_state(model: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     """layer name -> (down (rank, in), up (out, rank))."""
-    return {n: (m.down[name].detach(), m.up[name].detach()) for n, m in switched_layers(model).items()}
+    return {
+        n: (m.down[name].detach(), m.up[name].detach()) for n, m in switched_layers(model).items()
+    }

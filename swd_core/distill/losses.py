@@ -1,4 +1,4 @@
-"""The three losses of scale-wise distillation, each a pure function (arXiv 2503.16397, section 4)."""
+"""The three losses of scale-wise distillation, as pure functions (arXiv 2503.16397, section 4)."""
 
 import torch
 import torch.nn.functional as F

@@ -26,7 +26,9 @@ def intervals(sizes: list[tuple[int, int]], sigmas: tuple[float, ...]) -> list[I
     return [Interval(s, sigma, b) for s, sigma, b in zip(sizes, sigmas, before, strict=True)]
 
 
-def student_input(interval: Interval, x0: Tensor, x0_previous: Tensor | None, noise: Tensor) -> Tensor:
+def student_input(
+    interval: Interval, x0: Tensor, x0_previous: Tensor | None, noise: Tensor
+) -> Tensor:
     """x_t that the student is trained on (arXiv 2503.16397, section 3.2).
 
     Args:

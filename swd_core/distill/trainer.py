@@ -33,14 +33,18 @@ class DistillModel(Protocol):
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """Tokens (B, N, width) of the middle block with the active adapter."""
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> tuple[Tensor, Tensor]:
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
         """Both from one pass."""
 
 
 class Batches(Protocol):
     """Draws training data for one interval."""
 
-    def draw(self, interval: Interval, count: int, rng: random.Random) -> tuple[Tensor, Tensor | None, Conditioning]:
+    def draw(
+        self, interval: Interval, count: int, rng: random.Random
+    ) -> tuple[Tensor, Tensor | None, Conditioning]:
         """Real latents at the interval's size, at the size before, and their conditioning."""
 
     def unconditional(self, count: int) -> Conditioning:
@@ -99,8 +103,12 @@ class Trainer:
         self.head = discriminator_head(self.model.width)
         self.student = adapter_parameters(module, "student")
         self.fake = [*adapter_parameters(module, "fake"), *self.head.parameters()]
-        self.optimiser = torch.optim.AdamW(self.student, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0)
-        self.optimiser_fake = torch.optim.AdamW(self.fake, lr=self.config.lr_fake, betas=(0.9, 0.99), weight_decay=0)
+        self.optimiser = torch.optim.AdamW(
+            self.student, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0
+        )
+        self.optimiser_fake = torch.optim.AdamW(
+            self.fake, lr=self.config.lr_fake, betas=(0.9, 0.99), weight_decay=0
+        )
         self.average = [p.detach().clone() for p in self.student]
 
     @property
@@ -119,8 +127,8 @@ class Trainer:
         total = sum(losses.values())
         if not torch.isfinite(total):
             raise FloatingPointError(
-                f"The loss is not finite at step {self.step} ({losses}). The last checkpoint is whole: "
-                "resume from it with a lower rate."
+                f"The loss is not finite at step {self.step} ({losses}). The last checkpoint is "
+                "whole: resume from it with a lower rate."
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -136,7 +144,7 @@ class Trainer:
     def _generate(
         self, interval: Interval, rng: random.Random, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Conditioning]:
-        """Real latents of one interval, the student's prediction for them, and their conditioning."""
+        """Real latents of an interval, the student's prediction for them, their conditioning."""
         height, width = interval.size
         count = max(2, self.config.batch_tokens * self.patch**2 // (height * width))
         real, previous, text = self.batches.draw(interval, count, rng)
@@ -163,7 +171,9 @@ class Trainer:
                 with adapter(module, None):
                     guided = self.model.predict(noisy, sigma, text)
                     if c.guidance != 1.0:
-                        plain = self.model.predict(noisy, sigma, self.batches.unconditional(len(x0)))
+                        plain = self.model.predict(
+                            noisy, sigma, self.batches.unconditional(len(x0))
+                        )
                         guided = plain + c.guidance * (guided - plain)
                 with adapter(module, "fake"):
                     fake = self.model.predict(noisy, sigma, text)
@@ -221,7 +231,7 @@ class Trainer:
         save_seconds: float = 240,
         on_save: Callable[["Trainer"], None] | None = None,
     ) -> None:
-        """Trains for `minutes` of wall time in all, resuming from `checkpoint` where there is one."""
+        """Trains for `minutes` of wall time in all; goes on from `checkpoint` if there is one."""
         self.resume(checkpoint)
         start = time.monotonic() - self.seconds
         last_save = time.monotonic()
@@ -261,7 +271,9 @@ class Trainer:
         if state is None:
             return
         with torch.no_grad():
-            for now, saved in zip((*self.student, *self.fake), (*state["student"], *state["fake"]), strict=True):
+            for now, saved in zip(
+                (*self.student, *self.fake), (*state["student"], *state["fake"]), strict=True
+            ):
                 now.copy_(saved)
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])

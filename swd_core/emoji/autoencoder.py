@@ -5,8 +5,13 @@ from torch import Tensor, nn
 
 FACTOR = 8
 LATENT_CHANNELS = 16
-FULL_WIDTHS = (64, 64, 64, 64)  # channels at 1/1, 1/2, 1/4 and 1/8 of the image; what the format requires
-# SD3's latent format, which the host applies around the model: model space = (latent - shift) * scale.
+FULL_WIDTHS = (
+    64,
+    64,
+    64,
+    64,
+)  # channels at 1/1, 1/2, 1/4 and 1/8 of the image; what the format requires
+# SD3's latent format, applied by the host around the model: model space = (latent - shift) * scale.
 VAE_SCALE, VAE_SHIFT = 1.5305, 0.0609
 
 
@@ -61,7 +66,7 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> "Autoencoder":
-        """Builds the autoencoder of a file, without the channels that are all padding (see `widen`).
+        """Builds the autoencoder of a file, without the channels that are mere padding (`widen`).
 
         Raises:
             ValueError: if the tensors are not those of such an autoencoder.
@@ -76,7 +81,8 @@ class Autoencoder(nn.Module):
             )
         except (KeyError, RuntimeError, IndexError) as error:
             raise ValueError(
-                f"These weights are not a 16-channel TAESD autoencoder: {str(error).splitlines()[0]}"
+                "These weights are not a 16-channel TAESD autoencoder: "
+                f"{str(error).splitlines()[0]}"
             ) from error
         return model.to(memory_format=torch.channels_last)
 
@@ -90,7 +96,7 @@ class Autoencoder(nn.Module):
 
 
 def widen(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pads the weights of a narrower autoencoder with zeros to the format's widths: same function."""
+    """Pads a narrower autoencoder's weights with zeros to the format's widths: same function."""
     wide = Autoencoder().state_dict()
     for key, value in state.items():
         target = torch.zeros_like(wide[key])

@@ -1,4 +1,4 @@
-"""Training data of the embedded student: Microsoft Fluent emoji (MIT) with CLDR names and keywords."""
+"""The embedded student's training data: Microsoft Fluent emoji (MIT), CLDR names and keywords."""
 
 import json
 from functools import lru_cache

@@ -30,7 +30,12 @@ def prepare_latents(assets: Path, vae: Autoencoder, path: Path, sides=LATENT_SID
             small = F.interpolate(batch.float() / 255, size=(size, size), mode="area")
             parts.append(vae.encode(small.to(memory_format=torch.channels_last)))
         encoded[str(side)] = torch.cat(parts).half().contiguous()
-        log.info("latents %d: mean %.3f std %.3f", side, encoded[str(side)].mean(), encoded[str(side)].std())
+        log.info(
+            "latents %d: mean %.3f std %.3f",
+            side,
+            encoded[str(side)].mean(),
+            encoded[str(side)].std(),
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(encoded, path)
 
@@ -42,7 +47,7 @@ def load_latents(path: Path) -> dict[int, Tensor]:
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Draws how a user might ask for an emoji: its name, or its name and some keywords, or keywords."""
+    """Draws how a user might ask for an emoji: its name, name and keywords, or keywords."""
 
     tokenizer: EmojiTokenizer
 

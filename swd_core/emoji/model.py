@@ -18,7 +18,9 @@ HEAD = 64
 def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
     """Sinusoidal features (B, dim) of timesteps t (B,) in 0..1000, cosines first."""
     frequencies = torch.exp(
-        -math.log(10_000) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2)
+        -math.log(10_000)
+        * torch.arange(dim // 2, device=t.device, dtype=torch.float32)
+        / (dim // 2)
     )
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -76,7 +78,18 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, d=HEAD)
-        return self.ln_q(q), self.ln_k(k), v
+        return self.normed(q, self.ln_q), self.normed(k, self.ln_k), v
+
+    @staticmethod
+    def normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+        return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (B, heads, N, D); on a CPU its backward is quickest written out."""
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Mlp(nn.Module):
@@ -96,13 +109,17 @@ class StreamBlock(nn.Module):
         super().__init__()
         self.pre_only = pre_only
         self.attn = Attention(dim, pre_only)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, (2 if pre_only else 6) * dim))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), nn.Linear(dim, (2 if pre_only else 6) * dim)
+        )
         if not pre_only:
             self.mlp = Mlp(dim)
 
     def before(self, x: Tensor, c: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
         shift, scale, *rest = self.adaLN_modulation(c).chunk(2 if self.pre_only else 6, dim=1)
-        return self.attn.heads(modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale)), rest
+        return self.attn.heads(
+            modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale)
+        ), rest
 
     def after(self, x: Tensor, attended: Tensor, rest: list[Tensor]) -> Tensor:
         gate_attn, shift, scale, gate_mlp = rest
@@ -121,7 +138,7 @@ class JointBlock(nn.Module):
         context_heads, context_rest = self.context_block.before(context, c)
         x_heads, x_rest = self.x_block.before(x, c)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(context_heads, x_heads, strict=True))
-        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        attended = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
         n = context.shape[1]
         x = self.x_block.after(x, attended[:, n:], x_rest)
         if self.context_block.pre_only:
@@ -149,7 +166,9 @@ class MMDiT(nn.Module):
         context_dim: width of the text tokens; pooled_dim: width of the pooled text vector.
     """
 
-    def __init__(self, depth: int, channels: int = 16, context_dim: int = 256, pooled_dim: int = 256):
+    def __init__(
+        self, depth: int, channels: int = 16, context_dim: int = 256, pooled_dim: int = 256
+    ):
         super().__init__()
         dim = HEAD * depth
         self.channels = channels
@@ -157,7 +176,9 @@ class MMDiT(nn.Module):
         self.t_embedder = Embedder(256, dim)
         self.y_embedder = Embedder(pooled_dim, dim)
         self.context_embedder = nn.Linear(context_dim, dim)
-        self.joint_blocks = nn.ModuleList(JointBlock(dim, last=i == depth - 1) for i in range(depth))
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(dim, last=i == depth - 1) for i in range(depth)
+        )
         self.final_layer = FinalLayer(dim, channels)
 
     @classmethod
@@ -178,8 +199,8 @@ class MMDiT(nn.Module):
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                "These weights are not an SD3-type MMDiT as the emoji student uses it (rms qk-norm, "
-                f"patch 2, no pos_embed table): {str(error).splitlines()[0]}"
+                "These weights are not an SD3-type MMDiT as the emoji student uses it (rms "
+                f"qk-norm, patch 2, no pos_embed table): {str(error).splitlines()[0]}"
             ) from error
         return model
 

@@ -19,7 +19,11 @@ from .model import MMDiT
 from .text import EmojiTextEncoder, EmojiTokenizer, encode_batch
 
 WEIGHTS = Path(__file__).with_name("weights")
-MODEL_FILE, VAE_FILE, TEXT_FILE = "emoji_mmdit.safetensors", "emoji_vae.safetensors", "emoji_text.safetensors"
+MODEL_FILE, VAE_FILE, TEXT_FILE = (
+    "emoji_mmdit.safetensors",
+    "emoji_vae.safetensors",
+    "emoji_text.safetensors",
+)
 LORA_FOLDER = "emoji_swd_lora"
 PRESET = "emoji-4"
 
@@ -41,7 +45,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"The weights file {path} is missing. Check the pack out again, or give its folder with --weights."
+            f"The weights file {path} is missing. Check the pack out again, or give its folder "
+            "with --weights."
         )
     try:
         return load_file(path)
@@ -52,20 +57,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_text_encoder(path: Path) -> tuple[EmojiTokenizer, EmojiTextEncoder]:
-    """The tokenizer and text encoder of a file whose header holds the vocabulary."""
+    """The tokenizer and text encoder of a file whose header holds the vocabulary.
+
+    Raises:
+        FileNotFoundError: if it isn't there. ValueError: if it is damaged or something else.
+    """
     state = read_weights(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     if "vocabulary" not in metadata:
-        raise ValueError(f"{path} has no vocabulary in its header: it is not an emoji text encoder.")
-    vocabulary = tuple(json.loads(metadata["vocabulary"]))
-    encoder = EmojiTextEncoder(len(vocabulary), state["words.weight"].shape[1])
-    encoder.load_state_dict(state)
+        raise ValueError(
+            f"{path} has no vocabulary in its header: it is not an emoji text encoder."
+        )
+    try:
+        vocabulary = tuple(json.loads(metadata["vocabulary"]))
+        encoder = EmojiTextEncoder(len(vocabulary), state["words.weight"].shape[1])
+        encoder.load_state_dict(state)
+    except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not an emoji text encoder: {reason}") from error
     return EmojiTokenizer(vocabulary), encoder.eval()
 
 
 class EmojiStudent:
-    """Text encoder, MMDiT (with the scale-wise LoRA merged) and autoencoder of the embedded student."""
+    """The embedded student: text encoder, MMDiT (scale-wise LoRA merged in) and autoencoder."""
 
     process = FlowMatching()
     factor = FACTOR
@@ -82,12 +97,12 @@ class EmojiStudent:
         folder: Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        lora: bool = True,
+        lora: str | None = LORA_FOLDER,
     ) -> "EmojiStudent":
         """Loads the weights of `folder` (the embedded ones by default).
 
         Args:
-            lora: False gives the teacher.
+            lora: the student's folder within `folder`; None gives the teacher.
 
         Raises:
             FileNotFoundError: if a file is missing. ValueError: if one is damaged.
@@ -96,9 +111,14 @@ class EmojiStudent:
         tokenizer, text = load_text_encoder(folder / TEXT_FILE)
         state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
         if lora:
-            state = merge_sd3(state, read_lora(folder / LORA_FOLDER))
-        vae = Autoencoder.from_state_dict({k: v.float() for k, v in read_weights(folder / VAE_FILE).items()})
-        modules = [m.to(device, dtype).eval().requires_grad_(False) for m in (text, MMDiT.from_state_dict(state))]
+            state = merge_sd3(state, read_lora(folder / lora))
+        vae = Autoencoder.from_state_dict(
+            {k: v.float() for k, v in read_weights(folder / VAE_FILE).items()}
+        )
+        modules = [
+            m.to(device, dtype).eval().requires_grad_(False)
+            for m in (text, MMDiT.from_state_dict(state))
+        ]
         vae = vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         return cls(tokenizer, *modules, vae)
 
@@ -114,7 +134,10 @@ class EmojiStudent:
         return TextConditioning(context, pooled, tuple(m for part in messages for m in part))
 
     def denoiser(
-        self, conditioning: TextConditioning, negative: TextConditioning | None = None, guidance: float = 1.0
+        self,
+        conditioning: TextConditioning,
+        negative: TextConditioning | None = None,
+        guidance: float = 1.0,
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         """`denoise(x_t, sigma) -> x0`; with guidance other than 1 the model runs twice."""
 

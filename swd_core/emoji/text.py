@@ -1,7 +1,8 @@
-"""Words of a prompt to the student's conditioning: a small vocabulary and one embedding per word."""
+"""A prompt's words to the student's conditioning: a small vocabulary, one embedding per word."""
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,30 @@ MAX_WORDS = 16
 PAD = 0
 WORD = re.compile(r"[a-z0-9]+")
 FILLERS = {"a", "an", "the", "of", "and", "with", "in", "on", "emoji", "picture", "image", "3d"}
+# Joiners, presentation selectors and skin tones only vary an emoji; a curly apostrophe is one too.
+VARIATIONS: dict[int, str] = {c: "" for c in (0x200D, 0xFE0F, *range(0x1F3FB, 0x1F400))} | {
+    0x2019: "'"
+}
 
 
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text, in order."""
     return WORD.findall(text.lower().replace("'", ""))
+
+
+def without_accents(text: str) -> str:
+    """Accented letters as plain ones, "café" as "cafe"."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
+def unreadable(text: str) -> list[str]:
+    """The runs of letters and symbols in a text that are not plain ones, accents aside."""
+
+    def counts(c: str) -> bool:
+        return not c.isascii() and (c.isalnum() or unicodedata.category(c) == "So")
+
+    runs = re.findall(r"[^\x00-\x7f]+", text)
+    return [part for run in runs for part in run.split() if any(map(counts, without_accents(part)))]
 
 
 def build_vocabulary() -> tuple[str, ...]:
@@ -42,23 +62,48 @@ class EmojiTokenizer:
     def index(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.vocabulary) if word}
 
+    @cached_property
+    def emoji_names(self) -> dict[str, str]:
+        """Name by emoji, the longest first: some begin with another one."""
+        names = {e["emoji"].translate(VARIATIONS): e["name"] for e in catalogue()}
+        return dict(sorted(names.items(), key=lambda pair: -len(pair[0])))
+
     def nearest(self, word: str) -> str | None:
         """The known word closest in spelling, or None."""
         for stem in (word.removesuffix("s"), word.removesuffix("es"), word + "s"):
             if stem in self.index:
                 return stem
-        close = difflib.get_close_matches(word[:40], self.index, n=1, cutoff=0.72)
-        return close[0] if close else None
+        word = word[:40]
+        close = difflib.get_close_matches(word, self.index, n=5, cutoff=0.72)
+
+        def likeness(known: str) -> float:
+            # Who mistypes a word mostly gets its first letter right.
+            return difflib.SequenceMatcher(None, known, word).ratio() + 0.1 * (known[0] == word[0])
+
+        return max(close, key=likeness, default=None)
+
+    def _plain(self, prompt: str) -> str:
+        """Emoji as their names, and accents dropped where the accented word isn't known."""
+        prompt = prompt.translate(VARIATIONS)
+        for emoji, name in self.emoji_names.items():
+            prompt = prompt.replace(emoji, f" {name} ")
+        known = (all(w in self.index for w in words_of(part)) for part in prompt.split())
+        parts = zip(prompt.split(), known, strict=True)
+        return " ".join(part if keep else without_accents(part) for part, keep in parts)
 
     def encode(self, prompt: str) -> tuple[list[int], list[str]]:
         """Token ids (MAX_WORDS of them, padded with 0) and messages about changed words."""
-        for entry in catalogue():
-            prompt = prompt.replace(entry["emoji"], f" {entry['name']} ")
-        foreign = re.findall(r"[^\W\d_a-zA-Z]+", prompt)
-        messages = [f"left out {text[:20]!r}: only English words and emoji are known" for text in foreign]
+        if not prompt.isascii():
+            prompt = self._plain(prompt)
+        messages = [
+            f"left out {text[:20]!r}: only English words and emoji are known"
+            for text in unreadable(prompt)
+        ]
         words = [w for w in words_of(prompt) if w in self.index or w not in FILLERS]
         if len(words) > MAX_WORDS:
-            messages.append(f"only the first {MAX_WORDS} words count; {len(words) - MAX_WORDS} left out")
+            messages.append(
+                f"only the first {MAX_WORDS} words count; {len(words) - MAX_WORDS} left out"
+            )
         ids: list[int] = []
         for word in words[:MAX_WORDS]:
             known = word if word in self.index else self.nearest(word)
@@ -91,7 +136,9 @@ class EmojiTextEncoder(nn.Module):
         return tokens + self.places.weight, pooled
 
 
-def encode_batch(tokenizer: EmojiTokenizer, prompts: Sequence[str]) -> tuple[Tensor, list[list[str]]]:
+def encode_batch(
+    tokenizer: EmojiTokenizer, prompts: Sequence[str]
+) -> tuple[Tensor, list[list[str]]]:
     """ids (B, T) and each prompt's messages."""
     pairs = [tokenizer.encode(prompt) for prompt in prompts]
     return torch.tensor([ids for ids, _ in pairs]), [messages for _, messages in pairs]

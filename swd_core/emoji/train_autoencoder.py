@@ -70,7 +70,9 @@ def train(assets: Path, out: Path, minutes: float, freeze_encoder: bool, lr: flo
     state = load_checkpoint(out / "autoencoder.pt")
     if freeze_encoder:
         if state is None:
-            raise FileNotFoundError(f"--freeze-encoder continues {out / 'autoencoder.pt'}: train it first.")
+            raise FileNotFoundError(
+                f"--freeze-encoder continues {out / 'autoencoder.pt'}: train it first."
+            )
         model.taesd_encoder.requires_grad_(False)
     path = out / ("decoder.pt" if freeze_encoder else "autoencoder.pt")
     average = ema_of(model, 0.998)
@@ -83,17 +85,23 @@ def train(assets: Path, out: Path, minutes: float, freeze_encoder: bool, lr: flo
         optimiser.load_state_dict(resumed["optimiser"])
         step, spent = resumed["step"], resumed["seconds"]
     elif state is not None:
-        model.load_state_dict({k[len("module.") :]: v for k, v in state["average"].items() if "module." in k})
+        model.load_state_dict(
+            {k[len("module.") :]: v for k, v in state["average"].items() if "module." in k}
+        )
     start = time.monotonic() - spent
     noise_level = 0.06
     running, last_log, last_save = 0.0, step, time.monotonic()
     while (elapsed := time.monotonic() - start) < 60 * minutes:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         progress = elapsed / (60 * minutes)
-        optimiser.set_lr(min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress)) + 0.01)
+        optimiser.set_lr(
+            min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress)) + 0.01
+        )
         side = IMAGE_SIDES[int(torch.randint(4, (), generator=generator))]
         x = random_crops(sides[side], 16, generator).to(memory_format=torch.channels_last)
-        noise = noise_level * torch.randn(16, LATENT_CHANNELS, CROP // 8, CROP // 8, generator=generator)
+        noise = noise_level * torch.randn(
+            16, LATENT_CHANNELS, CROP // 8, CROP // 8, generator=generator
+        )
         with fast_autocast():
             z = model.encode(x).float()
             output = model.decode(z + noise).float()
@@ -120,10 +128,14 @@ def train(assets: Path, out: Path, minutes: float, freeze_encoder: bool, lr: flo
         if time.monotonic() - last_save > 180:
             checkpoint(path, model, average, optimiser, step, elapsed)
             last_save = time.monotonic()
-            log.info("psnr %s", {s: round(psnr(average.module, sides[s][::24]), 2) for s in (128, 256)})
+            log.info(
+                "psnr %s", {s: round(psnr(average.module, sides[s][::24]), 2) for s in (128, 256)}
+            )
     checkpoint(path, model, average, optimiser, step, time.monotonic() - start)
     export(average.module, out / "emoji_vae.safetensors")
-    log.info("final psnr %s", {s: round(psnr(average.module, sides[s][::6]), 2) for s in IMAGE_SIDES})
+    log.info(
+        "final psnr %s", {s: round(psnr(average.module, sides[s][::6]), 2) for s in IMAGE_SIDES}
+    )
 
 
 def checkpoint(path, model, average, optimiser, step, seconds) -> None:
@@ -149,7 +161,9 @@ def main() -> None:
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--freeze-encoder", action="store_true", help="go on with the decoder alone")
+    parser.add_argument(
+        "--freeze-encoder", action="store_true", help="go on with the decoder alone"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

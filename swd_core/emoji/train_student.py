@@ -1,4 +1,4 @@
-"""Distils the emoji teacher into few-step students: scale-wise, and full-size ones to compare with."""
+"""Distils the emoji teacher into few-step students: scale-wise, and full-size to compare with."""
 
 import argparse
 import json
@@ -62,7 +62,9 @@ class EmojiModel:
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         return self._walk(x, sigma, text, to_end=False)[1]
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> tuple[Tensor, Tensor]:
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
         return self._walk(x, sigma, text, to_end=True)
 
 
@@ -75,7 +77,9 @@ class EmojiBatches:
     text: EmojiTextEncoder
 
     def draw(self, interval: Interval, count: int, rng: random.Random):
-        chosen = torch.tensor([rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)])
+        chosen = torch.tensor(
+            [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)]
+        )
         previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
         return self.latents[interval.size[0]][chosen], previous, self._encode(chosen, rng)
 
@@ -89,7 +93,7 @@ class EmojiBatches:
 
 
 def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
-    """Host-named adapters with a fused qkv -> the diffusers names of the published SD3.5 students."""
+    """Host-named adapters with a fused qkv -> the diffusers names of published SD3.5 students."""
     names = {
         ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
         ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -115,9 +119,13 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
     """Distils for `minutes` of wall time in all and writes the LoRA to `run/name`."""
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
-    module = MMDiT.from_state_dict({k: v.float() for k, v in read_weights(run / MODEL_FILE).items()})
+    module = MMDiT.from_state_dict(
+        {k: v.float() for k, v in read_weights(run / MODEL_FILE).items()}
+    )
     add_adapters(module, TARGETS, ("student", "fake"), RANK)
-    batches = EmojiBatches(load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text)
+    batches = EmojiBatches(
+        load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text
+    )
     steps = intervals([(s, s) for s in sides], sigmas)
     trainer = Trainer(EmojiModel(module), batches, steps, config)
 
@@ -129,7 +137,9 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
             "swd_config": json.dumps(asdict(config)),
         }
         layers = published_layers(trainer.averaged_student())
-        write_peft(run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header)
+        write_peft(
+            run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header
+        )
 
     trainer.run(run / f"{name}.pt", minutes=minutes, on_save=write)
     write(trainer)
@@ -137,10 +147,14 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji"), help="folder of the teacher")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/emoji"), help="folder of the teacher"
+    )
     parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--name", help="folder and checkpoint to write; the student's name by default")
+    parser.add_argument(
+        "--name", help="folder and checkpoint to write; the student's name by default"
+    )
     for option in ("mmd", "dmd", "gan", "lr", "lr-fake", "guidance"):
         parser.add_argument(f"--{option}", type=float)
     parser.add_argument("--fake-steps", type=int)
@@ -148,7 +162,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     a = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = {k: v for k, v in a.items() if k in DistillConfig.__dataclass_fields__ and v is not None}
+    options = {
+        k: v for k, v in a.items() if k in DistillConfig.__dataclass_fields__ and v is not None
+    }
     train(a["run"], a["student"], a["minutes"], DistillConfig(**options), a["name"] or a["student"])
 
 

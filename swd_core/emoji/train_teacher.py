@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import math
 import random
 import time
 from pathlib import Path
@@ -65,7 +64,7 @@ def train(
     minutes: float,
     depth: int = 4,
     lr: float = 2e-3,
-    tokens: int = 6144,
+    tokens: int = 4096,
     decay: float = 0.25,
     seed: int = 0,
 ) -> None:

@@ -1,0 +1,75 @@
+# Everything runs in .venv, which is made on demand. PYTHON chooses the interpreter it is made with.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PROMPT ?= red apple
+EMOJI_PACKAGE := @lobehub/fluent-emoji-3d@1.1.0
+EMOJI := runs/fluent-emoji-3d/package/assets
+RUNS := runs/emoji
+TIME := $(if $(MINUTES),--minutes $(MINUTES))
+
+# A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
+COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
+HOST_PYTHONS := $(wildcard $(COMFYUI_PYTHON) $(patsubst %,%/bin/python,\
+	$(dir $(COMFYUI))venv$(patsubst ComfyUI%,%,$(notdir $(COMFYUI))) $(COMFYUI)/venv $(COMFYUI)/.venv))
+HOST_PYTHON := $(if $(wildcard $(COMFYUI)/comfy/samplers.py),$(firstword $(foreach p,$(HOST_PYTHONS),\
+	$(if $(shell $(p) -c "import pytest, websocket" 2>/dev/null && echo yes),$(p)))))
+
+.PHONY: help demo test lint emoji-data train-autoencoder train-teacher train-student
+
+help:
+	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
+	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
+	@echo "make lint               ruff"
+	@echo "make emoji-data         fetch the training pictures into runs/"
+	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
+	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
+
+$(VENV)/demo.stamp: requirements-demo.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/demo.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+demo: $(VENV)/demo.stamp
+	mkdir -p output
+	$(RUN) -m swd_core generate "$(PROMPT)" --seed 7 --strip --overwrite --out output/demo.png
+	@echo
+	@echo "The picture is output/demo.png; output/demo_strip.png shows how it grew."
+
+# pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
+test: $(VENV)/dev.stamp
+	$(VENV)/bin/pytest $(if $(HOST_PYTHON),--ignore=tests/host)
+ifneq ($(HOST_PYTHON),)
+	COMFYUI_PATH=$(COMFYUI) $(HOST_PYTHON) -P -m pytest tests/host
+endif
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+
+emoji-data: $(EMOJI)
+
+$(EMOJI):
+	rm -rf runs/fluent-emoji-3d runs/fluent.part
+	mkdir -p runs/fluent.part
+	cd runs/fluent.part && tar -xzf "$$(npm pack --silent $(EMOJI_PACKAGE))"
+	mv runs/fluent.part runs/fluent-emoji-3d
+
+train-autoencoder: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.emoji.train_autoencoder $(EMOJI) --out $(RUNS) $(TIME)
+
+train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
+	$(RUN) -m swd_core.emoji.train_teacher $(EMOJI) --out $(RUNS) $(TIME)
+
+train-student: $(VENV)/dev.stamp $(RUNS)/emoji_mmdit.safetensors
+	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(TIME)
+
+$(RUNS)/emoji_vae.safetensors:
+	$(MAKE) train-autoencoder MINUTES=
+
+$(RUNS)/emoji_mmdit.safetensors:
+	$(MAKE) train-teacher MINUTES=

@@ -1,0 +1,214 @@
+"""Measures the embedded teacher and students: the model card's table and its sheets of pictures."""
+
+import argparse
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kornia
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..noise import SeededNoise
+from ..process import FlowMatching
+from ..resample import upscale
+from ..sampling import ScaleState, sample_scalewise
+from ..spectrum import top_octave_ratio
+from .data import catalogue, load_images
+from .latents import load_latents
+from .student import EmojiStudent, TextConditioning
+from .train_student import SIGMAS, STUDENTS
+
+log = logging.getLogger(__name__)
+SIDE = 32
+TEACHER_SHIFT = 3.0
+FULL2 = STUDENTS["full2"][1]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row of the table: which weights, which sizes and noise levels, which guidance.
+
+    lora: a student's folder name, or "" for the teacher. euler: Euler steps instead of re-noising.
+    """
+
+    title: str
+    lora: str
+    sides: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    guidance: float = 1.0
+    euler: bool = False
+
+    @property
+    def calls(self) -> float:
+        """Model calls in full-size equivalents, by tokens."""
+        per_step = 2 if self.guidance != 1 else 1
+        return per_step * sum(side**2 for side in self.sides) / SIDE**2
+
+
+def shifted(steps: int) -> tuple[float, ...]:
+    """Evenly spaced noise levels with SD3's shift."""
+    even = [1 - i / steps for i in range(steps)]
+    return tuple(TEACHER_SHIFT * u / (1 + (TEACHER_SHIFT - 1) * u) for u in even)
+
+
+def ways(guidance: float) -> list[Way]:
+    scalewise = STUDENTS["scalewise4"]
+    return [
+        Way(f"teacher, 25 steps, guidance {guidance:g}", "", (SIDE,) * 25, shifted(25), guidance, True),
+        Way("teacher, 4 full-size steps", "", (SIDE,) * 4, SIGMAS),
+        Way("teacher, 2 full-size steps", "", (SIDE,) * 2, FULL2),
+        Way("teacher, sampled scale-wise", "", *scalewise),
+        Way("student, 4 scale-wise steps", "scalewise4", *scalewise),
+        Way("student, 4 full-size steps", "full4", *STUDENTS["full4"]),
+        Way("student, 2 full-size steps", "full2", *STUDENTS["full2"]),
+        Way("student, constant then jump", "jump4", *STUDENTS["jump4"]),
+    ]
+
+
+def euler(denoise: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], noise: Tensor) -> Tensor:
+    """Plain Euler steps of the flow, the teacher's own sampler."""
+    x = noise
+    for sigma, after in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
+        x0 = denoise(x, sigma)
+        x = x0 if after == 0 else x + (after - sigma) * (x - x0) / sigma
+    return x
+
+
+@torch.inference_mode()
+def generate(model: EmojiStudent, way: Way, text: TextConditioning, seed: int, indices: range) -> Tensor:
+    """Latents (B, 16, 32, 32): row k is image indices[k] of `seed`, for row k of `text`."""
+    denoise = model.denoiser(text, guidance=way.guidance)
+    noise = SeededNoise(seed, tuple(indices))
+    like = torch.zeros(len(indices), 16, SIDE, SIDE)
+    if way.euler:
+        return euler(denoise, way.sigmas, noise(0, like.shape))
+    return sample_scalewise(
+        denoise, way.sigmas, [(s, s) for s in way.sides], ScaleState(), noise,
+        process=FlowMatching(), like=like, upscale=upscale,
+    ).x0
+
+
+def nearest(latents: Tensor, bank: Tensor) -> Tensor:
+    """Index of the nearest training latent (L2) for each row."""
+    return torch.cdist(latents.flatten(1), bank.flatten(1)).argmin(1)
+
+
+def grey(images: Tensor) -> Tensor:
+    """(B, H, W, 3) -> (B, 1, H, W)."""
+    return kornia.color.rgb_to_grayscale(rearrange(images, "b h w c -> b c h w"))
+
+
+@torch.inference_mode()
+def measure(
+    run: Path, way: Way, bank: Tensor, pictures: Tensor, count: int, seeds: int, batch: int
+) -> dict[str, float]:
+    """One row of the table over the first `count` prompts of a fixed shuffle and `seeds` seeds.
+
+    bank: training latents (N, 16, 32, 32). pictures: the training pictures (N, 3, 256, 256), uint8.
+    """
+    model = load(run, way.lora)
+    chosen = list(range(len(bank)))
+    random.Random(0).shuffle(chosen)
+    chosen = chosen[:count]
+    hits, psnr, ssim, ratios, spread = 0, [], [], [], []
+    seconds = 0.0
+    for part in [chosen[i : i + batch] for i in range(0, len(chosen), batch)]:
+        text = model.encode([catalogue()[i]["name"] for i in part])
+        real = rearrange(pictures[part].float() / 255, "b c h w -> b h w c")
+        made = []
+        for seed in range(seeds):
+            start = time.perf_counter()
+            latents = generate(model, way, text, seed, range(part[0], part[0] + len(part)))
+            images = model.decode(latents)
+            seconds += time.perf_counter() - start
+            hits += int((nearest(latents, bank) == torch.tensor(part)).sum())
+            error = (images - real).square().mean((1, 2, 3)).clamp(min=1e-8)
+            psnr.append(-10 * error.log10())
+            a, b = (rearrange(t, "b h w c -> b c h w") for t in (images, real))
+            ssim.append(kornia.metrics.ssim(a, b, 11).mean((1, 2, 3)))
+            ratios.append(torch.tensor(top_octave_ratio(grey(images), grey(real))))
+            made.append(latents)
+        spread.append(torch.stack(made).std(0).mean((1, 2, 3)) if seeds > 1 else torch.zeros(len(part)))
+    images = len(chosen) * seeds
+    return {
+        "retrieval": round(hits / images, 4),
+        "psnr": round(float(torch.cat(psnr).mean()), 2),
+        "ssim": round(float(torch.cat(ssim).mean()), 4),
+        "top_octave": round(float(torch.stack(ratios).mean()), 3),
+        "spread": round(float(torch.cat(spread).mean()), 4),
+        "calls": round(way.calls, 2),
+        "seconds": round(seconds / images, 3),
+        "images": images,
+    }
+
+
+def load(run: Path, lora: str) -> EmojiStudent:
+    return EmojiStudent.load(run, lora=lora or None)
+
+
+@torch.inference_mode()
+def sheet(model: EmojiStudent, way: Way, path: Path, count: int = 64, seed: int = 2026) -> None:
+    """`count` unpicked pictures, prompts drawn by a fixed seed, with their prompts."""
+    chosen = random.Random(seed).sample(range(len(catalogue())), count)
+    tiles = []
+    for part in [chosen[i : i + 8] for i in range(0, count, 8)]:
+        text = model.encode([catalogue()[i]["name"] for i in part])
+        tiles.append(model.decode(generate(model, way, text, seed, range(part[0], part[0] + len(part)))))
+    images = F.interpolate(rearrange(torch.cat(tiles), "b h w c -> b c h w"), size=(160, 160), mode="area")
+    columns, cell = 8, (160, 176)
+    picture = Image.new("RGB", (columns * cell[0], (count // columns) * cell[1]), "white")
+    draw = ImageDraw.Draw(picture)
+    for k, (i, image) in enumerate(zip(chosen, images, strict=True)):
+        x, y = k % columns * cell[0], k // columns * cell[1]
+        picture.paste(Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y))
+        draw.text((x + 80, y + 160), catalogue()[i]["name"][:26], "black", anchor="mt")
+    picture.save(path)
+
+
+def row(way: Way, figures: dict[str, float]) -> str:
+    keys = ("retrieval", "psnr", "ssim", "top_octave", "spread", "calls", "seconds")
+    return f"| {way.title} | " + " | ".join(f"{figures[k]:g}" for k in keys) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji"))
+    parser.add_argument("--prompts", type=int, default=10_000, help="how many training prompts; all by default")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=3.0, help="of the 25-step teacher")
+    parser.add_argument("--only", nargs="*", help="parts of the titles of the rows to measure")
+    parser.add_argument("--out", type=Path, help="JSON that collects the rows; measured ones are not run again")
+    parser.add_argument("--sheets", type=Path, help="folder for the sheets of 64 pictures")
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    bank = load_latents(a.run / "latents.safetensors")[SIDE]
+    pictures = load_images(a.assets)
+    table = json.loads(a.out.read_text()) if a.out and a.out.is_file() else {}
+    for way in ways(a.guidance):
+        known = not way.lora or (a.run / way.lora).is_dir()
+        if not known or (a.only and not any(part in way.title for part in a.only)):
+            continue
+        if way.title not in table:
+            table[way.title] = measure(a.run, way, bank, pictures, min(a.prompts, len(bank)), a.seeds, a.batch)
+        log.info("%s", row(way, table[way.title]))
+        if a.out:
+            a.out.write_text(json.dumps(table, indent=1) + "\n")
+        if a.sheets and (way.euler or way.lora == "scalewise4"):
+            a.sheets.mkdir(parents=True, exist_ok=True)
+            name = "teacher" if way.euler else "student"
+            sheet(load(a.run, way.lora), way, a.sheets / f"emoji_{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Small random weights in the shipped file formats, so that no test depends on the trained ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swd_core.emoji.autoencoder import Autoencoder
+from swd_core.emoji.student import LORA_FOLDER, VAE_FILE
+from swd_core.emoji.text import EmojiTokenizer, build_vocabulary
+from swd_core.emoji.train_autoencoder import export as export_autoencoder
+from swd_core.emoji.train_student import published_layers
+from swd_core.emoji.train_teacher import Teacher
+from swd_core.emoji.train_teacher import export as export_teacher
+from swd_core.lora import write_peft
+
+ROOT = Path(__file__).parents[2]
+RANK = 4
+
+
+def shake(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Replaces the parameters, zero ones too, by small random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0, fan_in**-0.5, generator=generator)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_run():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory) -> Path:
+    """A weights folder with a teacher of depth 2, a narrow autoencoder and a LoRA of rank 4."""
+    folder = tmp_path_factory.mktemp("weights")
+    vocabulary = build_vocabulary()
+    teacher = shake(Teacher(len(vocabulary), depth=2), seed=1)
+    export_teacher(teacher, vocabulary, folder)
+    export_autoencoder(shake(Autoencoder((8, 8, 8, 8)), seed=2), folder / VAE_FILE)
+    generator = torch.Generator().manual_seed(3)
+    layers = {
+        f"joint_blocks.0.x_block.{leaf}": (
+            torch.randn(RANK, rows, generator=generator) / rows**0.5,
+            torch.randn(columns, RANK, generator=generator) / 8,
+        )
+        for leaf, rows, columns in (("attn.qkv", 128, 384), ("mlp.fc1", 128, 512))
+    }
+    write_peft(
+        folder / LORA_FOLDER, published_layers(layers), rank=RANK, alpha=RANK, base_model="test"
+    )
+    return folder
+
+
+@pytest.fixture
+def run_cli():
+    """Runs `python -m swd_core` as a user would: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(
+            [sys.executable, "-m", "swd_core", *arguments],
+            cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> EmojiTokenizer:
+    return EmojiTokenizer(build_vocabulary())

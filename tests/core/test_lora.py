@@ -1,0 +1,394 @@
+"""Published LoRA students: PEFT itself is the truth for what they do to the weights."""
+
+import json
+import shutil
+from collections.abc import Mapping
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from swd_core.emoji import model as compact
+from swd_core.lora import (
+    LoraLayer,
+    merge_sd3,
+    read_lora,
+    sd3_target,
+    to_host_state_dict,
+    write_peft,
+)
+
+diffusers = pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+DEPTH = 2
+ATTENTION = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+]
+MLP = ["net.0.proj", "net.2"]
+CONFIGS = {
+    "alpha is rank": {"r": 4, "lora_alpha": 4},
+    "alpha is not rank": {"r": 4, "lora_alpha": 10},
+    "rank_pattern": {
+        "r": 4,
+        "lora_alpha": 6,
+        "rank_pattern": {"attn.to_q": 8, "transformer_blocks.0.ff.net.2": 2},
+    },
+    "alpha_pattern": {
+        "r": 4,
+        "lora_alpha": 6,
+        "alpha_pattern": {"to_v": 3, r"transformer_blocks\.1\.attn\.to_k": 1},
+    },
+    "rslora": {"r": 4, "lora_alpha": 6, "use_rslora": True, "rank_pattern": {"to_k": 9}},
+}
+
+
+def sd3(**options) -> "diffusers.SD3Transformer2DModel":
+    """A small SD3 whose width is 64 times its depth, as the host expects."""
+    torch.manual_seed(1)
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=32, num_layers=DEPTH, attention_head_dim=64, num_attention_heads=DEPTH,
+        in_channels=16, joint_attention_dim=24, caption_projection_dim=64 * DEPTH,
+        pooled_projection_dim=40, pos_embed_max_size=16, qk_norm="rms_norm", **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def swapped(weight: Tensor) -> Tensor:
+    """diffusers' last norms are (scale, shift), the host's (shift, scale)."""
+    return torch.cat(weight.chunk(2)[::-1])
+
+
+def to_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers' SD3 weights under the host's keys, written down independently of swd_core."""
+    names = {
+        "x_embedder.proj": "pos_embed.proj",
+        "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+        "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+        "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+        "context_embedder": "context_embedder",
+        "final_layer.linear": "proj_out",
+    }
+    fused, last = {}, f"transformer_blocks.{DEPTH - 1}.norm1_context.linear"
+    for i in range(DEPTH):
+        theirs = f"transformer_blocks.{i}"
+        for ours, q, out, norm, ff, normed in (
+            ("x_block", ["to_q", "to_k", "to_v"], "to_out.0", "norm1", "ff", ("norm_q", "norm_k")),
+            (
+                "context_block", ["add_q_proj", "add_k_proj", "add_v_proj"], "to_add_out",
+                "norm1_context", "ff_context", ("norm_added_q", "norm_added_k"),
+            ),
+        ):  # fmt: skip
+            block = f"joint_blocks.{i}.{ours}"
+            fused[f"{block}.attn.qkv"] = [f"{theirs}.attn.{part}" for part in q]
+            names[f"{block}.attn.proj"] = f"{theirs}.attn.{out}"
+            names[f"{block}.attn.ln_q"] = f"{theirs}.attn.{normed[0]}"
+            names[f"{block}.attn.ln_k"] = f"{theirs}.attn.{normed[1]}"
+            names[f"{block}.mlp.fc1"] = f"{theirs}.{ff}.net.0.proj"
+            names[f"{block}.mlp.fc2"] = f"{theirs}.{ff}.net.2"
+            names[f"{block}.adaLN_modulation.1"] = f"{theirs}.{norm}.linear"
+        fused[f"joint_blocks.{i}.x_block.attn2.qkv"] = [
+            f"{theirs}.attn2.to_{part}" for part in "qkv"
+        ]
+        names[f"joint_blocks.{i}.x_block.attn2.proj"] = f"{theirs}.attn2.to_out.0"
+        names[f"joint_blocks.{i}.x_block.attn2.ln_q"] = f"{theirs}.attn2.norm_q"
+        names[f"joint_blocks.{i}.x_block.attn2.ln_k"] = f"{theirs}.attn2.norm_k"
+    host = {}
+    for kind in ("weight", "bias"):
+        for ours, name in names.items():
+            if f"{name}.{kind}" in state:
+                value = state[f"{name}.{kind}"]
+                host[f"{ours}.{kind}"] = swapped(value) if name == last else value
+        for ours, parts in fused.items():
+            if f"{parts[0]}.{kind}" in state:
+                host[f"{ours}.{kind}"] = torch.cat([state[f"{part}.{kind}"] for part in parts])
+        host[f"final_layer.adaLN_modulation.1.{kind}"] = swapped(state[f"norm_out.linear.{kind}"])
+    return host
+
+
+def with_lora(model, folder, targets, **options):
+    """`model` wrapped by PEFT with random adapters that are saved to `folder`."""
+    torch.manual_seed(2)
+    config = peft.LoraConfig(target_modules=targets, init_lora_weights=False, **options)
+    wrapped = peft.get_peft_model(model, config)
+    wrapped.save_pretrained(folder)
+    return wrapped.eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(4)
+    return {
+        "x": torch.randn(2, 16, 20, 16, generator=generator),
+        "text": torch.randn(2, 5, 24, generator=generator),
+        "pooled": torch.randn(2, 40, generator=generator),
+        "sigma": torch.tensor([0.9, 0.3]),
+    }
+
+
+@pytest.fixture
+def diffusers_positions(monkeypatch):
+    """Lets the compact MMDiT use diffusers' position table; its own is the host's grid."""
+
+    def install(model) -> None:
+        embed = model.pos_embed
+
+        def table(height: int, width: int, dim: int, device) -> Tensor:
+            return embed.cropped_pos_embed(height * embed.patch_size, width * embed.patch_size)[0]
+
+        monkeypatch.setattr(compact, "position_embedding", table)
+
+    return install
+
+
+@torch.inference_mode()
+def output(model, inputs) -> Tensor:
+    return model(
+        inputs["x"], encoder_hidden_states=inputs["text"], pooled_projections=inputs["pooled"],
+        timestep=1000 * inputs["sigma"],
+    ).sample  # fmt: skip
+
+
+@torch.inference_mode()
+def compact_output(state: dict[str, Tensor], inputs) -> Tensor:
+    model = compact.MMDiT.from_state_dict(state)
+    return model(inputs["x"], inputs["sigma"], inputs["text"], inputs["pooled"])
+
+
+def test_compact_mmdit_is_diffusers_sd3(inputs, diffusers_positions):
+    model = sd3()
+    diffusers_positions(model)
+    torch.testing.assert_close(
+        compact_output(to_host(model.state_dict()), inputs),
+        output(model, inputs),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_merged_student_gives_what_peft_gives(tmp_path, inputs, diffusers_positions, name):
+    model = sd3()
+    diffusers_positions(model)
+    host, bare = (
+        to_host({k: v.clone() for k, v in model.state_dict().items()}),
+        output(model, inputs),
+    )
+    wrapped = with_lora(model, tmp_path, ATTENTION + MLP, **CONFIGS[name])
+    expected = output(wrapped, inputs)
+    assert (expected - bare).abs().mean() > 0.01, "the adapters do something"
+    merged = merge_sd3(host, read_lora(tmp_path))
+    torch.testing.assert_close(compact_output(merged, inputs), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_of_sd35_lands_where_peft_puts_it(tmp_path, name):
+    """With dual attention (attn2) and modulation layers, which the compact MMDiT does not have."""
+    model = sd3(dual_attention_layers=(0,))
+    host = to_host({k: v.clone() for k, v in model.state_dict().items()})
+    targets = [*ATTENTION, *MLP, "norm1_context.linear"]
+    wrapped = with_lora(model, tmp_path, targets, **CONFIGS[name])
+    expected = to_host(wrapped.merge_and_unload().state_dict())
+    merged = merge_sd3(host, read_lora(tmp_path))
+    assert merged.keys() == expected.keys()
+    changed = [k for k in host if not torch.equal(merged[k], host[k])]
+    assert any("attn2.qkv" in k for k in changed) and any(
+        "context_block.adaLN" in k for k in changed
+    )
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            merged[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+def test_half_of_the_student_is_half_of_the_way(tmp_path):
+    model = sd3()
+    host = to_host({k: v.clone() for k, v in model.state_dict().items()})
+    with_lora(model, tmp_path, ATTENTION, r=4, lora_alpha=8)
+    lora = read_lora(tmp_path)
+    none, half, full = (merge_sd3(host, lora, strength) for strength in (0.0, 0.5, 1.0))
+    for key, value in host.items():
+        torch.testing.assert_close(none[key], value)
+        torch.testing.assert_close(half[key], (value + full[key]) / 2)
+
+
+def test_renamed_copy_and_other_layouts_read_the_same(tmp_path):
+    with_lora(sd3(), tmp_path / "peft", ATTENTION, r=4, lora_alpha=4)
+    folder = read_lora(tmp_path / "peft")
+    shutil.copy(tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "renamed.safetensors")
+    kohya = {}
+    for module, layer in folder.layers.items():
+        kohya[f"transformer.{module}.lora_down.weight"] = layer.down.contiguous()
+        kohya[f"transformer.{module}.lora_up.weight"] = layer.up.contiguous()
+        kohya[f"transformer.{module}.alpha"] = torch.tensor(4.0)
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    for path in ("renamed.safetensors", "kohya.safetensors", "peft/adapter_model.safetensors"):
+        lora = read_lora(tmp_path / path)
+        assert lora.family == "sd3" and lora.layers.keys() == folder.layers.keys()
+        for module, layer in lora.layers.items():
+            torch.testing.assert_close(layer.delta(), folder.layers[module].delta())
+
+
+def test_alpha_tensor_counts_where_there_is_one(tmp_path):
+    down, up = torch.randn(4, 8), torch.randn(8, 4)
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {
+        f"{stem}.lora_A.weight": down,
+        f"{stem}.lora_B.weight": up,
+        f"{stem}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    (layer,) = read_lora(tmp_path / "x.safetensors").layers.values()
+    torch.testing.assert_close(layer.delta(), 0.5 * up @ down)
+
+
+def test_written_student_is_read_by_peft_itself(tmp_path):
+    model = sd3()
+    host = to_host({k: v.clone() for k, v in model.state_dict().items()})
+    rows = {"attn.to_q": (128, 128), "ff.net.2": (512, 128)}
+    modules = [f"transformer_blocks.{block}.{leaf}" for block in range(DEPTH) for leaf in rows]
+    layers = {}
+    for module in modules:
+        n_in, n_out = rows[module.split(".", 2)[2]]
+        layers[module] = LoraLayer(torch.randn(4, n_in) / 10, torch.randn(n_out, 4) / 10, 1.5)
+    write_peft(tmp_path, layers, rank=4, alpha=6, base_model="test", metadata={"swd_steps": "4"})
+    assert read_lora(tmp_path).metadata["swd_steps"] == "4"
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == 4 and config["lora_alpha"] == 6 and config["peft_type"] == "LORA"
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path)
+    expected = to_host(wrapped.merge_and_unload().state_dict())
+    for key, value in merge_sd3(host, read_lora(tmp_path)).items():
+        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "family", "stem"),
+    [
+        ("transformer_blocks.3.attn.to_q", "sd3", "transformer.transformer_blocks.3.attn.to_q"),
+        (
+            "single_transformer_blocks.3.attn.to_q", "flux",
+            "transformer.single_transformer_blocks.3.attn.to_q",
+        ),
+        (
+            "mid_block.attentions.0.transformer_blocks.1.attn1.to_q", "sdxl",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_1_attn1_to_q",
+        ),
+    ],
+)  # fmt: skip
+def test_host_keys_of_each_family_carry_the_scale(tmp_path, module, family, stem):
+    down, up = torch.randn(4, 8), torch.randn(8, 4)
+    key = f"base_model.model.{module}"
+    save_file(
+        {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"lora_alpha": 32, "use_rslora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lora = read_lora(tmp_path)
+    assert lora.family == family
+    state = to_host_state_dict(lora)
+    assert state.keys() == {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"}
+    # What the host makes of it: alpha / rank * up @ down.
+    host = (
+        state[f"{stem}.alpha"]
+        / 4
+        * state[f"{stem}.lora_up.weight"]
+        @ state[f"{stem}.lora_down.weight"]
+    )
+    torch.testing.assert_close(host, 32 / 4**0.5 * up @ down)
+
+
+def test_student_of_another_family_is_refused(tmp_path):
+    key = "base_model.model.single_transformer_blocks.0.attn.to_q"
+    save_file(
+        {f"{key}.lora_A.weight": torch.zeros(4, 8), f"{key}.lora_B.weight": torch.zeros(8, 4)},
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(ValueError, match="made for FLUX"):
+        merge_sd3({}, read_lora(tmp_path / "x.safetensors"))
+
+
+def test_student_of_another_size_is_refused(tmp_path):
+    host = to_host(sd3().state_dict())
+    key = "base_model.model.transformer_blocks.0.attn.to_q"
+    for width, module in ((8, key), (128, key.replace(".0.", ".7."))):
+        tensors = {
+            f"{module}.lora_A.weight": torch.zeros(4, width),
+            f"{module}.lora_B.weight": torch.zeros(width, 4),
+        }
+        save_file(tensors, tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match="does not fit the base"):
+            merge_sd3(host, read_lora(tmp_path / "x.safetensors"))
+
+
+STEM = "base_model.model.transformer_blocks.0.attn.to_q"
+GOOD = {f"{STEM}.lora_A.weight": torch.zeros(4, 8), f"{STEM}.lora_B.weight": torch.zeros(8, 4)}
+NAN = torch.full((4, 8), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.zeros(2)}, "no LoRA layers"),
+        ({f"{STEM}.lora_A.weight": torch.zeros(4, 8)}, "no matching pair"),
+        ({**GOOD, f"{STEM}.lora_B.weight": torch.zeros(8, 5)}, "no matching pair"),
+        ({**GOOD, f"{STEM}.lora_A.weight": NAN}, "NaN"),
+        ({**GOOD, f"{STEM}.lora_A.weight": torch.zeros(4, 8, dtype=torch.int64)}, "int64"),
+        ({k.replace("transformer_blocks", "layers"): v for k, v in GOOD.items()}, "none of"),
+    ],
+)
+def test_bad_tensors_are_refused(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=message):
+        read_lora(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{", "[]", '{"lora_alpha": "high"}', '{"lora_alpha": null}', '{"lora_alpha": NaN}',
+        '{"alpha_pattern": {"(": 3}}', '{"alpha_pattern": 3}', '{"alpha_pattern": {"to_q": "x"}}',
+    ],
+)  # fmt: skip
+def test_bad_config_is_refused(tmp_path, config):
+    save_file(GOOD, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(ValueError, match="adapter_config"):
+        read_lora(tmp_path)
+
+
+def test_missing_and_truncated_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
+        read_lora(tmp_path / "gone.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
+        read_lora(tmp_path)
+    save_file(GOOD, tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-10])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+def test_unknown_module_is_named():
+    with pytest.raises(ValueError, match=r"transformer_blocks\.0\.attn\.to_z"):
+        sd3_target("transformer_blocks.0.attn.to_z")
+
+
+def test_embedded_student_is_in_the_published_layout(random_weights):
+    folder = random_weights / "emoji_swd_lora"
+    keys = load_file(folder / "adapter_model.safetensors").keys()
+    assert {k.split(".")[-2] for k in keys} == {"lora_A", "lora_B"}
+    assert all(k.startswith("base_model.model.transformer_blocks.") for k in keys)
+    assert read_lora(folder).family == "sd3"

@@ -1,0 +1,74 @@
+"""Up- and downscaling against torch and Pillow."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from swd_core.resample import METHODS, downscale, resize, upscale
+
+TORCH = ("bicubic", "bilinear", "nearest-exact", "area")
+SIZES = [(32, 40), (20, 24), (17, 64), (8, 7), (16, 20)]
+
+
+@pytest.mark.parametrize("method", TORCH)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_torch_bit_for_bit(method, size, dtype):
+    x = torch.randn(2, 16, 16, 20).to(dtype)
+    expected = F.interpolate(x, size=size, mode=method)
+    if size == (16, 20):
+        expected = x
+    assert torch.equal(resize(x, size, method), expected)
+
+
+def test_upscale_is_the_paper_s_bicubic():
+    x = torch.randn(1, 16, 16, 16)
+    assert torch.equal(upscale(x, (20, 20)), F.interpolate(x, size=(20, 20), mode="bicubic"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_video_is_its_frames(method):
+    x = torch.randn(2, 4, 3, 12, 16)
+    resized = resize(x, (18, 20), method)
+    assert resized.shape == (2, 4, 3, 18, 20)
+    for t in range(3):
+        assert torch.equal(resized[:, :, t], resize(x[:, :, t], (18, 20), method))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (5, 5), (16, 64)])
+def test_lanczos_is_pillow_s(size):
+    x = torch.randn(1, 2, 16, 20)
+    resized = resize(x, size, "lanczos")
+    for channel in range(2):
+        picture = Image.fromarray(x[0, channel].numpy())
+        expected = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.LANCZOS))
+        np.testing.assert_allclose(resized[0, channel].numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flat_picture_stays_flat_in_its_dtype(method):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        x = torch.full((1, 3, 10, 12), 0.75, dtype=dtype)
+        y = resize(x, (15, 30), method)
+        assert y.dtype == dtype
+        assert (y.double() - 0.75).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 32, 40), (2, 4, 3, 32, 40)])
+def test_downscale_does_not_alias(shape):
+    stripes = torch.zeros(shape)
+    stripes[..., ::2] = 1
+    small = downscale(stripes, (12, 15))
+    assert small.shape == (*shape[:-2], 12, 15)
+    assert (small[..., 2:-2] - 0.5).abs().max() < 0.1
+    flat = torch.full(shape, 0.3)
+    torch.testing.assert_close(downscale(flat, (12, 15)), torch.full_like(small, 0.3))
+
+
+def test_unknown_method_and_shape_are_refused():
+    with pytest.raises(ValueError, match=r"'spline'.*lanczos"):
+        resize(torch.zeros(1, 1, 4, 4), (8, 8), "spline")
+    with pytest.raises(ValueError, match=r"\(4, 4\)"):
+        resize(torch.zeros(4, 4), (8, 8))

@@ -1,0 +1,140 @@
+"""The scale-wise loop against diffusers, itself cut in two, and the paper's formulas."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from swd_core.noise import SeededNoise
+from swd_core.process import FlowMatching, VarianceExploding
+from swd_core.resample import resize
+from swd_core.sampling import ScaleState, sample_scalewise
+from swd_core.schedule import ScaleSchedule, presets
+
+SCHEDULE = ScaleSchedule((0.5, 0.625, 0.75, 1.0), (1.0, 0.8959, 0.7371, 0.6022))
+
+
+def toy(x_t: Tensor, sigma: float) -> Tensor:
+    """A denoiser whose answer depends on every cell and on sigma."""
+    return torch.tanh(1.7 * x_t.roll(1, -1) - 0.3 * x_t) / (0.5 + sigma)
+
+
+def run(noise, like, *, state=None, until=None, process=None, on_step=None, schedule=SCHEDULE):
+    sizes = schedule.sizes(*like.shape[-2:])
+    return sample_scalewise(
+        toy, schedule.sigmas, sizes, state or ScaleState(), noise,
+        process=process or FlowMatching(), like=like, until=until, on_step=on_step,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["sd35-medium-4", "sd35-medium-6"])
+@pytest.mark.parametrize("height", [32, 48])
+def test_agrees_with_diffusers_on_an_sd3_transformer(monkeypatch, preset, height):
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_flow_match_lcm")
+    from diffusers import SD3Transformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SD3Transformer2DModel(
+            sample_size=32, num_layers=2, attention_head_dim=32, num_attention_heads=2,
+            qk_norm="rms_norm", joint_attention_dim=24, caption_projection_dim=64,
+            pooled_projection_dim=40, pos_embed_max_size=24,
+        ).eval()  # fmt: skip
+    text, pooled = torch.randn(2, 5, 24), torch.randn(2, 40)
+    schedule = presets()[preset].schedule
+    sizes = schedule.sizes(height, 32)
+    noise = SeededNoise(11, (0, 1))
+
+    @torch.inference_mode()
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return model(
+            x, encoder_hidden_states=text, pooled_projections=pooled, timestep=t.expand(2)
+        ).sample
+
+    # The scheduler draws its noise after a step, for the next one; after the last it is weighted 0.
+    drawn = iter([*range(1, schedule.steps), 0])
+    monkeypatch.setattr(scheduling, "randn_tensor", lambda shape, **_: noise(next(drawn), shape))
+    # Its factors are relative to the first size, and it has none for the first step.
+    factors = [w / sizes[0][1] for _, w in sizes[1:]]
+    scheduler = scheduling.FlowMatchLCMScheduler(shift=1.0, scale_factors=factors)
+    scheduler.set_timesteps(sigmas=list(schedule.sigmas))
+    x = noise(0, (2, 16, *sizes[0]))
+    for t in scheduler.timesteps:
+        x = scheduler.step(velocity(x, t), t, x).prev_sample
+
+    def denoise(x_t: Tensor, sigma: float) -> Tensor:
+        return FlowMatching().to_x0(x_t, velocity(x_t, torch.tensor(1000 * sigma)), sigma)
+
+    ours = sample_scalewise(
+        denoise, schedule.sigmas, sizes, ScaleState(), noise,
+        process=FlowMatching(), like=torch.zeros(2, 16, height, 32),
+    )  # fmt: skip
+    assert x.abs().max() > 0.1
+    torch.testing.assert_close(ours.x0, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 32, 24), (2, 4, 3, 32, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("process", [FlowMatching(), VarianceExploding()])
+def test_cut_at_any_step_and_continued_gives_the_same_bits(shape, dtype, process):
+    noise, like = SeededNoise(5, (0, 1)), torch.zeros(shape, dtype=dtype)
+    straight = run(noise, like, process=process)
+    assert straight.step == 4 and straight.x0.shape == shape and straight.x0.dtype == dtype
+    for cut in range(5):
+        half = run(noise, like, until=cut, process=process)
+        assert half.step == cut
+        # A state that is saved and read again has lost nothing.
+        state = ScaleState(None if half.x0 is None else half.x0.clone(), half.step)
+        assert torch.equal(run(noise, like, state=state, process=process).x0, straight.x0)
+    state = ScaleState()
+    for until in (1, 2, 3, 4):
+        state = run(noise, like, state=state, until=until, process=process)
+    assert torch.equal(state.x0, straight.x0)
+
+
+def test_a_finished_run_stays_as_it_is():
+    noise, like = SeededNoise(5, (0,)), torch.zeros(1, 4, 16, 16)
+    done = run(noise, like)
+    again = run(noise, like, state=done, until=2)
+    assert again.step == 4 and torch.equal(again.x0, done.x0)
+
+
+def test_image_of_a_batch_is_the_image_alone():
+    batch = run(SeededNoise(9, (0, 1, 2, 7)), torch.zeros(4, 4, 16, 16)).x0
+    for row, index in enumerate((0, 1, 2, 7)):
+        alone = run(SeededNoise(9, (index,)), torch.zeros(1, 4, 16, 16)).x0
+        assert torch.equal(batch[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("process", [FlowMatching(), VarianceExploding()])
+def test_every_step_is_upscale_x0_then_noise(process):
+    """Algorithm 1 of the paper, written out with torch alone."""
+    noise, steps = SeededNoise(3, (0,)), []
+    run(noise, torch.zeros(1, 4, 32, 32), process=process, on_step=lambda *step: steps.append(step))
+    assert [i for i, _, _ in steps] == [0, 1, 2, 3]
+    sizes = SCHEDULE.sizes(32, 32)
+    for i, x_t, x0 in steps:
+        sigma, eps = SCHEDULE.sigmas[i], noise(i, (1, 4, *sizes[i]))
+        if i == 0:
+            clean = torch.zeros_like(eps)
+        else:
+            clean = torch.nn.functional.interpolate(steps[i - 1][2], size=sizes[i], mode="bicubic")
+        keep = 1 - sigma if isinstance(process, FlowMatching) else 1
+        torch.testing.assert_close(x_t, keep * clean + sigma * eps)
+        assert torch.equal(x0, toy(x_t, sigma))
+        assert x_t.shape[-2:] == sizes[i]
+
+
+def test_upscaling_is_the_caller_s_choice():
+    noise, like = SeededNoise(3, (0,)), torch.zeros(1, 4, 16, 16)
+    seen = []
+
+    def upscale(x: Tensor, size: tuple[int, int]) -> Tensor:
+        seen.append((tuple(x.shape[-2:]), size))
+        return resize(x, size, "nearest-exact")
+
+    sizes = SCHEDULE.sizes(16, 16)
+    sample_scalewise(
+        toy, SCHEDULE.sigmas, sizes, ScaleState(), noise,
+        process=FlowMatching(), like=like, upscale=upscale,
+    )  # fmt: skip
+    assert seen == list(zip(sizes, sizes[1:], strict=False))

@@ -1,0 +1,154 @@
+"""The real host, in this process (nodes called directly) and as a server (graphs posted to it)."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).parent))  # for `graphs`
+COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
+
+
+def host_python() -> str:
+    """The host's own interpreter: COMFYUI_PYTHON, a venv beside or inside the tree, or this one."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    suffix = COMFYUI.name.removeprefix("ComfyUI")
+    beside = [COMFYUI.parent / f"venv{suffix}", COMFYUI / "venv", COMFYUI / ".venv", COMFYUI.parent / "venv"]
+    found = [str(v / "bin" / "python") for v in beside if (v / "bin" / "python").is_file()]
+    return given or next(iter(found), sys.executable)
+
+
+class Server:
+    """A ComfyUI server with only this pack, its own folders and no other custom nodes."""
+
+    def __init__(self, base: Path, *options: str):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.base, self.url = base, f"http://127.0.0.1:{self.port}"
+        for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / "ComfyUI-SwD").symlink_to(ROOT)
+        self.log = base / "log.txt"
+        command = [
+            host_python(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+            "--disable-auto-launch", "--base-directory", str(base), *options,
+        ]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, cwd=COMFYUI, env=env, stdout=self.log.open("w"), stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"The host did not start:\n{self.log.read_text()[-3000:]}") from None
+                time.sleep(0.3)
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+            return json.load(reply)
+
+    def post(self, path: str, data: dict) -> dict:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return json.loads(reply.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            return {"http_error": error.code, **json.loads(error.read() or b"{}")}
+
+    def run(self, prompt: dict, client: str | None = None) -> dict:
+        """Posts an API graph and waits for its history entry."""
+        reply = self.post("/prompt", {"prompt": prompt, "client_id": client or uuid.uuid4().hex})
+        if "prompt_id" not in reply:
+            return {"refused": reply}
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            entry = self.get(f"/history/{reply['prompt_id']}").get(reply["prompt_id"])
+            if entry and entry.get("status", {}).get("completed") is not None:
+                return entry
+            time.sleep(0.1)
+        raise TimeoutError(f"The graph did not end:\n{self.log.read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfy")
+    running = Server(base)
+    yield running
+    running.stop()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """The pack loaded as the host loads it, in this process; node id -> class."""
+    if str(COMFYUI) not in sys.path:
+        sys.path.insert(0, str(COMFYUI))
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing(False)
+        from comfy.cli_args import args
+
+        args.cpu = True
+        import nodes  # noqa: F401  the host's own
+    except ImportError as error:
+        pytest.skip(
+            f"the host's packages are not in this environment ({error}); run the host tests with its "
+            "interpreter: <host venv>/bin/python -m pytest tests/host"
+        )
+    spec = importlib.util.spec_from_file_location(
+        "swd_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["swd_pack"] = module
+    spec.loader.exec_module(module)
+
+    async def load():
+        return await (await module.comfy_entrypoint()).get_node_list()
+
+    return {c.GET_SCHEMA().node_id: c for c in asyncio.run(load())}
+
+
+@pytest.fixture(scope="session")
+def small(pack):
+    """Small random models of every family (small_models.py), once the host can be imported."""
+    pytest.importorskip("diffusers", reason="the references are diffusers' models: pip install diffusers")
+    spec = importlib.util.spec_from_file_location(
+        "small_models", Path(__file__).with_name("small_models.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small_models"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def preview_server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfy_preview")
+    running = Server(base, "--preview-method", "latent2rgb")
+    yield running
+    running.stop()
+    shutil.rmtree(base, ignore_errors=True)

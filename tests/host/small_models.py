@@ -1,0 +1,122 @@
+"""Small random models of every family: the diffusers module and the host's MODEL of its weights.
+
+The weights are made as diffusers modules and converted by the host itself, so that neither side of a
+comparison is ours.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import comfy.model_detection
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+TOKENS = 7
+SDXL_CONFIG = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+    "num_res_blocks": [2, 2, 2], "channel_mult": (1, 2, 4), "num_head_channels": 64, "num_heads": -1,
+    "use_spatial_transformer": True, "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "context_dim": 2048, "use_linear_in_transformer": True, "adm_in_channels": 2816,
+    "num_classes": "sequential", "use_checkpoint": False, "legacy": False,
+    "use_temporal_attention": False, "use_temporal_resblock": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tests must know of a family: latents, conditioning, and how the host stores latents."""
+
+    channels: int
+    context: int
+    pooled: int
+    multiple: int
+    scale: float
+    shift: float = 0.0
+
+
+KINDS = {
+    "sd35-medium": Kind(16, 64, 48, 2, 1.5305, 0.0609),
+    "sd35-large": Kind(16, 64, 48, 2, 1.5305, 0.0609),
+    "flux": Kind(16, 64, 768, 2, 0.3611, 0.1159),
+    "sdxl": Kind(4, 2048, 1280, 4, 0.13025),
+}
+
+
+@lru_cache(maxsize=8)
+def reference(family: str) -> nn.Module:
+    """The diffusers module, float32, always the same weights; wrap or change only a copy."""
+    torch.manual_seed(7)
+    kind = KINDS[family]
+    if family.startswith("sd35"):
+        module = SD3Transformer2DModel(
+            sample_size=64, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=64,
+            num_attention_heads=2, joint_attention_dim=kind.context, caption_projection_dim=128,
+            pooled_projection_dim=kind.pooled, out_channels=16, pos_embed_max_size=112,
+            dual_attention_layers=(0,) if family == "sd35-medium" else (), qk_norm="rms_norm",
+        )  # fmt: skip
+    elif family == "flux":
+        module = FluxTransformer2DModel(
+            in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=128,
+            num_attention_heads=2, joint_attention_dim=kind.context,
+            pooled_projection_dim=kind.pooled, guidance_embeds=True,
+        )  # fmt: skip
+    else:
+        module = UNet2DConditionModel(
+            in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 1, 2),
+            cross_attention_dim=kind.context, addition_embed_type="text_time",
+            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:  # norms of exactly 1 and biases of 0 would hide swapped ones
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        last = module.conv_out if family == "sdxl" else module.proj_out
+        last.weight.mul_(8 if family == "sdxl" else 4)  # outputs as large as their noise
+    return module.eval().requires_grad_(False)
+
+
+def host_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The host's MODEL of `reference(family)`, with weights of `dtype`."""
+    state = {name: value.clone().to(dtype) for name, value in reference(family).state_dict().items()}
+    if family == "sdxl":  # the host's own loader knows SDXL with 320 channels only
+        names = comfy.utils.unet_to_diffusers(SDXL_CONFIG)
+        converted = {names[name]: value for name, value in state.items()}
+        return patcher(comfy.supported_models.SDXL(dict(SDXL_CONFIG)), converted, dtype)
+    if family == "flux":
+        converted = comfy.model_detection.convert_diffusers_mmdit(state, "")
+        config = comfy.model_detection.detect_unet_config(converted, "")
+        # ComfyUI 0.3.64 takes every FLUX for one of 24 heads.
+        config |= {"hidden_size": 256, "num_heads": 2, "context_in_dim": KINDS[family].context}
+        return patcher(comfy.supported_models.Flux(config), converted, dtype)
+    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+
+
+def patcher(config: Any, state: dict[str, Tensor], dtype: torch.dtype, device: Any = None) -> Any:
+    """A MODEL from a host configuration and weights under the host's keys; empty ones on "meta"."""
+    manual_cast = None if dtype == torch.float32 else torch.float32
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model(state, "", device=device)
+    if device is None:
+        model.load_model_weights(state, "")
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def conditioning(family: str, seed: int = 1, **extra: Any) -> list:
+    """Random CONDITIONING of a batch of one."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = KINDS[family]
+    context = torch.randn(1, TOKENS, kind.context, generator=generator)
+    pooled = torch.randn(1, kind.pooled, generator=generator)
+    return [[context, {"pooled_output": pooled, **extra}]]

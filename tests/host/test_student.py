@@ -1,0 +1,75 @@
+"""The embedded student's files in the host's own classes."""
+
+import pytest
+import torch
+
+from swd_core.emoji.model import MMDiT
+from swd_core.emoji.student import EmojiStudent
+
+
+@pytest.fixture(scope="module")
+def loaded(pack):
+    return pack["SwDEmojiStudent"].execute(strength=1.0).result
+
+
+@pytest.fixture(scope="module")
+def own():
+    return EmojiStudent.load()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 20), (32, 32), (24, 48), (64, 18)])
+def test_our_mmdit_is_the_hosts_sd3(loaded, own, size):
+    import comfy.model_management
+
+    patcher = loaded[0]
+    comfy.model_management.load_models_gpu([patcher])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, *size, generator=generator)
+    sigma = torch.tensor([0.9, 0.4])
+    text = own.encode(["red apple", "happy dog"])
+    with torch.inference_mode():
+        theirs = patcher.model.diffusion_model(x, sigma * 1000, text.context, text.pooled)
+        ours = own.model(x, sigma, text.context, text.pooled)
+    assert isinstance(own.model, MMDiT) and type(patcher.model).__name__ == "SD3"
+    assert (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
+
+
+def test_strength_zero_is_the_teacher(pack, own):
+    teacher = pack["SwDEmojiStudent"].execute(strength=0.0).result[0]
+    assert not teacher.patches
+    weights = teacher.model.diffusion_model.state_dict()
+    expected = EmojiStudent.load(lora=None).model.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("prompt", ["red apple", "", "(happy:1.3) dog", "Äpfel 林檎", "rocket " * 5000])
+def test_clip_text_encode_gives_our_conditioning(loaded, own, prompt):
+    clip = loaded[1]
+    [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    text = own.encode([prompt.replace("(happy:1.3)", "happy")])
+    assert torch.equal(context, text.context) and torch.equal(extra["pooled_output"], text.pooled)
+
+
+def test_vae_is_ours(loaded, own):
+    latents = torch.randn(1, 16, 20, 32, generator=torch.Generator().manual_seed(1))
+    vae = loaded[2]
+    stored = loaded[0].model.process_latent_out(latents)
+    ours = own.decode(latents)
+    assert (vae.decode(stored) - ours).abs().mean() < 2 / 255
+    back = loaded[0].model.process_latent_in(vae.encode(ours))
+    assert (back - own.vae.encode(ours.permute(0, 3, 1, 2))).abs().mean() < 0.02
+
+
+def test_euler_sampling_by_the_hosts_own_sampler(loaded, own):
+    """The MODEL is a plain flow model to the host: one Euler step from pure noise is x - v."""
+    import comfy.samplers
+
+    model, clip = loaded[0], loaded[1]
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize("rocket"))
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, positive)
+    noise = torch.randn(1, 16, 24, 24, generator=torch.Generator().manual_seed(2))
+    sampler = comfy.samplers.sampler_object("euler")
+    out = guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor([1.0, 0.0]), seed=0)
+    x0 = own.denoiser(own.encode(["rocket"]))(noise, 1.0)
+    assert (model.model.process_latent_in(out) - x0).abs().max() < 1e-3

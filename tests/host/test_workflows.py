@@ -1,0 +1,119 @@
+"""The shared graphs: they fit the host's nodes, and give the same picture as the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import NOTES, find, is_widget, to_prompt
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("swd_*.json"))
+EMOJI = ("swd_quickstart_emoji", "swd_custom_sampling_emoji")
+
+
+@pytest.fixture(scope="module")
+def object_info(server):
+    return server.get("/object_info")
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def picture(server, entry: dict) -> np.ndarray:
+    """The picture that a graph saved."""
+    assert entry.get("status", {}).get("status_str") == "success", entry
+    files = [i for o in entry["outputs"].values() for i in o.get("images", []) if i["type"] == "output"]
+    return np.asarray(Image.open(server.base / "output" / files[0]["filename"]).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_every_graph_fits_the_host(path, object_info):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".jpg").is_file(), "a template needs its thumbnail"
+    nodes = {n["id"]: n for n in graph["nodes"]}
+    assert any(n["type"] == "MarkdownNote" for n in nodes.values())
+    for link, source, slot, target, at, kind in graph["links"]:
+        assert nodes[target]["inputs"][at]["link"] == link
+        assert link in nodes[source]["outputs"][slot]["links"]
+        assert nodes[source]["outputs"][slot]["type"] == kind
+    prompt = to_prompt(graph, object_info)
+    for node in nodes.values():
+        if node["type"] in NOTES:
+            continue
+        info = object_info[node["type"]]
+        assert [o["type"] for o in node["outputs"]] == info["output"]
+        required = [k for k in info["input_order"]["required"] if not is_widget(info["input"]["required"][k][0])]
+        assert all(name in prompt[str(node["id"])]["inputs"] for name in required)
+
+
+def test_both_emoji_graphs_give_the_command_lines_picture(server, object_info, tmp_path):
+    pictures = []
+    for name in EMOJI:
+        prompt = to_prompt(read(name), object_info)
+        pictures.append(picture(server, server.run(prompt)))
+    assert np.array_equal(*pictures)
+    out = tmp_path / "apple.png"
+    text = find(prompt, "CLIPTextEncode")["text"]
+    seed = str(find(prompt, "RandomNoise")["noise_seed"])
+    command = [sys.executable, "-m", "swd_core", "generate", text, "--seed", seed, "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    own = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert own.std() > 20, "not an empty picture"
+    assert np.abs(own - pictures[0]).mean() < 2
+
+
+def test_graphs_follow_seed_size_and_batch(server, object_info):
+    prompt = to_prompt(read("swd_quickstart_emoji"), object_info)
+    first = picture(server, server.run(prompt))
+    find(prompt, "SwDSample")["seed"] += 1
+    find(prompt, "EmptySD3LatentImage").update(width=384, height=192)
+    other = picture(server, server.run(prompt))
+    assert first.shape == (256, 256, 3) and other.shape == (192, 384, 3)
+
+
+def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
+    for name in EMOJI:
+        prompt = to_prompt(read(name), object_info)
+        find(prompt, "EmptySD3LatentImage")["batch_size"] = 3
+        entry = server.run(prompt)
+        files = [i["filename"] for o in entry["outputs"].values() for i in o.get("images", [])]
+        third = np.asarray(Image.open(server.base / "output" / sorted(files)[-1]).convert("RGB")).astype(int)
+        [empty] = [k for k, n in prompt.items() if n["class_type"] == "EmptySD3LatentImage"]
+        pick = {"samples": [empty, 0], "batch_index": 2, "length": 1}
+        prompt["99"] = {"class_type": "LatentFromBatch", "inputs": pick}
+        for node in prompt.values():
+            if node["inputs"].get("latent_image") == [empty, 0]:
+                node["inputs"]["latent_image"] = ["99", 0]
+        alone = picture(server, server.run(prompt))
+        assert np.abs(alone - third).max() <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"SwDSample": {"cfg": 3.0}}, "negative"),
+        ({"EmptySD3LatentImage": {"width": 264}}, "multiple of 2"),
+    ],
+)
+def test_bad_input_is_one_clear_error(server, object_info, change, says):
+    prompt = to_prompt(read("swd_quickstart_emoji"), object_info)
+    for node, values in change.items():
+        find(prompt, node).update(values)
+    if "EmptySD3LatentImage" in change:  # the host's own node only makes even latents
+        [key] = [k for k, n in prompt.items() if n["class_type"] == "EmptySD3LatentImage"]
+        prompt[key] = {"class_type": "EmptyLatentImage", "inputs": {"width": 264, "height": 256, "batch_size": 1}}
+    entry = server.run(prompt)
+    assert says in json.dumps(entry)
+    assert "success" not in json.dumps(entry.get("status", {}).get("status_str", ""))
+
+
+def test_a_custom_schedule_is_checked_before_the_run(server, object_info):
+    prompt = to_prompt(read("swd_custom_sampling_emoji"), object_info)
+    find(prompt, "SwDScaleSchedule").update(preset="custom", custom_sigmas="1 0.8 0.9 0.6")
+    refused = server.run(prompt)
+    assert "Step 3" in json.dumps(refused["refused"]), refused
