@@ -16,15 +16,19 @@ HOST_PYTHONS := $(wildcard $(COMFYUI_PYTHON) $(patsubst %,%/bin/python,\
 HOST_PYTHON := $(if $(wildcard $(COMFYUI)/comfy/samplers.py),$(firstword $(foreach p,$(HOST_PYTHONS),\
 	$(if $(shell $(p) -c "import pytest, websocket" 2>/dev/null && echo yes),$(p)))))
 
-.PHONY: help demo test lint emoji-data train-autoencoder train-teacher train-student
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: help demo test test-browser lint emoji-data train-autoencoder train-teacher train-student ablation
 
 help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
 	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
+	@echo "make test-browser       the contact sheet clicked in a real browser, where there is a Chromium"
 	@echo "make lint               ruff"
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
+	@echo "make ablation           the paper's ablation on the emoji teacher: hours of CPU (MINUTES=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -43,9 +47,22 @@ demo: $(VENV)/demo.stamp
 
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest $(if $(HOST_PYTHON),--ignore=tests/host)
+	$(VENV)/bin/pytest --ignore=tests/browser $(if $(HOST_PYTHON),--ignore=tests/host)
 ifneq ($(HOST_PYTHON),)
 	COMFYUI_PATH=$(COMFYUI) $(HOST_PYTHON) -P -m pytest tests/host
+endif
+
+$(VENV)/browser.stamp: requirements-browser.txt $(VENV)/dev.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# The server runs in the host's environment, the browser is driven from ours.
+ifneq ($(and $(CHROMIUM),$(wildcard $(COMFYUI)/main.py)),)
+test-browser: $(VENV)/browser.stamp
+	COMFYUI_PATH=$(COMFYUI) CHROMIUM=$(CHROMIUM) $(VENV)/bin/pytest tests/browser
+else
+test-browser:
+	@echo "Browser tests skipped: they need Chromium (CHROMIUM=path) and a ComfyUI (COMFYUI_PATH=folder)"
 endif
 
 lint: $(VENV)/dev.stamp
@@ -67,6 +84,9 @@ train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
 
 train-student: $(VENV)/dev.stamp $(RUNS)/emoji_mmdit.safetensors
 	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(TIME)
+
+ablation: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
+	$(RUN) -m swd_core.emoji.ablation $(EMOJI) --run $(RUNS) $(TIME)
 
 $(RUNS)/emoji_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=

@@ -3,8 +3,9 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import comfy.lora
@@ -79,6 +80,9 @@ def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
 
     Timesteps (SDXL) go through the model's own noise table; 1000 lies outside its 0..999 and
     means its largest sigma.
+
+    Raises:
+        ValueError: if the model's table has no falling noise levels for them.
     """
     sampling = model.get_model_object("model_sampling")
     if schedule.sigma_kind == "flow":
@@ -87,6 +91,12 @@ def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
         float(sampling.sigma_max) if t >= 999 else float(sampling.sigma(torch.tensor(float(t))))
         for t in schedule.sigmas
     ]
+    if not all(math.isfinite(a) and a > b for a, b in pairwise([*sigmas, 0.0])):
+        shown = ", ".join(f"{sigma:g}" for sigma in sigmas)
+        raise ValueError(
+            f"The timesteps of {schedule.name} give this model the sigmas {shown}, which don't "
+            "fall. It is no SDXL with the usual noise table; type other timesteps under custom."
+        )
     return torch.tensor([*sigmas, 0.0], dtype=torch.float32)
 
 
@@ -170,53 +180,6 @@ class HostProcess:
         return self.sampling.calculate_denoised(sigma, output, x_t)
 
 
-def _scaled_area(area: Sequence[Any], size: Sequence[int], target: Sequence[int]) -> tuple[Any, ...]:
-    """An absolute area (heights..., starts...) given at the target size, at another size."""
-    if area[0] == "percentage":
-        return tuple(area)
-    dims = len(area) // 2
-    ratios = [s / t for s, t in zip(size[-dims:], target[-dims:], strict=True)]
-    starts = [round(area[dims + d] * ratios[d]) for d in range(dims)]
-    ends = [max(starts[d] + 1, round((area[dims + d] + area[d]) * ratios[d])) for d in range(dims)]
-    return (*(e - s for s, e in zip(starts, ends, strict=True)), *starts)
-
-
-def resolve_conds(
-    guider: Any,
-    like: Tensor,
-    target: Sequence[int],
-    latent_image: Tensor | None,
-    denoise_mask: Tensor | None,
-    seed: int | None,
-) -> dict[str, list[dict[str, Any]]]:
-    """The guider's conditioning worked out anew for the size of `like` (B, C, H, W).
-
-    Masks, areas, reference and concatenated latents then mean the same place of the picture as at
-    the target size; size conditioning (SDXL) keeps the target's.
-
-    Args:
-        target: the finished latent's (H, W).
-    """
-    conds = {}
-    size = tuple(like.shape[-2:])
-    for name, entries in guider.original_conds.items():
-        conds[name] = []
-        for entry in entries:
-            entry = entry.copy()
-            if "area" in entry:
-                entry["area"] = _scaled_area(entry["area"], size, target)
-            if isinstance(guider.inner_model, comfy.model_base.SDXL):
-                entry.setdefault("width", target[1] * 8)
-                entry.setdefault("height", target[0] * 8)
-            conds[name].append(entry)
-    comfy.samplers.preprocess_conds_hooks(conds)
-    comfy.samplers.filter_registered_hooks_on_conds(conds, guider.model_options)
-    extras = supported(comfy.samplers.process_conds, latent_shapes=[tuple(like.shape)])
-    return comfy.samplers.process_conds(
-        guider.inner_model, like, conds, like.device, latent_image, denoise_mask, seed, **extras
-    )
-
-
 def preview_callback(model: Any, steps: int) -> Any:
     """Live preview and progress bar over the whole run; it also raises the host's interrupt."""
     return latent_preview.prepare_callback(model, steps)
@@ -245,10 +208,24 @@ def plain_samples(latent: Any) -> Tensor:
 
 
 def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """A clean latent with the model's own noise of `sigma`, still in the latent's own units."""
+    """A clean latent with the model's own noise of `sigma`, for a sampler whose own noise is off.
+
+    In the host's form between two samplers: the next one scales it as if it were clean, so that is
+    undone here beforehand.
+
+    Raises:
+        ValueError: if nothing of the latent would be left.
+    """
     sampling = model.get_model_object("model_sampling")
+    if sigma >= 1 and isinstance(sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, such as "
+            "0.6."
+        )
+    level = torch.tensor(sigma)
     clean = model.model.process_latent_in(samples)
-    return model.model.process_latent_out(sampling.noise_scaling(torch.tensor(sigma), noise, clean, False))
+    x_t = sampling.noise_scaling(level, noise, clean, False)
+    return model.model.process_latent_out(sampling.inverse_noise_scaling(level, x_t))
 
 
 @dataclass(frozen=True)
@@ -267,8 +244,9 @@ class LoraReport:
         if self.unmatched:
             more = f" and {len(self.unmatched) - 5} more" if len(self.unmatched) > 5 else ""
             raise ValueError(
-                f"Only {self.text}; no place for {', '.join(self.unmatched[:5])}{more}. The file was made "
-                "for another version of this model."
+                f"Only {self.layers - len(self.unmatched)} of {self.layers} layers fit this model; no "
+                f"place for {', '.join(self.unmatched[:5])}{more}. The file was made for another "
+                "version of it, so nothing was applied."
             )
 
 

@@ -3,11 +3,13 @@
 from typing import Any
 
 import comfy.samplers
+import torch
 
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from .preview import run_callback
 from .scalewise import ScaleWiseSampler
 
 METHOD_TIP = "How the clean prediction is enlarged between steps. The students are trained with bicubic."
@@ -33,6 +35,19 @@ class SwDSampler(io.ComfyNode):
     @classmethod
     def execute(cls, schedule: ScaleSchedule, upscale_method: str) -> io.NodeOutput:
         return io.NodeOutput(ScaleWiseSampler(schedule, upscale_method))
+
+
+def start_sigmas(model: Any, sigmas: torch.Tensor, strength: float) -> torch.Tensor:
+    """The rest of `sigmas` (steps + 1,) that an image-to-image run of a denoise strength takes.
+
+    The strength means the host's own noise level for it. The run begins at the first step whose
+    sigma is not above that; below the last step's, one step at exactly that level.
+    """
+    top = float(model.get_model_object("model_sampling").percent_to_sigma(1 - strength))
+    for step, sigma in enumerate(sigmas.tolist()[:-1]):
+        if sigma <= 1.01 * top:
+            return sigmas[step:]
+    return sigmas.new_tensor([top, 0.0])
 
 
 class SwDSample(io.ComfyNode):
@@ -71,6 +86,17 @@ class SwDSample(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="What to avoid; does nothing while cfg is 1.0."
                 ),
+                io.Float.Input(
+                    "start_at",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of latent_image to make anew. 1 starts from noise. Less keeps its "
+                    "picture and skips the first scales, by the same strengths as the denoise of "
+                    "KSampler; 0 returns it as it is.",
+                ),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The finished latent, to decode.")],
             **supported(io.Schema, search_aliases=["scale-wise", "SwD", "KSampler"]),
@@ -87,22 +113,35 @@ class SwDSample(io.ComfyNode):
         cfg: float,
         upscale_method: str,
         negative: Any = None,
+        start_at: float = 1.0,
     ) -> io.NodeOutput:
         latent = _host.check_latent(latent_image, model)
         _host.check_prediction(model, schedule)
         samples = latent["samples"]
         if cfg != 1.0 and negative is None:
             raise ValueError(f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one.")
+        sigmas = _host.schedule_sigmas(model, schedule)
+        if start_at < 1:
+            if not samples.any():
+                raise ValueError(
+                    f"start_at is {start_at:g}, but latent_image is empty: there is no picture to "
+                    "start from. Connect a VAE Encode node, or set start_at to 1."
+                )
+            if start_at <= 0:
+                return io.NodeOutput(latent)
+            sigmas = start_sigmas(model, sigmas, start_at)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative if negative is not None else positive)
         guider.set_cfg(cfg)
+        sampler = ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent))
+        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[-2:]))
         samples = guider.sample(
             samples.new_zeros(samples.shape, device="cpu"),
             samples,
-            ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent)),
-            _host.schedule_sigmas(model, schedule),
+            sampler,
+            sigmas,
             denoise_mask=latent.get("noise_mask"),
-            callback=_host.preview_callback(model, schedule.steps),
+            callback=run_callback(model, sizes),
             disable_pbar=_host.pbar_disabled(),
             seed=seed,
         )

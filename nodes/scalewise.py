@@ -1,6 +1,7 @@
 """The SAMPLER both ways of sampling run: the core's loop around a host guider."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..swd_core.noise import SeededNoise
 from ..swd_core.sampling import ScaleState, sample_scalewise
 from ..swd_core.schedule import ScaleSchedule, latent_sizes
 from . import _host
+from .checks import FiniteCheck, check_run
+from .conditioning import mask_at, resolve_conds
 
 
 def scales_at(sigmas: list[float], table: list[float], scales: tuple[float, ...]) -> list[float]:
@@ -29,22 +32,52 @@ def scales_at(sigmas: list[float], table: list[float], scales: tuple[float, ...]
     return [scale(sigma) for sigma in sigmas]
 
 
-@dataclass
+def step_numbers(sigmas: list[float], table: list[float]) -> list[int]:
+    """Which of the schedule's steps each of `sigmas` is; 0, 1, 2 ... if one is not of the schedule.
+
+    The noise goes by them, so that a run cut in two draws what the whole one draws.
+    """
+    def number(sigma: float) -> int:
+        return next((i for i, s in enumerate(table) if math.isclose(s, sigma, rel_tol=1e-4)), -1)
+
+    found = [number(sigma) for sigma in sigmas]
+    return list(range(len(sigmas))) if -1 in found else found
+
+
+@dataclass(frozen=True)
 class _Scale:
     """What changes with the size within a run."""
 
     size: tuple[int, int]
-    latent_image: Tensor | None
+    latent_image: Tensor
     mask: Tensor | None
     conds: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a run, for drafts: where it begins, after which step it stops, its noise.
+
+    on_x0: called with the clean prediction of every step, in the model's own units.
+    """
+
+    state: ScaleState
+    until: int
+    noise: Callable[[int, Sequence[int]], Tensor]
+    on_x0: Callable[[Tensor], None]
 
 
 class ScaleWiseSampler(comfy.samplers.Sampler):
     """Scale-wise sampling (arXiv 2503.16397) as a host SAMPLER, for any guider.
 
+    The size of a step follows from its sigma, so SIGMAS may be cut. A run that ends above 0 returns
+    its clean x0, enlarged to the target; the rest of the SIGMAS, with that as latent_image and the
+    same seed, goes on from it: every step adds its own noise.
+
     Args:
         schedule: gives the scale for each sigma. method: how x0 is enlarged.
         indices: number of each image in its batch; None reads it from the noise.
+        stretch: only this part of the run; without it, all.
     """
 
     def __init__(
@@ -52,8 +85,10 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         schedule: ScaleSchedule,
         method: str = "bicubic",
         indices: tuple[int, ...] | None = None,
+        stretch: Stretch | None = None,
     ):
         self.schedule, self.method, self.indices = schedule, method, indices
+        self.stretch = stretch
 
     def sample(
         self,
@@ -66,12 +101,17 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        """Called by the guider inside its own sample(); noise and latent_image have the target size."""
+        """Called by the guider in its own sample(); noise and latent_image have the target size."""
         target = tuple(noise.shape[-2:])
-        levels = sigmas.tolist()[:-1]
+        *levels, _ = sigmas.tolist()
+        check_run(guider, self.schedule, noise, sigmas.tolist())
+        if not levels:
+            return torch.zeros_like(noise) if latent_image is None else latent_image
         sizes = self.sizes(guider, levels, target)
         seed = extra_args.get("seed") or 0
-        indices = self.indices if self.indices is not None else _host.indices_from_noise(noise, seed)
+        indices = self.indices
+        if indices is None:
+            indices = _host.indices_from_noise(noise, seed)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         model = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         steps = list(sigmas[:-1].unbind())
@@ -79,20 +119,28 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         process = _host.HostProcess(guider.inner_model.model_sampling, begin)
         target_conds = guider.conds
         current: _Scale | None = None
-        drawn = SeededNoise(seed, indices)
+        stretch = self.stretch
+        numbers = step_numbers(levels, self.table(guider))
+        finite = FiniteCheck(levels, sizes)
+
+        def drawn(step: int, shape: Sequence[int]) -> Tensor:
+            if stretch is not None:
+                return stretch.noise(step, shape)
+            return SeededNoise(seed, indices)(numbers[step], shape)
 
         def step_noise(step: int, shape: tuple[int, ...]) -> Tensor:
             nonlocal current
             size = tuple(shape[-2:])
             model.noise = drawn(step, shape).to(noise.device, noise.dtype, non_blocking=True)
             if current is None or current.size != size:
-                image = None if start is None else resample.downscale(start, size)
-                mask = None if denoise_mask is None else resample.downscale(denoise_mask, size)
-                current = _Scale(size, image, mask, target_conds)
+                image = torch.zeros_like(model.noise)
+                if start is not None:
+                    image = resample.downscale(start, size)
+                mask, conds = mask_at(denoise_mask, size), target_conds
                 if size != target:
-                    current.conds = _host.resolve_conds(guider, model.noise, target, image, mask, seed)
-                guider.conds = current.conds
-                model.latent_image = torch.zeros_like(model.noise) if image is None else image
+                    conds = resolve_conds(guider, model.noise, target, image, mask, seed)
+                current = _Scale(size, image, mask, conds)
+                guider.conds, model.latent_image = conds, image
             return model.noise
 
         def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -100,27 +148,38 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
             return model(x_t, sigma.expand(x_t.shape[0]), denoise_mask=current.mask, **extra_args)
 
         def on_step(step: int, x_t: Tensor, x0: Tensor) -> None:
+            finite.add(step, x0)
+            if stretch is not None:
+                stretch.on_x0(x0)
             if callback is not None:
                 callback(step, x0, x_t, len(levels))
 
         first = None if start is None else resample.downscale(start, sizes[0])
-        state = sample_scalewise(
-            denoise,
-            steps,
-            sizes,
-            ScaleState(first),
-            step_noise,
-            process=process,
-            like=noise,
-            upscale=lambda x0, size: resample.upscale(x0, size, self.method),
-            on_step=on_step,
-        )
-        guider.conds = target_conds
+        try:
+            state = sample_scalewise(
+                denoise,
+                steps,
+                sizes,
+                ScaleState(first) if stretch is None or not stretch.state.step else stretch.state,
+                step_noise,
+                process=process,
+                like=noise,
+                until=None if stretch is None else stretch.until,
+                upscale=lambda x0, size: resample.upscale(x0, size, self.method),
+                on_step=on_step,
+            )
+        finally:
+            guider.conds = target_conds
+        finite.raise_if_broken()
         return resample.upscale(state.x0, target, self.method)
 
-    def sizes(self, guider: Any, levels: list[float], target: tuple[int, int]) -> list[tuple[int, int]]:
+    def sizes(
+        self, guider: Any, levels: list[float], target: tuple[int, int]
+    ) -> list[tuple[int, int]]:
         """Latent size of each step; the step that ends at 0 has the target's."""
-        patcher = guider.model_patcher
-        table = _host.schedule_sigmas(patcher, self.schedule).tolist()[:-1]
-        scales = scales_at(levels, table, self.schedule.scales)
-        return latent_sizes(scales, *target, _host.patch_multiple(patcher))
+        scales = scales_at(levels, self.table(guider), self.schedule.scales)
+        return latent_sizes(scales, *target, _host.patch_multiple(guider.model_patcher))
+
+    def table(self, guider: Any) -> list[float]:
+        """The schedule's sigmas in the model's own terms."""
+        return _host.schedule_sigmas(guider.model_patcher, self.schedule).tolist()[:-1]

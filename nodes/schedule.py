@@ -30,26 +30,28 @@ def user_presets() -> dict[str, Preset]:
 def travelling_name(name: str, preset: Preset) -> str:
     """A user's preset as a menu entry that holds its values, so that a shared graph runs anywhere."""
     schedule = preset.schedule
-    scales = " ".join(f"{s:g}" for s in schedule.scales)
-    sigmas = " ".join(f"{s:g}" for s in schedule.sigmas)
+    scales = " ".join(f"{s:.12g}" for s in schedule.scales)
+    sigmas = " ".join(f"{s:.12g}" for s in schedule.sigmas)
     kind = " t" if schedule.sigma_kind == "timestep" else ""
-    return f"{name}: {scales} @{kind} {sigmas}"
+    return f"{name} ({preset.family}): {scales} @{kind} {sigmas}"
 
 
-def read_travelling(value: str) -> ScaleSchedule:
-    """The schedule of such an entry.
+def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
+    """The schedule of such an entry, and the family it is for.
 
     Raises:
         ValueError: if it is neither a preset's name nor such an entry.
     """
-    name, colon, rest = value.partition(": ")
+    title, colon, rest = value.rpartition(": ")
+    name, bracket, family = title.removesuffix(")").rpartition(" (")
+    if not bracket:
+        name, family = title, ""
     scales, at, sigmas = rest.partition(" @")
     if not colon or not at:
         raise ValueError(f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom.")
     kind = "timestep" if sigmas.startswith(" t ") else "flow"
-    return ScaleSchedule(
-        parse_steps(scales, "scales"), parse_steps(sigmas.removeprefix(" t"), "sigmas"), kind, name
-    )
+    levels = parse_steps(sigmas.removeprefix(" t"), "sigmas")
+    return ScaleSchedule(parse_steps(scales, "scales"), levels, kind, name), family
 
 
 def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
@@ -65,6 +67,11 @@ def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
     largest = steps[-1]
     scales = tuple(size / largest for size in steps) if largest > 1 else steps
     kind = "timestep" if max(levels) > 1 else "flow"
+    if kind == "timestep" and levels[0] < 20:
+        raise ValueError(
+            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type timesteps "
+            "up to 1000, such as 1000 800 600 400; the node works out their sigmas."
+        )
     return ScaleSchedule(scales, levels, kind, CUSTOM)
 
 
@@ -85,16 +92,15 @@ def choose(preset: str, family: str, sizes: str, sigmas: str) -> tuple[ScaleSche
             "There is no SwD preset for this model. Choose one of "
             f"{', '.join(known)} if the model is one of these students, or custom."
         )
-    if preset not in known:
-        return read_travelling(preset), None
-    entry = known[preset]
-    same = {entry.family, family} <= {"sd3", "sd35-medium", "sd35-large"}
-    if entry.family != family and not same:
+    entry = known.get(preset)
+    schedule, meant = (entry.schedule, entry.family) if entry else read_travelling(preset)
+    unknown_sd3 = family == "sd3" and meant.startswith("sd35-")
+    if meant not in ("", family) and not unknown_sd3:
         raise ValueError(
-            f"The preset {preset} is for {entry.family} models; the loaded model is "
+            f"The preset {schedule.name} is for {meant} models; the loaded model is "
             f"{family or 'of no family that has SwD students'}. Choose auto."
         )
-    return entry.schedule, entry
+    return schedule, entry
 
 
 def describe(schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `python -m swd_core generate` and `python -m swd_core schedule`."""
+"""The command line: `python -m swd_core` with generate and schedule; draft_cli.py has the rest."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from .distill.commands import add_training_commands
 from .schedule import Preset, ScaleSchedule, presets
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ examples:
       apple_1.png to apple_4.png; the same seed gives the same pictures again
   python -m swd_core generate "happy dog" --size 384x256 --strip
       384 wide, 256 high; a second file ..._strip.png shows what every scale predicted
+  python -m swd_core drafts "red apple" --out apples.png
+      sixteen small drafts on one sheet; finish --pick 3,7 finishes two of them
   python -m swd_core schedule
       the schedules this pack knows
   python -m swd_core schedule --preset flux-4 --size 1344x768
@@ -310,6 +313,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", metavar="PX|WxH", help="size of the finished picture (the preset's own)"
     )
     s.set_defaults(run=run_schedule)
+
+    from .draft_cli import add_commands  # it uses this module
+
+    add_commands(commands)
+    add_training_commands(commands, refusing, print)
     return parser
 
 

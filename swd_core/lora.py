@@ -1,4 +1,4 @@
-"""SwD students as published (PEFT LoRA files) -> the host's keys, or merged into SD3-type weights."""
+"""SwD students as published (PEFT LoRA) -> the host's keys, or merged into SD3-type weights."""
 
 import json
 import math
@@ -6,23 +6,25 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
-FAMILIES = {"sd3": "SD3.5", "flux": "FLUX.1", "sdxl": "SDXL"}
+from .lora_config import CONFIG_NAME, LoraConfig, header_config, read_config
+from .lora_names import FAMILIES, base_title, family_of, host_names, is_text_encoder, part_of
 
-_DOWN = re.compile(r"\.(?:lora_A|lora_down|lora\.down)(?:\.default)?\.weight$")
-_UP_OF = {
-    "lora_A": "lora_B",
-    "lora_down": "lora_up",
-    "lora.down": "lora.up",
-}
-_PREFIXES = ("base_model.model.", "transformer.", "unet.", "diffusion_model.")
+WEIGHTS_NAME = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+_DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 
 # diffusers' SD3 module -> the host's layer and which part of it (a fused layer has several).
 _SD3_LAYERS = {
@@ -70,11 +72,30 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class SwDLora:
-    """A student: its layers by diffusers module name, the family it was made for, its header."""
+    """A student: its layers by module name, the family it was made for, its header.
+
+    scaling: where the layers' alpha comes from.
+    """
 
     layers: dict[str, LoraLayer]
     family: str
     metadata: dict[str, str] = field(default_factory=dict)
+    scaling: str = "alpha = rank"
+
+    @property
+    def title(self) -> str:
+        """The base it was made for, such as "SD3.5 Medium"."""
+        return base_title(self.family, _widths(self.layers))
+
+    @property
+    def ranks(self) -> str:
+        """"rank 64", or "ranks 4 to 64" where they differ."""
+        found = sorted({layer.rank for layer in self.layers.values()})
+        return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]} to {found[-1]}"
+
+
+def _widths(layers: Mapping[str, LoraLayer]) -> dict[str, int]:
+    return {module: math.prod(layer.down.shape[1:]) for module, layer in layers.items()}
 
 
 def weights_path(path: Path) -> Path:
@@ -86,123 +107,137 @@ def weights_path(path: Path) -> Path:
     path = Path(path)
     file = path / WEIGHTS_NAME if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"There is no LoRA file {file}. Give a .safetensors file or a PEFT folder.")
+        raise FileNotFoundError(
+            f"There is no LoRA file {file}. Give a .safetensors file or a PEFT folder."
+        )
     return file
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file, checked."""
+def _read_parts(file: Path) -> tuple[dict[tuple[str, str], Tensor], dict[str, str], bool]:
+    """LoRA tensors by (module, part), the header, and whether PEFT wrote the file; all checked."""
     try:
         with safe_open(file, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
+            keys = list(opened.keys())
+            parts = {key: part for key in keys if (part := part_of(key)) is not None}
+            tensors = {key: opened.get_tensor(key) for key in parts}
+            metadata = dict(opened.metadata() or {})
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(
             f"{file.name} is not a whole safetensors file ({error}). Download it again."
         ) from error
-    for key, value in tensors.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{file.name}: {key} holds {value.dtype}; LoRA weights are floating-point.")
-        if not value.float().isfinite().all():
-            raise ValueError(f"{file.name}: {key} holds NaN or infinite values. Download it again.")
-    return tensors, metadata
+    if not parts:
+        raise ValueError(
+            f"{file.name} holds no LoRA layers (no lora_A/lora_B or lora_down/lora_up pairs)."
+        )
+    strange = next((key for key in keys if key not in parts), None)
+    if strange is not None:
+        raise ValueError(
+            f"{file.name}: {strange} is neither a LoRA matrix nor an alpha, so the file can't be "
+            "applied as a whole. SwD students are plain LoRAs: no DoRA, LoHa or full weights."
+        )
+    found: dict[tuple[str, str], Tensor] = {}
+    for key, part in parts.items():
+        _check_tensor(file, key, tensors[key])
+        if part in found:
+            raise ValueError(f"{file.name} holds the layer {part[0]} twice.")
+        found[part] = tensors[key]
+    return found, metadata, any(key.startswith(PEFT_PREFIX) for key in parts)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """adapter_config.json beside a PEFT file; {} where there is none."""
-    path = file.with_name(CONFIG_NAME)
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} beside {file.name} can't be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path.name} beside {file.name} must be a JSON object.")
-    return config
+def _check_tensor(file: Path, key: str, value: Tensor) -> None:
+    if key.endswith(".alpha"):
+        if value.numel() != 1 or value.is_complex():
+            shape = tuple(value.shape)
+            raise ValueError(f"{file.name}: {key} must be one real number, not {shape}.")
+    elif value.dtype not in _DTYPES:
+        raise ValueError(
+            f"{file.name}: {key} holds {value.dtype}; LoRA weights are floating-point."
+        )
+    if not value.float().isfinite().all():
+        raise ValueError(f"{file.name}: {key} holds NaN or infinite values. Download it again.")
 
 
-def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
-    """PEFT's rule: a pattern matches the whole module name or its end after a dot."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def family_of(modules: list[str]) -> str:
-    """Which base a set of diffusers module names belongs to.
-
-    Raises:
-        ValueError: if it is none of FAMILIES.
-    """
-    text = "\n".join(modules)
-    if "single_transformer_blocks" in text:
-        return "flux"
-    if re.search(r"(^|\n)transformer_blocks\.\d+\.", text):
-        return "flux" if re.search(r"norm1\.linear$", text) and "img_" in text else "sd3"
-    if "down_blocks" in text or "mid_block" in text:
-        return "sdxl"
-    raise ValueError(
-        f"These LoRA layers ({', '.join(modules[:3])}, ...) belong to none of "
-        f"{', '.join(FAMILIES.values())}."
-    )
+def _is_pair(down: Tensor | None, up: Tensor | None) -> bool:
+    """Whether `up @ down` is an update: 2-D, or a convolution's with a 1x1 `up`."""
+    if down is None or up is None or down.ndim not in (2, 4) or up.ndim not in (2, 4):
+        return False
+    whole = down.numel() > 0 and up.numel() > 0
+    return whole and up.shape[1] == down.shape[0] and math.prod(up.shape[2:]) == 1
 
 
 def read_lora(path: Path) -> SwDLora:
-    """Reads a published student, or a diffusers-style LoRA.
+    """Reads a published student (PEFT), or a kohya- or diffusers-style LoRA.
 
     Args:
         path: adapter_model.safetensors, the folder with it, or a renamed copy. An
-            adapter_config.json beside it gives alpha and rank (patterns and rsLoRA too); without
-            one, and without alpha tensors, alpha equals the rank.
+            adapter_config.json beside a PEFT file gives alpha and rank (patterns and rsLoRA too),
+            newer diffusers files hold the same in their header; without either, and without alpha
+            tensors, alpha equals the rank.
 
     Raises:
         FileNotFoundError: if there is no such file. ValueError: if it is damaged, has no LoRA
-            layers, or is for none of the known families.
+            layers or more than those, or is for none of the known families.
     """
     file = weights_path(path)
-    tensors, metadata = _read_tensors(file)
-    config = _read_config(file)
-    layers: dict[str, LoraLayer] = {}
-    for key, down in tensors.items():
-        found = _DOWN.search(key)
-        if found is None:
-            continue
-        stem = key[: found.start()]
-        ending = found.group()
-        for name, opposite in _UP_OF.items():
-            ending = ending.replace(name, opposite) if name in found.group() else ending
-        up = tensors.get(stem + ending)
-        if up is None or up.ndim < 2 or down.ndim < 2 or up.shape[1] != down.shape[0]:
-            raise ValueError(f"{file.name}: {stem} has no matching pair of low-rank matrices.")
-        module = stem
-        for prefix in _PREFIXES:
-            module = module.removeprefix(prefix)
-        layers[module] = LoraLayer(down, up, _scale(tensors, config, stem, module, down.shape[0]))
-    if not layers:
-        raise ValueError(f"{file.name} holds no LoRA layers (no lora_A/lora_B or lora_down/lora_up pairs).")
-    return SwDLora(layers, family_of(list(layers)), dict(metadata))
+    parts, metadata, is_peft = _read_parts(file)
+    modules = list(dict.fromkeys(module for module, _ in parts))
+    texts = [module for module in modules if is_text_encoder(module)]
+    if texts:
+        raise ValueError(
+            f"{file.name} also changes the text encoder ({texts[0]}), which no SwD student does. "
+            "Use ComfyUI's own Load LoRA node for it."
+        )
+    for module in modules:
+        if not _is_pair(parts.get((module, "down")), parts.get((module, "up"))):
+            raise ValueError(f"{file.name}: {module} has no matching pair of low-rank matrices.")
+    ranks = {module: parts[module, "down"].shape[0] for module in modules}
+    config, scaling = _config_of(file, metadata, ranks, is_peft)
+    layers = {}
+    for module, rank in ranks.items():
+        alpha = parts.get((module, "alpha"))
+        scale = config.scale(module, rank) if alpha is None else float(alpha) / rank
+        layers[module] = LoraLayer(parts[module, "down"], parts[module, "up"], scale)
+    if any(part == "alpha" for _, part in parts):
+        scaling = "alpha from the file"
+    try:
+        family = family_of(_widths(layers))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is no LoRA for an SwD model: {error}.") from error
+    return SwDLora(layers, family, metadata, scaling)
 
 
-def _scale(tensors: dict[str, Tensor], config: dict[str, Any], stem: str, module: str, rank: int) -> float:
-    """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-    if f"{stem}.alpha" in tensors:
-        return float(tensors[f"{stem}.alpha"]) / rank
-    alpha = _pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _config_of(
+    file: Path, metadata: dict[str, str], ranks: dict[str, int], is_peft: bool
+) -> tuple[LoraConfig, str]:
+    """What scales the layers, and where that comes from.
+
+    A renamed file may lie beside another file's adapter_config.json: one with other ranks isn't
+    its own.
+    """
+    config = read_config(file) if is_peft else None
+    if config is not None and config.fits(ranks):
+        return config, f"alpha from {CONFIG_NAME}"
+    if config is not None and file.name == WEIGHTS_NAME:
+        raise ValueError(
+            f"{CONFIG_NAME} beside {file.name} is for a LoRA of other ranks. Download both again."
+        )
+    config = header_config(metadata)
+    if config is not None:
+        return config, "alpha from the file"
+    return LoraConfig(), "alpha = rank"
 
 
-def host_name(family: str, module: str) -> str:
-    """The name under which the host's own LoRA loader knows a diffusers module."""
-    return "lora_unet_" + module.replace(".", "_") if family == "sdxl" else f"transformer.{module}"
+def to_host_state_dict(
+    lora: SwDLora, names: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
+    """The student under the keys the host's own LoRA loader knows, alpha included.
 
-
-def to_host_state_dict(lora: SwDLora) -> dict[str, Tensor]:
-    """The student under the keys the host's own LoRA loader knows for its family, alpha included."""
+    Args:
+        names: the host's name of each module where it isn't the family's usual one.
+    """
     state = {}
     for module, layer in lora.layers.items():
-        stem = host_name(lora.family, module)
+        stem = (names or {}).get(module) or host_names(lora.family, module)[0]
         state[f"{stem}.lora_down.weight"] = layer.down
         state[f"{stem}.lora_up.weight"] = layer.up
         state[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank)
@@ -222,7 +257,9 @@ def sd3_target(module: str) -> tuple[str, int, int]:
     return f"joint_blocks.{found.group(1)}.{layer}.weight", part, parts
 
 
-def merge_sd3(state: Mapping[str, Tensor], lora: SwDLora, strength: float = 1.0) -> dict[str, Tensor]:
+def merge_sd3(
+    state: Mapping[str, Tensor], lora: SwDLora, strength: float = 1.0
+) -> dict[str, Tensor]:
     """Adds a student to SD3-type weights in the host's format.
 
     Args:
@@ -232,18 +269,26 @@ def merge_sd3(state: Mapping[str, Tensor], lora: SwDLora, strength: float = 1.0)
         ValueError: if the student is for another family, or a layer does not fit.
     """
     if lora.family != "sd3":
-        raise ValueError(f"This LoRA was made for {FAMILIES[lora.family]}, not for an SD3-type model.")
+        raise ValueError(
+            f"This LoRA was made for {FAMILIES[lora.family]}, not for an SD3-type model."
+        )
     merged = dict(state)
     for module, layer in lora.layers.items():
         key, part, parts = sd3_target(module)
         delta = layer.delta()
-        if key not in merged or merged[key].shape[0] != parts * delta.shape[0] or merged[key].shape[1:] != delta.shape[1:]:
+        if (
+            key not in merged
+            or merged[key].shape[0] != parts * delta.shape[0]
+            or merged[key].shape[1:] != delta.shape[1:]
+        ):
             have = tuple(merged[key].shape) if key in merged else "nothing"
-            raise ValueError(f"LoRA layer {module} {tuple(delta.shape)} does not fit the base ({have} at {key}).")
+            raise ValueError(
+                f"LoRA layer {module} {tuple(delta.shape)} does not fit the base ({have} at {key})."
+            )
         weight = merged[key].float().clone()
         rows = delta.shape[0]
         if module.endswith("norm1_context.linear") and delta.shape[0] == 2 * delta.shape[1]:
-            # The last block's context norm has (scale, shift) in diffusers, (shift, scale) in the host.
+            # The last context norm is (scale, shift) in diffusers, (shift, scale) in the host.
             delta = torch.cat(delta.chunk(2)[::-1])
         weight[part * rows : (part + 1) * rows] += strength * delta.to(weight.device)
         merged[key] = weight.to(merged[key].dtype)

@@ -262,7 +262,7 @@ def read_presets(path: Path) -> tuple[dict[str, Preset], list[str]]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, [f"{path.name} can't be read as JSON: {error}"]
     if not isinstance(entries, dict):
         return {}, [

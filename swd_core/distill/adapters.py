@@ -29,7 +29,8 @@ class SwitchedLinear(nn.Module):
         y = self.base(x)
         if self.active is None:
             return y
-        return y + (x @ self.down[self.active].T) @ self.up[self.active].T
+        down, up = self.down[self.active].to(x.dtype), self.up[self.active].to(x.dtype)
+        return y + (x @ down.T) @ up.T
 
 
 def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:

@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (https://kellerjordan.github.io/posts/muon/).
 
     Args:
-        lr: step in units of AdamW's typical update size (RMS 0.2 per element), so AdamW rates fit.
+        lr: each element moves by 0.4 lr (RMS), twice AdamW's typical step, so AdamW's rates fit.
     """
 
     def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
-                update = orthogonalise(update) * (0.2 * max(update.shape) ** 0.5)
+                update = orthogonalise(update) * (0.4 * max(update.shape) ** 0.5)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.view_as(p), alpha=-group["lr"])
 

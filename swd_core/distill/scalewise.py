@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..process import FlowMatching
+from ..process import FlowMatching, Process
 from ..resample import upscale
 
 PROCESS = FlowMatching()
@@ -13,28 +13,39 @@ PROCESS = FlowMatching()
 
 @dataclass(frozen=True)
 class Interval:
-    """One step of the schedule in latent units: its size, its noise level, the size before it."""
+    """One step of the schedule in latent units: its size, its noise level, the size before it.
+
+    bucket: the finished size's name in prepared data; several aspect ratios may share small sizes.
+    """
 
     size: tuple[int, int]
     sigma: float
     previous: tuple[int, int] | None
+    bucket: str = ""
 
 
-def intervals(sizes: list[tuple[int, int]], sigmas: tuple[float, ...]) -> list[Interval]:
+def intervals(
+    sizes: list[tuple[int, int]], sigmas: tuple[float, ...], bucket: str = ""
+) -> list[Interval]:
     """Pairs each step's size with the one before it; the first has none."""
     before: list[tuple[int, int] | None] = [None, *sizes[:-1]]
-    return [Interval(s, sigma, b) for s, sigma, b in zip(sizes, sigmas, before, strict=True)]
+    steps = zip(sizes, sigmas, before, strict=True)
+    return [Interval(size, sigma, previous, bucket) for size, sigma, previous in steps]
 
 
 def student_input(
-    interval: Interval, x0: Tensor, x0_previous: Tensor | None, noise: Tensor
+    interval: Interval,
+    x0: Tensor,
+    x0_previous: Tensor | None,
+    noise: Tensor,
+    process: Process = PROCESS,
 ) -> Tensor:
     """x_t that the student is trained on (arXiv 2503.16397, section 3.2).
 
     Args:
         x0: real latents (B, C, H, W) at the interval's size.
         x0_previous: the same pictures encoded at the size before; unused by the first interval.
-        noise: standard normal, the shape of x0.
+        noise: standard normal, the shape of x0. process: the model's own; flow matching by default.
     """
     if interval.previous is None or x0_previous is None:
         start = x0
@@ -42,7 +53,7 @@ def student_input(
         start = x0_previous
     else:
         start = upscale(x0_previous, interval.size)
-    return PROCESS.add_noise(start, noise, interval.sigma)
+    return process.add_noise(start, noise, interval.sigma)
 
 
 def uniform_sigma(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

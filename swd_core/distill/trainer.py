@@ -1,77 +1,27 @@
 """Distils a teacher into a scale-wise student (arXiv 2503.16397, section 4): MMD + DMD + GAN."""
 
 import logging
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..process import VarianceExploding
 from .adapters import adapter, adapter_parameters, adapter_state
 from .checkpoint import load_checkpoint, save_checkpoint
+from .interface import Batches, Conditioning, DistillConfig, DistillModel
 from .losses import dmd_loss, gan_head_loss, gan_student_loss, mmd_loss
+from .precision import fast_autocast
 from .scalewise import PROCESS, Interval, student_input, uniform_sigma
+from .world import World
 
 log = logging.getLogger(__name__)
-Conditioning = tuple[Tensor, ...]
-
-
-class DistillModel(Protocol):
-    """What the trainer needs of a model; adapters 'student' and 'fake' are already in `module`."""
-
-    module: nn.Module
-    width: int
-
-    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """x0 from x_t with the active adapter."""
-
-    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """Tokens (B, N, width) of the middle block with the active adapter."""
-
-    def predict_with_features(
-        self, x: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """Both from one pass."""
-
-
-class Batches(Protocol):
-    """Draws training data for one interval."""
-
-    def draw(
-        self, interval: Interval, count: int, rng: random.Random
-    ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        """Real latents at the interval's size, at the size before, and their conditioning."""
-
-    def unconditional(self, count: int) -> Conditioning:
-        """Conditioning of the empty prompt."""
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Weights and rates; the defaults are the paper's ratios at a rate that suits small models."""
-
-    mmd: float = 1.0
-    dmd: float = 1.0
-    gan: float = 5e-3
-    gan_head: float = 1e-2
-    kernel: str = "linear"
-    mmd_per_batch: bool = False
-    mmd_sigma: tuple[float, float] = (0.0, 0.6)
-    dmd_sigma: tuple[float, float] = (0.02, 0.8)
-    guidance: float = 4.5
-    fake_steps: int = 2
-    lr: float = 5e-4
-    lr_fake: float = 1e-3
-    batch_tokens: int = 4096
-    clip: float = 1.0
-    ema: float = 0.995
-    warmup: int = 50
-    seed: int = 0
 
 
 def discriminator_head(width: int, layers: int = 4) -> nn.Sequential:
@@ -82,6 +32,18 @@ def discriminator_head(width: int, layers: int = 4) -> nn.Sequential:
         for a, b in zip(widths, widths[1:], strict=False)
     ]
     return nn.Sequential(*parts)
+
+
+@contextmanager
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Runs the body without gradients for `parameters`."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 @dataclass
@@ -95,12 +57,15 @@ class Trainer:
     patch: int = 2
     step: int = 0
     seconds: float = 0.0
+    world: World = field(default_factory=World)
     _sums: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)
         module = self.model.module
-        self.head = discriminator_head(self.model.width)
+        self.device = next(module.parameters()).device
+        self.process = getattr(self.model, "process", PROCESS)
+        self.head = discriminator_head(self.model.width).to(self.device)
         self.student = adapter_parameters(module, "student")
         self.fake = [*adapter_parameters(module, "fake"), *self.head.parameters()]
         self.optimiser = torch.optim.AdamW(
@@ -121,25 +86,45 @@ class Trainer:
         if self.needs_fake:
             for _ in range(self.config.fake_steps):
                 self._fake_step(rng, generator)
-        interval = rng.choice(self.steps)
-        real, fake, text = self._generate(interval, rng, generator)
-        losses = self._student_losses(real, fake, text, generator)
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"The loss is not finite at step {self.step} ({losses}). The last checkpoint is "
-                "whole: resume from it with a lower rate."
-            )
+        sums: dict[str, float] = {}
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.student, self.config.clip)
-        self.optimiser.step()
+        with frozen(self.fake):
+            for _ in range(self.config.accumulate):
+                with self._autocast():
+                    real, fake, text = self._generate(self._interval(rng), rng, generator)
+                    losses = self._student_losses(real, fake, text, generator)
+                    total = sum(losses.values()) / self.config.accumulate
+                total.backward()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item() / self.config.accumulate
+        self._descend(self.optimiser, self.student, sums)
         self.step += 1
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.student], 1 - decay)
-        for name, value in losses.items():
-            self._note(name, value.item())
+        for name, value in sums.items():
+            self._note(name, value)
+
+    def _autocast(self) -> AbstractContextManager:
+        return fast_autocast(self.device) if self.config.autocast else nullcontext()
+
+    def _interval(self, rng: random.Random) -> Interval:
+        steps = getattr(self.batches, "steps", None)
+        return rng.choice(self.steps if steps is None else steps(rng))
+
+    def _descend(
+        self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: dict
+    ) -> None:
+        """Averages the gradients over the processes, checks, clips and steps."""
+        self.world.average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if not torch.isfinite(norm) or not math.isfinite(sum(losses.values())):
+            shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite at step {self.step} ({shown}). The last "
+                "checkpoint is whole: resume from it with a lower rate."
+            )
+        optimiser.step()
 
     def _generate(
         self, interval: Interval, rng: random.Random, generator: torch.Generator
@@ -147,19 +132,32 @@ class Trainer:
         """Real latents of an interval, the student's prediction for them, their conditioning."""
         height, width = interval.size
         count = max(2, self.config.batch_tokens * self.patch**2 // (height * width))
-        real, previous, text = self.batches.draw(interval, count, rng)
-        noise = torch.randn(real.shape, generator=generator)
-        x_t = student_input(interval, real, previous, noise)
+        total, extra = count * self.world.size, {}
+        if self.world.size > 1:
+            extra["part"] = self.world.part(total)
+        real, previous, text = self.batches.draw(interval, total, rng, **extra)
+        noise = self._noise(real, generator)
+        x_t = student_input(interval, real, previous, noise, self.process)
+        sigma = torch.full((count,), interval.sigma, device=self.device)
         with adapter(self.model.module, "student"):
-            x0 = self.model.predict(x_t, torch.full((count,), interval.sigma), text)
+            x0 = self.model.predict(x_t, sigma, text)
         return real, x0, text
+
+    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """This process's share of the whole batch's noise."""
+        total = len(like) * self.world.size
+        noise = torch.randn((total, *like.shape[1:]), generator=generator)
+        return noise[self.world.part(total)].to(like.device)
 
     def _renoise(self, low_high: tuple[float, float], generator: torch.Generator, *latents: Tensor):
         """The latents at one common random level with common noise, and that level."""
-        sigma = uniform_sigma(latents[0].shape[0], *low_high, generator)
-        noise = torch.randn(latents[0].shape, generator=generator)
+        total = len(latents[0]) * self.world.size
+        sigma = uniform_sigma(total, *low_high, generator)[self.world.part(total)].to(self.device)
+        if hasattr(self.model, "level"):
+            sigma = self.model.level(sigma)
+        noise = self._noise(latents[0], generator)
         level = sigma.view(-1, *[1] * (noise.ndim - 1))
-        return sigma, [PROCESS.add_noise(x, noise, level) for x in latents]
+        return sigma, [self.process.add_noise(x, noise, level) for x in latents]
 
     def _student_losses(
         self, real: Tensor, x0: Tensor, text: Conditioning, generator: torch.Generator
@@ -171,18 +169,14 @@ class Trainer:
                 with adapter(module, None):
                     guided = self.model.predict(noisy, sigma, text)
                     if c.guidance != 1.0:
-                        plain = self.model.predict(
-                            noisy, sigma, self.batches.unconditional(len(x0))
-                        )
+                        empty = (*self.batches.unconditional(len(x0)), *text[2:])
+                        plain = self.model.predict(noisy, sigma, empty)
                         guided = plain + c.guidance * (guided - plain)
-                with adapter(module, "fake"):
-                    fake = self.model.predict(noisy, sigma, text)
+            fake, tokens = self._fake_score(noisy, sigma, text)
             if c.dmd:
                 losses["dmd"] = c.dmd * dmd_loss(x0, guided, fake)
             if c.gan:
-                with adapter(module, "fake"):
-                    tokens = self.model.features(noisy, sigma, text)
-                losses["gan"] = c.gan * gan_student_loss(self.head(tokens.mean(1)))
+                losses["gan"] = c.gan * gan_student_loss(self.head(tokens.float().mean(1)))
         if c.mmd:
             sigma, (noisy_real, noisy) = self._renoise(c.mmd_sigma, generator, real, x0)
             with adapter(module, "fake" if self.needs_fake else None):
@@ -192,25 +186,50 @@ class Trainer:
             losses["mmd"] = c.mmd * mmd_loss(wanted, tokens, c.kernel, c.mmd_per_batch)
         return losses
 
+    def _fake_score(
+        self, noisy: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor | None]:
+        """The fake score's x0, without gradient, and its middle tokens, with it."""
+        model = self.model
+        with adapter(model.module, "fake"):
+            if self.config.gan and self.config.dmd and hasattr(model, "score_with_features"):
+                return model.score_with_features(noisy, sigma, text)
+            with torch.no_grad():
+                fake = model.predict(noisy, sigma, text)
+            return fake, model.features(noisy, sigma, text) if self.config.gan else None
+
     def _fake_step(self, rng: random.Random, generator: torch.Generator) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
-        interval = rng.choice(self.steps)
+        self.optimiser_fake.zero_grad(set_to_none=True)
+        sums = {"fake": 0.0}
+        for _ in range(self.config.accumulate):
+            with self._autocast():
+                losses = self._fake_losses(rng, generator)
+                sum(losses.values()).div(self.config.accumulate).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / self.config.accumulate
+        self._descend(self.optimiser_fake, self.fake, sums)
+        sums["fake"] = sum(sums.values())
+        if self.config.gan:
+            sums["head"] /= self.config.gan_head
+        for name, value in sums.items():
+            self._note(name, value)
+
+    def _fake_losses(self, rng: random.Random, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.no_grad():
-            real, x0, text = self._generate(interval, rng, generator)
+            real, x0, text = self._generate(self._interval(rng), rng, generator)
         sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), generator, x0, real)
         with adapter(self.model.module, "fake"):
             predicted, tokens = self.model.predict_with_features(noisy, sigma, text)
-            loss = F.mse_loss(predicted.float(), x0.float())
+            error = predicted.float() - x0.float()
+            if isinstance(self.process, VarianceExploding):  # in units of the noise
+                error = error / sigma.view(-1, *[1] * (error.ndim - 1)).clamp(min=1e-2)
+            losses = {"fake": error.square().mean()}
             if self.config.gan:
                 wanted = self.model.features(noisy_real, sigma, text)
-                head = gan_head_loss(self.head(wanted.mean(1)), self.head(tokens.mean(1)))
-                self._note("head", head.item())
-                loss = loss + self.config.gan_head * head
-        self.optimiser_fake.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.fake, self.config.clip)
-        self.optimiser_fake.step()
-        self._note("fake", loss.item())
+                logits = [self.head(t.float().mean(1)) for t in (wanted, tokens)]
+                losses["head"] = self.config.gan_head * gan_head_loss(*logits)
+        return losses
 
     def _note(self, name: str, value: float) -> None:
         self._sums.setdefault(name, []).append(value)
@@ -263,6 +282,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "config": asdict(self.config),
+                "sums": self._sums,
             },
         )
 
@@ -279,6 +299,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self._sums = state.get("sums", {})
         log.info("resumed at step %d, %.1f min", self.step, self.seconds / 60)
 
     def averaged_student(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -63,7 +63,14 @@ def shifted(steps: int) -> tuple[float, ...]:
 def ways(guidance: float) -> list[Way]:
     scalewise = STUDENTS["scalewise4"]
     return [
-        Way(f"teacher, 25 steps, guidance {guidance:g}", "", (SIDE,) * 25, shifted(25), guidance, True),
+        Way(
+            f"teacher, 25 steps, guidance {guidance:g}",
+            "",
+            (SIDE,) * 25,
+            shifted(25),
+            guidance,
+            True,
+        ),
         Way("teacher, 4 full-size steps", "", (SIDE,) * 4, SIGMAS),
         Way("teacher, 2 full-size steps", "", (SIDE,) * 2, FULL2),
         Way("teacher, sampled scale-wise", "", *scalewise),
@@ -74,7 +81,9 @@ def ways(guidance: float) -> list[Way]:
     ]
 
 
-def euler(denoise: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], noise: Tensor) -> Tensor:
+def euler(
+    denoise: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], noise: Tensor
+) -> Tensor:
     """Plain Euler steps of the flow, the teacher's own sampler."""
     x = noise
     for sigma, after in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
@@ -84,7 +93,9 @@ def euler(denoise: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], 
 
 
 @torch.inference_mode()
-def generate(model: EmojiStudent, way: Way, text: TextConditioning, seed: int, indices: range) -> Tensor:
+def generate(
+    model: EmojiStudent, way: Way, text: TextConditioning, seed: int, indices: range
+) -> Tensor:
     """Latents (B, 16, 32, 32): row k is image indices[k] of `seed`, for row k of `text`."""
     denoise = model.denoiser(text, guidance=way.guidance)
     noise = SeededNoise(seed, tuple(indices))
@@ -92,8 +103,14 @@ def generate(model: EmojiStudent, way: Way, text: TextConditioning, seed: int, i
     if way.euler:
         return euler(denoise, way.sigmas, noise(0, like.shape))
     return sample_scalewise(
-        denoise, way.sigmas, [(s, s) for s in way.sides], ScaleState(), noise,
-        process=FlowMatching(), like=like, upscale=upscale,
+        denoise,
+        way.sigmas,
+        [(s, s) for s in way.sides],
+        ScaleState(),
+        noise,
+        process=FlowMatching(),
+        like=like,
+        upscale=upscale,
     ).x0
 
 
@@ -137,7 +154,9 @@ def measure(
             ssim.append(kornia.metrics.ssim(a, b, 11).mean((1, 2, 3)))
             ratios.append(torch.tensor(top_octave_ratio(grey(images), grey(real))))
             made.append(latents)
-        spread.append(torch.stack(made).std(0).mean((1, 2, 3)) if seeds > 1 else torch.zeros(len(part)))
+        spread.append(
+            torch.stack(made).std(0).mean((1, 2, 3)) if seeds > 1 else torch.zeros(len(part))
+        )
     images = len(chosen) * seeds
     return {
         "retrieval": round(hits / images, 4),
@@ -162,14 +181,20 @@ def sheet(model: EmojiStudent, way: Way, path: Path, count: int = 64, seed: int 
     tiles = []
     for part in [chosen[i : i + 8] for i in range(0, count, 8)]:
         text = model.encode([catalogue()[i]["name"] for i in part])
-        tiles.append(model.decode(generate(model, way, text, seed, range(part[0], part[0] + len(part)))))
-    images = F.interpolate(rearrange(torch.cat(tiles), "b h w c -> b c h w"), size=(160, 160), mode="area")
+        tiles.append(
+            model.decode(generate(model, way, text, seed, range(part[0], part[0] + len(part))))
+        )
+    images = F.interpolate(
+        rearrange(torch.cat(tiles), "b h w c -> b c h w"), size=(160, 160), mode="area"
+    )
     columns, cell = 8, (160, 176)
     picture = Image.new("RGB", (columns * cell[0], (count // columns) * cell[1]), "white")
     draw = ImageDraw.Draw(picture)
     for k, (i, image) in enumerate(zip(chosen, images, strict=True)):
         x, y = k % columns * cell[0], k // columns * cell[1]
-        picture.paste(Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y))
+        picture.paste(
+            Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y)
+        )
         draw.text((x + 80, y + 160), catalogue()[i]["name"][:26], "black", anchor="mt")
     picture.save(path)
 
@@ -183,12 +208,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
     parser.add_argument("--run", type=Path, default=Path("runs/emoji"))
-    parser.add_argument("--prompts", type=int, default=10_000, help="how many training prompts; all by default")
+    parser.add_argument(
+        "--prompts", type=int, default=10_000, help="how many training prompts; all by default"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=3.0, help="of the 25-step teacher")
     parser.add_argument("--only", nargs="*", help="parts of the titles of the rows to measure")
-    parser.add_argument("--out", type=Path, help="JSON that collects the rows; measured ones are not run again")
+    parser.add_argument(
+        "--out", type=Path, help="JSON that collects the rows; measured ones are not run again"
+    )
     parser.add_argument("--sheets", type=Path, help="folder for the sheets of 64 pictures")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -200,7 +229,9 @@ def main() -> None:
         if not known or (a.only and not any(part in way.title for part in a.only)):
             continue
         if way.title not in table:
-            table[way.title] = measure(a.run, way, bank, pictures, min(a.prompts, len(bank)), a.seeds, a.batch)
+            table[way.title] = measure(
+                a.run, way, bank, pictures, min(a.prompts, len(bank)), a.seeds, a.batch
+            )
         log.info("%s", row(way, table[way.title]))
         if a.out:
             a.out.write_text(json.dumps(table, indent=1) + "\n")

@@ -45,7 +45,7 @@ class EmojiModel:
         self.process = FlowMatching()
 
     def _walk(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool):
-        context, tokens, c = self.module.embed(x, sigma, *text)
+        context, tokens, c = self.module.embed(x, sigma, *text[:2])
         middle = tokens
         for i, block in enumerate(self.module.joint_blocks):
             context, tokens = block(context, tokens, c)

@@ -16,9 +16,11 @@ from ..distill.average import ema_of
 from ..distill.checkpoint import load_checkpoint, save_checkpoint
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
+from ..distill.stopping import stoppable
 from .autoencoder import Autoencoder
 from .latents import LATENT_SIDES, PromptSampler, load_latents, prepare_latents
 from .model import MMDiT
+from .student import MODEL_FILE, TEXT_FILE
 from .text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
 
 log = logging.getLogger(__name__)
@@ -53,9 +55,12 @@ def sample_sigma(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def side_weights(progress: float) -> list[float]:
-    """Small sizes first, then all of them."""
-    small = max(0.0, 1 - 2 * progress)
-    return [0.2 + 0.6 * small, 0.2, 0.2, 0.4 * (1 - 0.8 * small)]
+    """How often each size is trained: nearly always the smallest first, then all of them.
+
+    What a prompt looks like is learned at the smallest size, where a picture costs a fifth.
+    """
+    later = min(1.0, max(0.0, (progress - 0.5) / 0.15))
+    return [0.85 - 0.65 * later, *(0.05 + (w - 0.05) * later for w in (0.2, 0.2, 0.4))]
 
 
 def train(
@@ -67,17 +72,26 @@ def train(
     tokens: int = 4096,
     decay: float = 0.25,
     seed: int = 0,
+    weights: Path | None = None,
 ) -> None:
     """Trains for `minutes` of wall time in all; resumes where a killed run stopped.
 
     Args:
         tokens: picture tokens per step, which fixes the batch at each size.
         decay: share of the time over which the rate falls to zero.
+        weights: folder of an exported teacher to begin from, with a new optimiser.
     """
     vocabulary = build_vocabulary()
     prompts = PromptSampler(EmojiTokenizer(vocabulary))
     torch.manual_seed(seed)
     model = Teacher(len(vocabulary), depth)
+    if weights is not None:
+        model.text.load_state_dict(
+            {k: v.float() for k, v in load_file(weights / TEXT_FILE).items()}
+        )
+        model.model.load_state_dict(
+            {k: v.float() for k, v in load_file(weights / MODEL_FILE).items()}
+        )
     average = ema_of(model, 0.997)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01, adamw_only=NOT_MUON)
     path = out / "teacher.pt"
@@ -92,41 +106,46 @@ def train(
     start = time.monotonic() - spent
     sums = {side: [0.0, 0] for side in LATENT_SIDES}
     images, last_save = 0, time.monotonic()
-    while (elapsed := time.monotonic() - start) < 60 * minutes:
-        progress = elapsed / (60 * minutes)
-        rng = random.Random(seed * 1_000_003 + step)
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        optimiser.set_lr(min(1.0, (step + 1) / 200, max(0.02, (1 - progress) / decay)))
-        side = rng.choices(LATENT_SIDES, side_weights(progress))[0]
-        batch = tokens // (side // 2) ** 2
-        chosen = torch.randint(len(latents[side]), (batch,), generator=generator)
-        x0 = latents[side][chosen]
-        noise = torch.randn(x0.shape, generator=generator)
-        sigma = sample_sigma(batch, side, generator)
-        level = sigma[:, None, None, None]
-        ids = prompts.batch(chosen, rng, dropout=0.1)
-        with fast_autocast():
-            velocity = model((1 - level) * x0 + level * noise, sigma, ids)
-        loss = F.mse_loss(velocity.float(), noise - x0)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update_parameters(model)
-        step += 1
-        images += batch
-        sums[side][0] += loss.item()
-        sums[side][1] += 1
-        if step % 50 == 0:
-            losses = {s: round(total / max(n, 1), 4) for s, (total, n) in sums.items()}
-            log.info(
-                "step %d %.1f min %d images %.1f/s loss %s",
-                step, elapsed / 60, images, images / (time.monotonic() - start - spent), losses,
-            )
-            sums = {side: [0.0, 0] for side in LATENT_SIDES}
-        if time.monotonic() - last_save > 240:
-            save(path, model, average, optimiser, step, time.monotonic() - start)
-            last_save = time.monotonic()
+    with stoppable() as stopped:
+        while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
+            progress = elapsed / (60 * minutes)
+            rng = random.Random(seed * 1_000_003 + step)
+            generator = torch.Generator().manual_seed(rng.getrandbits(62))
+            optimiser.set_lr(min(1.0, (step + 1) / 200, max(0.02, (1 - progress) / decay)))
+            side = rng.choices(LATENT_SIDES, side_weights(progress))[0]
+            batch = tokens // (side // 2) ** 2
+            chosen = torch.randint(len(latents[side]), (batch,), generator=generator)
+            x0 = latents[side][chosen]
+            noise = torch.randn(x0.shape, generator=generator)
+            sigma = sample_sigma(batch, side, generator)
+            level = sigma[:, None, None, None]
+            ids = prompts.batch(chosen, rng, dropout=0.1)
+            with fast_autocast():
+                velocity = model((1 - level) * x0 + level * noise, sigma, ids)
+            loss = F.mse_loss(velocity.float(), noise - x0)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            average.update_parameters(model)
+            step += 1
+            images += batch
+            sums[side][0] += loss.item()
+            sums[side][1] += 1
+            if step % 50 == 0:
+                losses = {s: round(total / max(n, 1), 4) for s, (total, n) in sums.items()}
+                log.info(
+                    "step %d %.1f min %d images %.1f/s loss %s",
+                    step,
+                    elapsed / 60,
+                    images,
+                    images / (time.monotonic() - start - spent),
+                    losses,
+                )
+                sums = {side: [0.0, 0] for side in LATENT_SIDES}
+            if time.monotonic() - last_save > 240:
+                save(path, model, average, optimiser, step, time.monotonic() - start)
+                last_save = time.monotonic()
     save(path, model, average, optimiser, step, time.monotonic() - start)
     export(average.module, vocabulary, out)
 
@@ -147,9 +166,9 @@ def save(path, model, average, optimiser, step, seconds) -> None:
 def export(teacher: Teacher, vocabulary: tuple[str, ...], out: Path) -> None:
     """Writes the host's SD3 file and the text encoder, float16."""
     halves = {k: v.half().contiguous() for k, v in teacher.model.state_dict().items()}
-    save_file(halves, out / "emoji_mmdit.safetensors", {"license": "MIT"})
+    save_file(halves, out / MODEL_FILE, {"license": "MIT"})
     words = {k: v.half().contiguous() for k, v in teacher.text.state_dict().items()}
-    save_file(words, out / "emoji_text.safetensors", {"vocabulary": json.dumps(vocabulary)})
+    save_file(words, out / TEXT_FILE, {"vocabulary": json.dumps(vocabulary)})
 
 
 def main() -> None:
@@ -160,13 +179,16 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--from-weights", type=Path, help="folder of an exported teacher to begin from"
+    )
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cache = a.out / "latents.safetensors"
     if not cache.is_file():
         state = {k: v.float() for k, v in load_file(a.out / "emoji_vae.safetensors").items()}
         prepare_latents(a.assets, Autoencoder.from_state_dict(state), cache)
-    train(load_latents(cache), a.out, a.minutes, a.depth, a.lr, seed=a.seed)
+    train(load_latents(cache), a.out, a.minutes, a.depth, a.lr, seed=a.seed, weights=a.from_weights)
 
 
 if __name__ == "__main__":

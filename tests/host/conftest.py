@@ -1,6 +1,7 @@
 """The real host, in this process (nodes called directly) and as a server (graphs posted to it)."""
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
@@ -135,14 +136,8 @@ def pack():
 @pytest.fixture(scope="session")
 def small(pack):
     """Small random models of every family (small_models.py), once the host can be imported."""
-    pytest.importorskip("diffusers", reason="the references are diffusers' models: pip install diffusers")
-    spec = importlib.util.spec_from_file_location(
-        "small_models", Path(__file__).with_name("small_models.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_models"] = module
-    spec.loader.exec_module(module)
-    return module
+    pytest.importorskip("diffusers", reason="the references need diffusers: pip install diffusers")
+    return importlib.import_module("small_models")
 
 
 @pytest.fixture(scope="session")
@@ -152,3 +147,23 @@ def preview_server(tmp_path_factory):
     yield running
     running.stop()
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def controls(pack, small):
+    """Small random ControlNets of the host's own classes: family -> (ControlNet, VAE or None)."""
+    return importlib.import_module("small_controls").control_of
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts servers with given options; they end with the test."""
+    running = []
+
+    def start(*options: str) -> Server:
+        running.append(Server(tmp_path / f"comfy{len(running)}", *options))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop()

@@ -32,6 +32,8 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         inputs = {i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] is not None}
         values = list(node["widgets_values"])
         for name, _, options in widgets(info):
+            if not values and name in info["input_order"].get("optional", []):
+                break  # saved before the node got this widget: the page takes its default
             inputs[name] = values.pop(0)
             if options.get("control_after_generate"):
                 assert values.pop(0) in ("fixed", "increment", "decrement", "randomize")

@@ -1,7 +1,7 @@
 """Small random models of every family: the diffusers module and the host's MODEL of its weights.
 
-The weights are made as diffusers modules and converted by the host itself, so that neither side of a
-comparison is ours.
+The weights are made as diffusers modules and converted by the host itself, so that neither side
+of a comparison is ours.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,26 @@ from torch import Tensor, nn
 TOKENS = 7
 SDXL_CONFIG = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32,
-    "num_res_blocks": [2, 2, 2], "channel_mult": (1, 2, 4), "num_head_channels": 64, "num_heads": -1,
-    "use_spatial_transformer": True, "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "num_res_blocks": [2, 2, 2], "channel_mult": (1, 2, 4), "num_head_channels": 64,
+    "num_heads": -1, "use_spatial_transformer": True, "transformer_depth": [0, 0, 1, 1, 2, 2],
     "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
     "context_dim": 2048, "use_linear_in_transformer": True, "adm_in_channels": 2816,
     "num_classes": "sequential", "use_checkpoint": False, "legacy": False,
     "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
 
+SDXL_LAYOUT = {
+    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "cross_attention_dim": 2048,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Kind:
-    """What the tests must know of a family: latents, conditioning, and how the host stores latents."""
+    """What the tests must know of a family; scale and shift are how the host stores its latents."""
 
     channels: int
     context: int
@@ -69,13 +77,8 @@ def reference(family: str) -> nn.Module:
         )  # fmt: skip
     else:
         module = UNet2DConditionModel(
-            in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 1, 2),
-            cross_attention_dim=kind.context, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
+            block_out_channels=(32, 64, 128), attention_head_dim=(1, 1, 2),
+            transformer_layers_per_block=(1, 1, 2), **SDXL_LAYOUT,
         )  # fmt: skip
     with torch.no_grad():
         for parameter in module.parameters():
@@ -88,7 +91,7 @@ def reference(family: str) -> nn.Module:
 
 def host_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """The host's MODEL of `reference(family)`, with weights of `dtype`."""
-    state = {name: value.clone().to(dtype) for name, value in reference(family).state_dict().items()}
+    state = {name: w.to(dtype, copy=True) for name, w in reference(family).state_dict().items()}
     if family == "sdxl":  # the host's own loader knows SDXL with 320 channels only
         names = comfy.utils.unet_to_diffusers(SDXL_CONFIG)
         converted = {names[name]: value for name, value in state.items()}
@@ -102,10 +105,38 @@ def host_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
 
 
+@lru_cache(maxsize=4)
+def full_size(family: str) -> tuple[nn.Module, Any]:
+    """The published base without its numbers: diffusers' module, and the host's MODEL of it."""
+    with torch.device("meta"):
+        if family == "flux":
+            module = FluxTransformer2DModel(guidance_embeds=True)
+        elif family == "sdxl":
+            module = UNet2DConditionModel(
+                block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20),
+                transformer_layers_per_block=(1, 2, 10), **SDXL_LAYOUT,
+            )  # fmt: skip
+        else:
+            depth, dual, positions = (24, 13, 384) if family == "sd35-medium" else (38, 0, 192)
+            module = SD3Transformer2DModel(
+                sample_size=128, num_layers=depth, num_attention_heads=depth, attention_head_dim=64,
+                joint_attention_dim=4096, caption_projection_dim=64 * depth,
+                pooled_projection_dim=2048, pos_embed_max_size=positions,
+                dual_attention_layers=tuple(range(dual)), qk_norm="rms_norm",
+            )  # fmt: skip
+    state = {name: torch.empty_like(w, device="meta") for name, w in module.state_dict().items()}
+    if family == "sdxl":
+        config = comfy.model_detection.model_config_from_diffusers_unet(state)
+    else:
+        converted = comfy.model_detection.convert_diffusers_mmdit(state, "")
+        config = comfy.model_detection.model_config_from_unet(converted, "")
+    return module, patcher(config, {}, torch.bfloat16, torch.device("meta"))
+
+
 def patcher(config: Any, state: dict[str, Tensor], dtype: torch.dtype, device: Any = None) -> Any:
     """A MODEL from a host configuration and weights under the host's keys; empty ones on "meta"."""
-    manual_cast = None if dtype == torch.float32 else torch.float32
-    config.set_inference_dtype(dtype, manual_cast)
+    fp8 = dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    config.set_inference_dtype(dtype, torch.float32 if fp8 else None)
     model = config.get_model(state, "", device=device)
     if device is None:
         model.load_model_weights(state, "")

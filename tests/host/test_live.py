@@ -1,5 +1,6 @@
 """What an artist watches: previews, one progress bar, and stopping at any scale."""
 
+import io
 import json
 import struct
 import threading
@@ -9,9 +10,13 @@ from pathlib import Path
 import pytest
 import websocket
 from graphs import find, to_prompt
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PREVIEW = 1
+PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+# Percent of the pixels of scales .5 .625 .75 1 done after each; the host's own node counts steps.
+SHARES = {"SwDSample": [11, 29, 55, 100], "SamplerCustomAdvanced": [1, 2, 3, 4]}
 
 
 class Listener:
@@ -22,7 +27,7 @@ class Listener:
         self.socket = websocket.create_connection(
             f"ws://127.0.0.1:{server.port}/ws?clientId={self.client}", timeout=120
         )
-        self.progress, self.previews, self.ended = [], 0, None
+        self.progress, self.previews, self.ended = [], [], None
         self.on_progress = lambda value: None
         self.thread = threading.Thread(target=self.listen, daemon=True)
         self.thread.start()
@@ -31,7 +36,11 @@ class Listener:
         while self.ended is None:
             data = self.socket.recv()
             if isinstance(data, bytes):
-                self.previews += struct.unpack(">I", data[:4])[0] in (PREVIEW, 4)
+                kind, more = struct.unpack(">II", data[:8])
+                if kind == PREVIEW:
+                    self.previews.append(Image.open(io.BytesIO(data[8:])))
+                elif kind == PREVIEW_WITH_METADATA:
+                    self.previews.append(Image.open(io.BytesIO(data[8 + more :])))
                 continue
             message = json.loads(data)
             if message["type"] == "progress":
@@ -68,19 +77,77 @@ def test_one_progress_bar_over_the_whole_run(server, prompt):
     server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
     listener.wait()
     assert listener.ended == "execution_success"
+    nodes = {node["class_type"] for node in prompt.values()}
+    [shares] = [marks for name, marks in SHARES.items() if name in nodes]
     values = [value for value, _ in listener.progress]  # the host drops some where they come quickly
-    assert values == sorted(values) and values[-1] == 4 and len(values) > 1
-    assert {most for _, most in listener.progress} == {4}
+    assert values == sorted(values) and values[-1] == shares[-1] and len(values) > 1
+    assert set(values) <= set(shares), "weighted by the pixels of each step"
+    assert {most for _, most in listener.progress} == {shares[-1]}
 
 
-def test_live_previews_one_per_scale(preview_server):
+@pytest.mark.parametrize(("width", "height", "batch"), [(256, 256, 1), (256, 128, 1), (256, 256, 3)])
+def test_live_previews_grow_and_show_the_whole_batch(preview_server, width, height, batch):
+    """One frame for each step, its long side that share of 512 which the step's is of the target's."""
     graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
     prompt = to_prompt(graph, preview_server.get("/object_info"))
+    find(prompt, "EmptySD3LatentImage").update(width=width, height=height, batch_size=batch)
+    new_seed(prompt, 3000 + batch)
     listener = Listener(preview_server)
     preview_server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
     listener.wait()
     assert listener.ended == "execution_success"
-    assert listener.previews >= 4
+    frames = [frame.size for frame in listener.previews]
+    assert [max(size) for size in frames] == [256, 320, 384, 512]
+    assert all(abs(h * width - w * height) <= 2 * max(width, height) for w, h in frames)
+    if batch == 3:  # two by two, the last place black
+        last = listener.previews[-1].convert("L")
+        tiles = [last.crop((x, y, x + 256, y + 256)) for y in (0, 256) for x in (0, 256)]
+        spreads = [tile.crop((20, 20, 236, 236)).getextrema() for tile in tiles]
+        assert all(high - low > 20 for low, high in spreads[:3]) and spreads[3][1] < 20
+
+
+def test_taesd_previews(start_server):
+    """With --preview-method taesd and a decoder in vae_approx: ours has that format."""
+    weights = load_file(ROOT / "swd_core" / "emoji" / "weights" / "emoji_vae.safetensors")
+    prefix = "taesd_decoder."
+    decoder = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    server = start_server("--preview-method", "taesd")
+    approx = server.base / "models" / "vae_approx"
+    approx.mkdir(parents=True, exist_ok=True)
+    save_file(decoder, approx / "taesd3_decoder.safetensors")
+    graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(graph, server.get("/object_info"))
+    find(prompt, "EmptySD3LatentImage").update(batch_size=3)
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    assert [max(frame.size) for frame in listener.previews] == [256, 320, 384, 512]
+    assert "could not find" not in server.log.read_text()
+
+
+def test_no_previews_when_they_are_off(server, prompt):
+    new_seed(prompt, 4001)
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success" and not listener.previews
+
+
+def test_fp8_weights_by_the_hosts_own_option(start_server, server):
+    """The picture stays what it is without, to the rounding of the weights."""
+    graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
+    pictures = []
+    for running in (server, start_server("--fp8_e4m3fn-unet")):
+        prompt = to_prompt(graph, running.get("/object_info"))
+        new_seed(prompt, 77)
+        entry = running.run(prompt)
+        assert entry["status"]["status_str"] == "success", entry
+        [file] = [i["filename"] for o in entry["outputs"].values() for i in o.get("images", [])]
+        with Image.open(running.base / "output" / file) as image:
+            pictures.append(list(image.convert("L").resize((32, 32)).getdata()))
+    difference = sum(abs(a - b) for a, b in zip(*pictures, strict=True)) / len(pictures[0])
+    assert difference <= 8, difference
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -88,10 +155,11 @@ def test_interrupt_stops_within_a_step_and_leaves_the_host_whole(server, prompt,
     find(prompt, "EmptySD3LatentImage").update(width=512, height=512, batch_size=8)
     new_seed(prompt, 2000 + step)
     listener = Listener(server)
-    listener.on_progress = lambda value: value == step and server.post("/interrupt", {})
+    marks = SHARES["SwDSample"]
+    listener.on_progress = lambda value: value >= marks[step - 1] and server.post("/interrupt", {})
     server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
     listener.wait()
     assert listener.ended == "execution_interrupted"
-    assert max(value for value, _ in listener.progress) <= step + 1
+    assert max(value for value, _ in listener.progress) <= marks[step]
     find(prompt, "EmptySD3LatentImage").update(width=256, height=256, batch_size=1)
     assert server.run(prompt)["status"]["status_str"] == "success"

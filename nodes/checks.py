@@ -1,0 +1,100 @@
+"""What can be known to fail, said before the first model call; and broken numbers, said by step."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..swd_core.schedule import ScaleSchedule
+from . import _host
+
+
+def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Sequence[float]) -> None:
+    """Raises ValueError if the guider, the latent or the SIGMAS can't be sampled scale by scale.
+
+    Args:
+        noise: of the target size. sigmas: with the last one, that the run ends at.
+    """
+    if not hasattr(guider, "original_conds") or not hasattr(guider, "model_patcher"):
+        raise ValueError(
+            f"The guider {type(guider).__name__} keeps no conditioning that could be fitted to "
+            "each size. Use BasicGuider, CFGGuider or another of the host's guiders."
+        )
+    if noise.ndim not in (4, 5):
+        raise ValueError(
+            f"A latent of {noise.ndim} dimensions {tuple(noise.shape)} can't be scaled step by "
+            "step: audio and nested latents (audio with video) are not supported. Use one of "
+            "pictures or video."
+        )
+    patcher = guider.model_patcher
+    channels = patcher.get_model_object("latent_format").latent_channels
+    if noise.shape[1] != channels:
+        raise ValueError(
+            f"The latent has {noise.shape[1]} channels, this model needs {channels}: it was made "
+            "for another kind of model. Encode the picture with this model's VAE."
+        )
+    _host.check_prediction(patcher, schedule)
+    _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
+    _refuse_momentum(guider.model_options, schedule)
+
+
+def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
+    for step, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+        if not (math.isfinite(sigma) and 0 <= after < sigma):
+            raise ValueError(
+                f"The SIGMAS must fall from step to step; step {step} goes from {sigma:g} to "
+                f"{after:g}. Take them from SwD Scale Schedule."
+            )
+    if sigmas and sigmas[0] > largest * 1.01:
+        raise ValueError(
+            f"The SIGMAS begin at {sigmas[0]:g}, above this model's largest, {largest:g}: they are "
+            "for another kind of model. Take them from SwD Scale Schedule with this model."
+        )
+
+
+def _refuse_momentum(model_options: dict[str, Any], schedule: ScaleSchedule) -> None:
+    """APG's running average keeps the size of the step before; it can't be resized from outside."""
+    if schedule.scales[0] == 1:
+        return
+    for function in model_options.get("sampler_pre_cfg_function", []):
+        if getattr(function, "__qualname__", "").startswith("APG."):
+            momentum = inspect.getclosurevars(function).nonlocals.get("momentum", 0)
+            if momentum != 0:
+                raise ValueError(
+                    f"Adaptive Projected Guidance with momentum {momentum:g} averages over steps "
+                    "of different sizes, which can't work scale by scale. Set its momentum to 0."
+                )
+
+
+class FiniteCheck:
+    """Finds the first step whose x0 holds NaN or infinity; a GPU does not wait for each step."""
+
+    def __init__(self, levels: Sequence[float], sizes: Sequence[tuple[int, int]]):
+        self.levels, self.sizes = levels, sizes
+        self.steps: list[int] = []
+        self.finite: list[Tensor] = []
+
+    def add(self, step: int, x0: Tensor) -> None:
+        self.steps.append(step)
+        self.finite.append(torch.isfinite(x0).all())
+        if x0.device.type == "cpu":
+            self.raise_if_broken()
+
+    def raise_if_broken(self) -> None:
+        """Raises RuntimeError that names the first broken step; one device sync."""
+        if not self.finite:
+            return
+        for step, good in zip(self.steps, torch.stack(self.finite).tolist(), strict=True):
+            if not good:
+                (height, width), (rows, columns) = self.sizes[step], self.sizes[-1]
+                scale = max(height / rows, width / columns)
+                raise RuntimeError(
+                    f"The model gave NaN or infinity at step {step + 1} of {len(self.levels)}: "
+                    f"scale {scale:g} ({width}x{height} latent cells), sigma "
+                    f"{self.levels[step]:.4f}. Usual causes: fp16 overflow (use bf16 or fp32 "
+                    "weights, --force-fp32), a damaged checkpoint or LoRA, or a latent_image that "
+                    "is already broken."
+                )

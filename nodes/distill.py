@@ -1,0 +1,204 @@
+"""SwDDistillData and SwDDistillTrain: a scale-wise student of one's own, made in the graph."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..swd_core.distill.buckets import shrink
+from ..swd_core.distill.memory import MemoryData
+from ..swd_core.lora import read_lora
+from ..swd_core.schedule import ScaleSchedule
+from . import _host
+from ._host import CATEGORY, Schedule, io, supported
+from .distill_run import settings_for, train
+
+DistillData = io.Custom("SWD_DISTILL_DATA")
+FACTOR, MULTIPLE = 8, 2
+
+
+def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return context, extra["pooled_output"]
+
+
+def caption_lines(captions: str, count: int) -> list[str]:
+    """One caption for each picture: one for all, or as many lines as pictures.
+
+    Raises:
+        ValueError: for any other number of lines.
+    """
+    lines = [line.strip() for line in captions.splitlines() if line.strip()]
+    if len(lines) == 1:
+        return lines * count
+    if len(lines) != count:
+        raise ValueError(
+            f"{len(lines)} captions for {count} pictures. Write one line for each picture, in "
+            "their order, or a single line for all."
+        )
+    return lines
+
+
+class SwDDistillData(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDDistillData",
+            display_name="SwD Distill Data",
+            category=CATEGORY,
+            description="Encodes pictures at every size of a schedule, and their captions, once. "
+            "Training then needs neither VAE nor text encoder.",
+            inputs=[
+                io.Image.Input("images", tooltip="Finished pictures, best made by the teacher."),
+                io.Clip.Input("clip", tooltip="The teacher's text encoder."),
+                io.Vae.Input("vae", tooltip="The teacher's VAE."),
+                Schedule.Input(
+                    "schedule", tooltip="Sizes and noise levels the student will run at."
+                ),
+                io.String.Input(
+                    "captions",
+                    multiline=True,
+                    default="",
+                    tooltip="One line for each picture, in their order, or a single line for all.",
+                ),
+            ],
+            outputs=[
+                DistillData.Output("data", display_name="data", tooltip="For SwD Distill Train.")
+            ],
+            **supported(io.Schema, search_aliases=["train", "distill", "dataset", "SwD"]),
+        )
+
+    @classmethod
+    def execute(
+        cls, images: torch.Tensor, clip: Any, vae: Any, schedule: ScaleSchedule, captions: str
+    ) -> io.NodeOutput:
+        lines = caption_lines(captions, len(images))
+        height, width = images.shape[1:3]
+        step = FACTOR * MULTIPLE
+        if height % step or width % step:
+            raise ValueError(
+                f"The pictures are {width}x{height} px; each side must be a multiple of {step}. "
+                "Scale or crop them first."
+            )
+        sizes = schedule.sizes(height // FACTOR, width // FACTOR, MULTIPLE)
+        pixels = images[..., :3].movedim(-1, 1)  # BHWC -> BCHW
+        latents = {
+            size: vae.encode(shrink(pixels, (size[0] * FACTOR, size[1] * FACTOR)).movedim(1, -1))
+            for size in dict.fromkeys(sizes)
+        }
+        known = {line: encode_text(clip, line) for line in dict.fromkeys([*lines, ""])}
+        context, pooled = (torch.cat([known[line][i] for line in lines]) for i in range(2))
+        data = MemoryData(schedule, tuple(sizes), latents, context, pooled, known[""])
+        return io.NodeOutput(data)
+
+
+class SwDDistillTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDDistillTrain",
+            display_name="SwD Distill Train",
+            category=CATEGORY,
+            description="Trains a scale-wise student of the teacher as a LoRA in models/loras. "
+            "Interrupting saves first; running again with resume goes on.",
+            inputs=[
+                io.Model.Input("model", tooltip="Load SwD Emoji Student with strength 0."),
+                DistillData.Input("data", tooltip="From SwD Distill Data."),
+                io.String.Input(
+                    "lora_name", default="my_student", tooltip="Its folder in models/loras."
+                ),
+                io.Int.Input("steps", default=500, min=1, max=1_000_000, tooltip="Steps in all."),
+                io.Int.Input("rank", default=64, min=1, max=256, tooltip="Rank of the LoRA."),
+                io.Float.Input(
+                    "lr", default=5e-4, min=1e-7, max=1e-1, step=1e-6, round=False, tooltip="Rate."
+                ),
+                io.Int.Input(
+                    "batch_tokens",
+                    default=2048,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Patches in a batch: smaller scales get more pictures.",
+                ),
+                io.Float.Input(
+                    "mmd",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Weight of the patch loss.",
+                ),
+                io.Float.Input(
+                    "dmd",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Weight of distribution matching; 0 with gan 0 is faster.",
+                ),
+                io.Float.Input(
+                    "gan",
+                    default=5e-3,
+                    min=0.0,
+                    max=100.0,
+                    step=1e-3,
+                    tooltip="Discriminator's weight.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=4.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Teacher's cfg for dmd.",
+                ),
+                io.Int.Input(
+                    "fake_steps",
+                    default=2,
+                    min=1,
+                    max=20,
+                    tooltip="Fake score's steps to one of the student.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**32 - 1, tooltip="Of all that is random."
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Go on from the checkpoint of this name, if any.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Shows samples while the student learns."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "student", display_name="model", tooltip="Teacher with the student's LoRA."
+                ),
+                io.String.Output("lora", display_name="lora_name", tooltip="For SwD LoRA loaders."),
+                io.Image.Output(
+                    "plot", display_name="plot", tooltip="Losses; samples if vae is connected."
+                ),
+            ],
+            **supported(io.Schema, search_aliases=["train", "distill", "LoRA", "student", "SwD"]),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        data: MemoryData,
+        lora_name: str,
+        rank: int,
+        resume: bool,
+        vae: Any = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        settings = settings_for(data, lora_name, rank, widgets)
+        folder, picture = train(model, data, settings, vae, resume)
+        student, report = _host.apply_lora(model, read_lora(folder), 1.0)
+        report.raise_if_partial()
+        plot = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
+        return io.NodeOutput(student, lora_name, plot)
+
+
+NODES = [SwDDistillData, SwDDistillTrain]

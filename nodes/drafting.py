@@ -1,0 +1,267 @@
+"""Drafts on the host: running a stretch in batches that fit the memory, decoding, the sheet."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import latent_preview
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..swd_core.contact import contact_sheet
+from ..swd_core.drafts import Draft, Drafts, join
+from ..swd_core.sampling import ScaleState
+from ..swd_core.schedule import ScaleSchedule
+from . import _host
+from ._host import ui
+from .scalewise import ScaleWiseSampler, Stretch
+
+log = logging.getLogger(__name__)
+KEY = "swd_drafts"
+FINISHED = "swd_finished"
+
+
+def model_name(model: Any) -> str:
+    """The family that drafts are bound to."""
+    return _host.model_family(model) or type(model.model).__name__
+
+
+def begin(
+    model: Any, latent_image: Any, schedule: ScaleSchedule, seed: int, count: int, method: str
+) -> Drafts:
+    """`count` images before their first step.
+
+    Raises:
+        ValueError: if the latent is a batch, or does not fit the model.
+    """
+    latent = _host.check_latent(latent_image, model)
+    samples, mask = latent["samples"], latent.get("noise_mask")
+    if samples.shape[0] != 1:
+        raise ValueError(
+            f"The latent is a batch of {samples.shape[0]}; drafts start from one. Set its batch "
+            "size to 1: "
+            "count says how many drafts there are."
+        )
+    [first] = _host.image_indices(latent)
+    return Drafts(
+        schedule,
+        model_name(model),
+        tuple(samples.shape[-2:]),
+        tuple(Draft(seed, first + i) for i in range(count)),
+        method=method,
+        latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
+        mask=mask,
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a stretch needs of the host."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    cfg: float
+
+    def check(self, drafts: Drafts) -> None:
+        drafts.check_model(model_name(self.model))
+        _host.check_prediction(self.model, drafts.schedule)
+        if self.cfg != 1.0 and self.negative is None:
+            raise ValueError(
+                f"cfg is {self.cfg:g} but there is no negative conditioning. Set cfg to 1.0 or "
+                "connect one."
+            )
+
+    def same(self, other: "Sampling") -> bool:
+        mine, theirs = (vars(s) for s in (self, other))
+        return all(mine[k] is theirs[k] or k == "cfg" and mine[k] == theirs[k] for k in mine)
+
+    def run(
+        self, drafts: Drafts, until: int, batch: int, each: Callable[[Drafts], None] | None = None
+    ) -> Drafts:
+        """Goes on to the end of step `until`, at most `batch` images at a time.
+
+        A batch that runs out of memory is halved and tried again; what is done stays done.
+
+        Args:
+            each: called with each batch when it is done.
+        """
+        self.check(drafts)
+        done, todo, size = [], drafts, min(batch, len(drafts.images))
+        steps = until - drafts.step
+        report = None
+        while todo.images:
+            ahead = -(-len(todo.images) // size)
+            total = steps * (len(done) + ahead)
+            report = report or _host.preview_callback(self.model, total)
+            tell = _offset(report, steps * len(done) - drafts.step, total)
+            part = todo.choose(range(min(size, len(todo.images))))
+            try:
+                done.append(self._run_batch(part, until, tell))
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                log.warning(
+                    "Out of memory with %d images at a time; going on with %d.", 2 * size, size
+                )
+                comfy.model_management.soft_empty_cache()
+                continue
+            if each is not None:
+                each(done[-1])
+            todo = todo.choose(range(len(part.images), len(todo.images)))
+        return join(done)
+
+    def _run_batch(self, drafts: Drafts, until: int, callback: Callable[..., None]) -> Drafts:
+        count, device = len(drafts.images), torch.device("cpu")
+        channels = self.model.get_model_object("latent_format").latent_channels
+        shape = (
+            (channels, *drafts.size) if drafts.latent is None else tuple(drafts.latent.shape[1:])
+        )
+        noise = torch.zeros((count, *shape), device=device)
+        latent = (
+            noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
+        )
+        scales: list[Tensor] = []
+        keep = _host.to_output_device
+        state = drafts.state
+        if state.x0 is not None:
+            state = ScaleState(state.x0.to(self.model.load_device), state.step)
+        stretch = Stretch(state, until, drafts.noise, lambda x0: scales.append(keep(x0)))
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.set_conds(
+            self.positive, self.negative if self.negative is not None else self.positive
+        )
+        guider.set_cfg(self.cfg)
+        guider.sample(
+            noise,
+            latent,
+            ScaleWiseSampler(
+                drafts.schedule, drafts.method, tuple(d.index for d in drafts.images), stretch
+            ),
+            _host.schedule_sigmas(self.model, drafts.schedule),
+            denoise_mask=drafts.mask,
+            callback=callback,
+            disable_pbar=_host.pbar_disabled(),
+            seed=drafts.images[0].seed,
+        )
+        samples = self.model.model.process_latent_out(scales[-1].to(torch.float32))
+        return replace(drafts, scales=(*drafts.scales, *scales), samples=samples)
+
+
+class Finished:
+    """What was finished of one set of drafts, so that picking one more doesn't repeat the others.
+
+    It goes with the drafts, which the host keeps as long as their node is cached; only the last
+    model, conditioning and guidance are remembered.
+    """
+
+    def __init__(self) -> None:
+        self.sampling: Sampling | None = None
+        self.rows: dict[tuple, Drafts] = {}
+
+    def run(self, sampling: Sampling, drafts: Drafts, until: int, batch: int) -> Drafts:
+        """As `sampling.run`, but only for what isn't there yet."""
+        if self.sampling is None or not sampling.same(self.sampling):
+            self.sampling, self.rows = sampling, {}
+        parents = [
+            (hashlib.blake2b(x0.contiguous().view(torch.uint8).numpy()).digest(), draft, until)
+            for x0, draft in zip(drafts.scales[-1].cpu(), drafts.images, strict=True)
+        ]
+        missing = [i for i, parent in enumerate(parents) if parent not in self.rows]
+        waiting = iter([parents[i] for i in missing])
+
+        def keep(part: Drafts) -> None:
+            for i in range(len(part.images)):
+                self.rows[next(waiting)] = part.choose([i])
+
+        if missing:
+            sampling.run(drafts.choose(missing), until, batch, keep)
+        else:
+            sampling.check(drafts)
+        return join([self.rows[parent] for parent in parents])
+
+
+def _offset(report: Callable[..., None], offset: int, total: int) -> Callable[..., None]:
+    return lambda step, x0, x_t, _: report(step + offset, x0, x_t, total)
+
+
+def to_latent(drafts: Drafts) -> dict[str, Any]:
+    """A LATENT that decodes as it is and carries what going on needs."""
+    return {"samples": drafts.samples, KEY: drafts, FINISHED: Finished()}
+
+
+def from_latent(latent: Any) -> Drafts:
+    """The drafts that a LATENT carries; those of its rows, where the host picked some of them.
+
+    Raises:
+        ValueError: if it carries none, or its pictures are no longer the drafts.
+    """
+    samples = _host.plain_samples(latent)
+    drafts = latent.get(KEY)
+    if not isinstance(drafts, Drafts):
+        raise ValueError(
+            "This latent is not a draft. Connect the drafts of SwD Drafts or Load SwD Drafts; "
+            "the host's own "
+            "Save Latent and Load Latent keep the picture only."
+        )
+    if samples is drafts.samples:
+        return drafts
+    rows = []
+    for row in samples:
+        same = (i for i, known in enumerate(drafts.samples) if torch.equal(row, known.to(row)))
+        rows.append(next(same, None))
+    if None in rows:
+        raise ValueError(
+            "These drafts were changed on the way (enlarged, sampled or blended). Connect the "
+            "drafts "
+            "straight to the finishing node."
+        )
+    return drafts.choose(rows)
+
+
+def every_scale(drafts: Drafts, model: Any) -> list[dict[str, Tensor]]:
+    """A LATENT (N, C, h, w) for each step that ran."""
+    return [
+        {"samples": model.model.process_latent_out(x0.to(torch.float32))} for x0 in drafts.scales
+    ]
+
+
+def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
+    """IMAGE (N, H, W, 3) of the latents by the host's linear map, for where there is no VAE."""
+    factors = latent_format.latent_rgb_factors
+    x0 = drafts.scales[-1].float().cpu()
+    if factors is None:
+        grey = x0.mean(1)
+        low, high = grey.amin((-2, -1), keepdim=True), grey.amax((-2, -1), keepdim=True)
+        return ((grey - low) / (high - low).clamp(min=1e-6))[..., None].expand(*grey.shape, 3)
+    more = (getattr(latent_format, f"latent_rgb_factors_{k}", None) for k in ("bias", "reshape"))
+    previewer = latent_preview.Latent2RGBPreviewer(factors, *(m for m in more if m is not None))
+    pictures = [
+        np.asarray(previewer.decode_latent_to_preview(row[None]).convert("RGB")) for row in x0
+    ]
+    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
+
+
+def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
+    """IMAGE (N, H, W, 3) of the drafts; a video's frames follow one another."""
+    if vae is None:
+        return rough_images(drafts, model.get_model_object("latent_format"))
+    images = torch.cat([vae.decode(part.samples) for part in drafts.batches(batch)])
+    return images.reshape(-1, *images.shape[-3:])
+
+
+def show(drafts: Drafts, images: Tensor, cls: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The sheet as IMAGE (1, H, W, 3), and what the node shows and the page picks from."""
+    firsts = images[:: images.shape[0] // len(drafts.images)]
+    pictures = [Image.fromarray((i.clamp(0, 1) * 255).round().byte().cpu().numpy()) for i in firsts]
+    sheet = contact_sheet(pictures, drafts.labels())
+    image = torch.from_numpy(np.asarray(sheet.picture).astype(np.float32) / 255)[None]
+    cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
+    return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

@@ -1,0 +1,223 @@
+"""SwDDrafts and SwDFinishDrafts: see many, finish few."""
+
+from typing import Any
+
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..swd_core.drafts import MAX_DRAFTS, check_count, check_stop, parse_picks
+from ..swd_core.resample import METHODS
+from ..swd_core.schedule import MAX_STEPS, ScaleSchedule
+from . import drafting
+from ._host import CATEGORY, Schedule, io, supported
+from .drafting import FINISHED, Finished, Sampling
+from .sampler import METHOD_TIP
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
+CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
+BATCH_TIP = "Most images run at once; halved by itself where the memory does not hold them."
+VAE_TIP = "Decodes the drafts for the sheet; without it the colours are rough."
+
+
+class SwDDrafts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDDrafts",
+            display_name="SwD Drafts",
+            category=CATEGORY,
+            description="Runs only the first scales of many images and shows them on a contact "
+            "sheet. Click "
+            "those you like, or type their numbers, in the finishing node.",
+            inputs=[
+                io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
+                io.Conditioning.Input("positive", tooltip="What to show."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent of the finished size, batch size 1."
+                ),
+                Schedule.Input("schedule", tooltip="From SwD Scale Schedule."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Of all drafts of the sheet. Fix it while you pick: another seed, "
+                    "other drafts.",
+                ),
+                io.Int.Input(
+                    "count", default=16, min=1, max=MAX_DRAFTS, tooltip="How many drafts."
+                ),
+                io.Int.Input(
+                    "stop_after",
+                    default=1,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip="Steps a draft runs. 1 is cheapest; more look more like the finished "
+                    "image.",
+                ),
+                io.Int.Input("batch", default=16, min=1, max=MAX_DRAFTS, tooltip=BATCH_TIP),
+                io.Float.Input("cfg", **CFG, tooltip=CFG_TIP),
+                io.Combo.Input(
+                    "upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP
+                ),
+                io.Vae.Input("vae", optional=True, tooltip=VAE_TIP),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to avoid; does nothing while cfg is 1.0.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output("drafts", display_name="drafts", tooltip="For Finish SwD Drafts."),
+                io.Image.Output(
+                    "images", display_name="images", tooltip="Every draft, at its own size."
+                ),
+                io.Image.Output(
+                    "sheet",
+                    display_name="sheet",
+                    tooltip="The contact sheet with numbers and seeds.",
+                ),
+            ],
+            is_output_node=True,
+            **supported(
+                io.Schema, search_aliases=["preview", "contact sheet", "pick", "scale-wise", "SwD"]
+            ),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: Any,
+        schedule: ScaleSchedule,
+        seed: int,
+        count: int,
+        stop_after: int,
+        batch: int,
+        cfg: float,
+        upscale_method: str,
+        vae: Any = None,
+        negative: Any = None,
+    ) -> io.NodeOutput:
+        check_count(count)
+        drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method)
+        check_stop(stop_after, drafts)
+        drafts = Sampling(model, positive, negative, cfg).run(drafts, stop_after, batch)
+        images = drafting.decode(drafts, vae, model, batch)
+        sheet, shown = drafting.show(drafts, images, cls)
+        return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
+
+
+class SwDFinishDrafts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDFinishDrafts",
+            display_name="Finish SwD Drafts",
+            category=CATEGORY,
+            description="Runs the remaining scales of the picked drafts: the same images as if "
+            "they had been "
+            "run straight through. Nothing picked, nothing runs.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model the drafts were made with."),
+                io.Conditioning.Input("positive", tooltip="What the drafts were made with."),
+                io.Latent.Input(
+                    "drafts", tooltip="From SwD Drafts, or from this node with stop_after."
+                ),
+                io.String.Input(
+                    "pick",
+                    default="",
+                    tooltip="Numbers of the contact sheet: 3, or 1,4-6, or all. Empty: none. "
+                    "Click them on "
+                    "the sheet instead of typing.",
+                ),
+                io.Int.Input(
+                    "detail_seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    tooltip="0: the draft's own noise, so the image a straight run gives. Other "
+                    "numbers keep the "
+                    "composition and roll the details anew.",
+                ),
+                io.Int.Input(
+                    "variations",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Images of each pick: the second has detail_seed + 1, the third + 2, "
+                    "...",
+                ),
+                io.Int.Input(
+                    "stop_after",
+                    default=0,
+                    min=0,
+                    max=MAX_STEPS,
+                    tooltip="0: finish. Else stop after this step and show another sheet to pick "
+                    "from.",
+                ),
+                io.Int.Input("batch", default=4, min=1, max=MAX_DRAFTS, tooltip=BATCH_TIP),
+                io.Float.Input("cfg", **CFG, tooltip=CFG_TIP),
+                io.Vae.Input("vae", optional=True, tooltip=VAE_TIP + " Only used with stop_after."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to avoid; does nothing while cfg is 1.0.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip="The finished latents, in the order picked.",
+                ),
+                io.Latent.Output(
+                    "scales",
+                    display_name="scales",
+                    is_output_list=True,
+                    tooltip="A latent for every scale, to decode for SwD Scale Strip.",
+                ),
+            ],
+            **supported(
+                io.Schema, search_aliases=["continue", "pick", "variations", "scale-wise", "SwD"]
+            ),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        drafts: Any,
+        pick: str,
+        detail_seed: int,
+        variations: int,
+        stop_after: int,
+        batch: int,
+        cfg: float,
+        vae: Any = None,
+        negative: Any = None,
+    ) -> io.NodeOutput:
+        known = drafting.from_latent(drafts)
+        positions = parse_picks(pick, len(known.images))
+        if not positions:
+            return io.NodeOutput(ExecutionBlocker(None), [ExecutionBlocker(None)])
+        check_count(len(positions) * variations, "The number of picks times variations")
+        if stop_after:
+            check_stop(stop_after, known)
+        chosen = known.choose(positions).vary(detail_seed, variations)
+        sampling, until = (
+            Sampling(model, positive, negative, cfg),
+            stop_after or known.schedule.steps,
+        )
+        done = drafts.get(FINISHED, Finished()).run(sampling, chosen, until, batch)
+        scales = drafting.every_scale(done, model)
+        if not stop_after:
+            return io.NodeOutput({"samples": done.samples}, scales)
+        _, shown = drafting.show(done, drafting.decode(done, vae, model, batch), cls)
+        return io.NodeOutput(drafting.to_latent(done), scales, ui=shown)
+
+
+NODES = [SwDDrafts, SwDFinishDrafts]

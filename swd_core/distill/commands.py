@@ -1,0 +1,130 @@
+"""The commands that make a student: sample-teacher, prepare and distill."""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KEEP = argparse.RawDescriptionHelpFormatter
+STEPS = """\
+The three steps, each of which goes on where it was stopped:
+  python -m swd_core sample-teacher --config configs/sd35_medium.toml   optional: pictures
+  python -m swd_core prepare --config configs/sd35_medium.toml          encodes them, once
+  python -m swd_core distill --config configs/sd35_medium.toml          trains the student
+Several graphics cards: accelerate launch -m swd_core distill --config configs/sd35_medium.toml
+"""
+
+
+def add_training_commands(
+    commands: Any, guard: Callable[[], Any], output: Callable[[str], None]
+) -> None:
+    """Registers the commands.
+
+    Args:
+        commands: of argparse's add_subparsers. guard: context that turns errors into refusals.
+        output: prints a line for the user.
+    """
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace, Any, Any], None]) -> Any:
+        parser = commands.add_parser(
+            name, help=text[0].lower() + text[1:-1], description=text, epilog=STEPS,
+            formatter_class=KEEP,
+        )  # fmt: skip
+        parser.add_argument("--config", required=True, metavar="FILE", help="a .toml of configs/")
+        parser.set_defaults(run=lambda a: run(a, guard, output))
+        return parser
+
+    command("sample-teacher", "Makes the training pictures with the teacher.", _sample)
+    p = command("prepare", "Encodes pictures at every size of the schedule, once.", _prepare)
+    p.add_argument(
+        "--skip-small", action="store_true", help="leave out too small pictures, and list them"
+    )
+    d = command("distill", "Trains a scale-wise student as a LoRA.", _distill)
+    d.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    d.add_argument("--steps", type=int, metavar="N", help="train to this many steps in all")
+    d.add_argument("--run", metavar="FOLDER", dest="run_folder", help="instead of [output] run")
+
+
+def _settings(a: argparse.Namespace) -> Any:
+    from .config import read_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return read_settings(Path(a.config))
+
+
+def _need(value: str, where: str) -> None:
+    if not value:
+        raise ValueError(f"{where} is missing in the config: name a folder.")
+
+
+def _bar(unit: str) -> Callable[[int, int], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(unit=unit)
+
+    def update(done: int, total: int) -> None:
+        bar.total, bar.n = total, done
+        bar.refresh()
+        if done == total:
+            bar.close()
+
+    return update
+
+
+def _sample(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
+    with guard():
+        settings = _settings(a)
+        _need(settings.data.source, "[data] source")
+        from .sample_teacher import sample_teacher
+
+        made = sample_teacher(settings, _bar("picture"))
+    output(f"{made} pictures made in {settings.data.source}")
+
+
+def _prepare(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
+    with guard():
+        settings = _settings(a)
+        data = settings.data
+        _need(data.source, "[data] source")
+        _need(data.prepared, "[data] prepared")
+        from .families import device_of, load_encoder
+        from .prepare import prepare
+        from .sources import find_samples
+
+        find_samples(Path(data.source))  # a wrong folder is told before the models are loaded
+        report = prepare(
+            Path(data.source), Path(data.prepared), load_encoder(settings, device_of(settings)),
+            settings.scale_schedule(), data.size, shard_size=data.shard_size,
+            batch=data.encode_batch, most_oblong=data.most_oblong, skip_small=a.skip_small,
+            on_shard=_bar("shard"),
+        )  # fmt: skip
+    for name, reason in sorted(report.skipped.items())[:8]:
+        output(f"skipped {name}: {reason}")
+    output(
+        f"{report.encoded} pictures encoded, {report.kept} were already, {len(report.skipped)} "
+        f"skipped (skipped.txt); {data.prepared}"
+    )
+
+
+def _distill(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
+    with guard():
+        settings = _settings(a)
+        if a.steps is not None:
+            if a.steps < 1:
+                raise ValueError(f"--steps {a.steps} is not possible; give 1 or more.")
+            train = dataclasses.replace(settings.train, steps=a.steps)
+            settings = dataclasses.replace(settings, train=train)
+        if a.run_folder:
+            run = dataclasses.replace(settings.output, run=a.run_folder)
+            settings = dataclasses.replace(settings, output=run)
+        _need(settings.data.prepared, "[data] prepared")
+        from .session import train as run_training
+
+        try:
+            folder, step = run_training(settings, resume=a.resume)
+        except FloatingPointError as error:
+            raise ValueError(str(error)) from error
+    whole = step >= settings.train.steps
+    output(f"{folder}" if whole else f"stopped at step {step}; --resume goes on")

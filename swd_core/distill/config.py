@@ -1,0 +1,248 @@
+"""A training's settings, from a TOML file."""
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ..schedule import ScaleSchedule, presets
+from .interface import DistillConfig
+
+FAMILIES = {
+    "emoji": ("emoji", "emoji-4"),
+    "sd35-medium": ("sd3", "sd35-medium-4"),
+    "sd35-large": ("sd3", "sd35-large-4"),
+    "flux": ("flux", "flux-4"),
+    "sdxl": ("sdxl", "sdxl-4"),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The teacher.
+
+    family: one of FAMILIES. base: folder or hub id of a diffusers model; for emoji a folder of
+    weights, the embedded ones if empty. block: see DiffusersModel; -1 for the middle.
+    """
+
+    family: str
+    base: str = ""
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    rank: int = 64
+    block: int = -1
+    embedded_guidance: float = 4.5
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A preset, or scales and sigmas of one's own."""
+
+    preset: str = ""
+    scales: list[float] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """source: folder or tar of pictures with captions. prepared: folder for what is encoded.
+    size: side of the square finished picture in pixels. most_oblong: longest over shortest side."""
+
+    source: str = ""
+    prepared: str = ""
+    size: int = 1024
+    most_oblong: float = 2.0
+    shard_size: int = 64
+    encode_batch: int = 4
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How `sample-teacher` makes pictures for prompts (a text file, one prompt a line)."""
+
+    prompts: str = ""
+    steps: int = 28
+    guidance: float = 4.5
+    per_prompt: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """run: folder of checkpoint, log and LoRA. save_every and log_every in steps."""
+
+    run: str = "runs/distill"
+    name: str = "swd_lora"
+    save_every: int = 250
+    log_every: int = 10
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig(DistillConfig):
+    """DistillConfig with the number of steps.
+
+    decay: the last share of the steps over which the rate falls to 0.02 of itself; 0 for none.
+    """
+
+    steps: int = 3000
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything one run needs."""
+
+    model: ModelConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    @property
+    def kind(self) -> str:
+        """emoji, sd3, flux or sdxl."""
+        return FAMILIES[self.model.family][0]
+
+    def scale_schedule(self) -> ScaleSchedule:
+        """The schedule that is meant.
+
+        Raises:
+            ValueError: if the preset is unknown, or the lists make no schedule.
+        """
+        given = self.schedule
+        if given.scales or given.sigmas:
+            if given.preset:
+                raise ValueError("[schedule] has a preset and lists of its own; give one of them.")
+            kind = "timestep" if self.kind == "sdxl" else "flow"
+            return ScaleSchedule(tuple(given.scales), tuple(given.sigmas), kind)
+        name = given.preset or FAMILIES[self.model.family][1]
+        if name not in presets():
+            raise ValueError(f"[schedule] preset {name!r} is unknown; use {', '.join(presets())}.")
+        schedule = presets()[name].schedule
+        if (schedule.sigma_kind == "timestep") != (self.kind == "sdxl"):
+            raise ValueError(f"[schedule] preset {name} is for another kind of model than this.")
+        return schedule
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`, or one ValueError that says what is wanted."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is list or origin is tuple:
+        count = None if origin is list else len(args)
+        if not isinstance(value, (list, tuple)) or (count and len(value) != count):
+            length = f"{count} numbers" if count else "numbers"
+            raise ValueError(f"{where} must be a list of {length}, not {value!r}.")
+        return origin(_typed(args[0], v, where) for v in value)
+    if origin is types.UnionType:
+        return _typed(args[0], value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    names = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+        raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
+    return value
+
+
+def _section(kind: type, data: Any, name: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"[{name}] must be a section, not {data!r}.")
+    hints = get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in data:
+        if key not in known:
+            raise ValueError(f"[{name}] has no {key!r}; it knows {', '.join(known)}.")
+    values = {k: _typed(hints[k], v, f"[{name}] {k}") for k, v in data.items()}
+    return kind(**values)
+
+
+def parse_settings(data: Mapping[str, Any]) -> Settings:
+    """Checks a config's content.
+
+    Raises:
+        ValueError: names section and key, what was given and what is allowed.
+    """
+    hints = get_type_hints(Settings)
+    for name in data:
+        if name not in hints:
+            raise ValueError(f"There is no section [{name}]; there are {', '.join(hints)}.")
+    if "family" not in data.get("model", {}):
+        raise ValueError(f"[model] needs a family: {', '.join(FAMILIES)}.")
+    settings = Settings(**{name: _section(hints[name], part, name) for name, part in data.items()})
+    _check(settings)
+    return settings
+
+
+def _check(s: Settings) -> None:
+    def one_of(where: str, value: str, allowed: Any) -> None:
+        if value not in allowed:
+            raise ValueError(f"{where} is {value!r}; use one of {', '.join(allowed)}.")
+
+    one_of("[model] family", s.model.family, FAMILIES)
+    one_of("[model] dtype", s.model.dtype, DTYPES)
+    one_of("[model] device", s.model.device, DEVICES)
+    one_of("[train] kernel", s.train.kernel, ("linear", "rbf"))
+    least = {
+        "[model] rank": (s.model.rank, 1), "[train] steps": (s.train.steps, 1),
+        "[train] fake_steps": (s.train.fake_steps, 1),
+        "[train] accumulate": (s.train.accumulate, 1), "[train] warmup": (s.train.warmup, 1),
+        "[train] batch_tokens": (s.train.batch_tokens, 1), "[data] size": (s.data.size, 16),
+        "[data] shard_size": (s.data.shard_size, 1), "[train] lr": (s.train.lr, 0),
+        "[output] save_every": (s.output.save_every, 1), "[train] lr_fake": (s.train.lr_fake, 0),
+        "[data] encode_batch": (s.data.encode_batch, 1), "[teacher] steps": (s.teacher.steps, 1),
+        "[output] log_every": (s.output.log_every, 1),
+        "[data] most_oblong": (s.data.most_oblong, 1),
+        "[teacher] per_prompt": (s.teacher.per_prompt, 1), "[train] mmd": (s.train.mmd, 0),
+        "[train] dmd": (s.train.dmd, 0), "[train] gan": (s.train.gan, 0),
+        "[train] gan_head": (s.train.gan_head, 0), "[train] clip": (s.train.clip, 0),
+        "[train] ema": (s.train.ema, 0), "[train] decay": (s.train.decay, 0),
+    }  # fmt: skip
+    for where, (value, low) in least.items():
+        if not low <= value < float("inf"):
+            raise ValueError(f"{where} must be {low} or more, not {value}.")
+    for where, value in (("ema", s.train.ema), ("decay", s.train.decay)):
+        if value > 1:
+            raise ValueError(f"[train] {where} must be 0 to 1, not {value}.")
+    for where, (low, high) in (("mmd", s.train.mmd_sigma), ("dmd", s.train.dmd_sigma)):
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"[train] {where}_sigma must rise within 0..1, not {[low, high]}.")
+    if not (s.train.mmd or s.train.dmd or s.train.gan):
+        raise ValueError("[train] mmd, dmd and gan are all 0: there is nothing to learn from.")
+    if s.model.family != "emoji" and not s.model.base:
+        raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
+    s.scale_schedule()
+
+
+def read_settings(path: Path) -> Settings:
+    """Reads a .toml (or .json) config.
+
+    Raises:
+        FileNotFoundError: if it isn't there. ValueError: if it can't be read, or see
+            `parse_settings`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no config {path}. configs/ has one for each model.")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return parse_settings(json.loads(text))
+    try:
+        import tomllib
+    except ImportError as error:  # Python 3.10
+        raise ValueError(
+            "TOML configs need Python 3.11 or newer; give the same as a .json file."
+        ) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+    try:
+        return parse_settings(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

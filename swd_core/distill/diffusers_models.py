@@ -1,0 +1,345 @@
+"""diffusers' SD3, FLUX and SDXL behind the trainer's interface."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..lora import LoraLayer
+from ..process import FlowMatching, VarianceExploding
+from .adapters import SwitchedLinear, adapter, add_adapters
+from .interface import Conditioning
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
+TARGETS = {
+    "sd3": (*ATTENTION, "to_add_out", "net.0.proj", "net.2"),
+    "flux": (*ATTENTION, "to_add_out", "net.0.proj", "net.2", ".proj_mlp", ".proj_out"),
+    "sdxl": ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+}
+SDXL_BETAS = (0.00085, 0.012, 1000)
+
+
+def active_adapter(module: nn.Module) -> str | None:
+    """The adapter that `module` runs with now."""
+    for layer in module.modules():
+        if isinstance(layer, SwitchedLinear):
+            return layer.active
+    return None
+
+
+def checkpointed(module: nn.Module, *args: Any) -> Any:
+    """Runs a block without keeping its activations.
+
+    The backward pass computes it again when another adapter, or none, is active: the one of the
+    forward pass is put back for that.
+    """
+    name = active_adapter(module)
+
+    def run(*inputs: Any) -> Any:
+        with adapter(module, name):
+            return module(*inputs)
+
+    return checkpoint(run, *args, use_reentrant=False)
+
+
+@contextmanager
+def replaced(module: nn.Module, **parts: nn.Module) -> Iterator[None]:
+    """Runs the body with some children of `module` exchanged."""
+    before = {name: getattr(module, name) for name in parts}
+    for name, part in parts.items():
+        setattr(module, name, part)
+    try:
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(module, name, part)
+
+
+@dataclass
+class DiffusersModel:
+    """What the three have in common; the subclasses say how to call the model and where to look.
+
+    Args:
+        module: the diffusers model, frozen here. It gets the adapters 'student' and 'fake'.
+        rank: of both adapters.
+        block: the block, counted from 0, whose tokens the losses compare; about the middle if None.
+        checkpointing: compute activations again in the backward pass, to save memory.
+    """
+
+    module: nn.Module
+    rank: int = 64
+    block: int | None = None
+    checkpointing: bool = False
+    family: str = field(init=False, default="")
+    process: Any = field(init=False, default_factory=FlowMatching)
+
+    def __post_init__(self) -> None:
+        self.check()
+        add_adapters(self.module, TARGETS[self.family], ("student", "fake"), self.rank)
+        self.width = self._width()
+        if self.checkpointing:
+            self.module.enable_gradient_checkpointing(checkpointed)
+
+    def check(self) -> None:
+        """Raises ValueError if the block that is to be looked at does not exist."""
+        count = len(self.module.transformer_blocks)
+        if self.block is None:
+            self.block = (count - 1) // 2
+        if not 0 <= self.block < count:
+            raise ValueError(
+                f"Block {self.block} does not exist: the model has the blocks 0 to {count - 1}."
+            )
+
+    def level(self, t: Tensor) -> Tensor:
+        """Noise level of the process for times 0..1."""
+        return t
+
+    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        output = self._call(x, sigma, text)
+        return self.process.to_x0(x, output.float(), sigma.view(-1, 1, 1, 1))
+
+    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        with self._first_half(), self._watch(detach=False) as seen:
+            self._call(x, sigma, text, to_end=False)
+        return seen[0]
+
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        with self._watch(detach=False) as seen:
+            x0 = self.predict(x, sigma, text)
+        return x0, seen[0]
+
+    def score_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
+        with self._watch(detach=True) as seen, self._ungraded():
+            x0 = self.predict(x, sigma, text)
+        return x0.detach(), seen[0]
+
+    def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
+        """The student's matrices as published: half precision, alpha equal to the rank."""
+        return {
+            name: LoraLayer(down.half().cpu().contiguous(), up.half().cpu().contiguous(), 1.0)
+            for name, (down, up) in pairs.items()
+        }
+
+    @contextmanager
+    def _watch(self, detach: bool) -> Iterator[list[Tensor]]:
+        """Collects the tokens that leave the middle block."""
+        seen: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            seen.append(self._tokens(output))
+            if not detach:
+                return None
+            torch.set_grad_enabled(False)
+            return self._detached(output)
+
+        handle = self._watched().register_forward_hook(hook)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _ungraded(self) -> Iterator[None]:
+        """Puts back the gradient mode that the hook turned off behind the middle block."""
+        enabled = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(enabled)
+
+    def _watched(self) -> nn.Module:
+        return self.module.transformer_blocks[self.block]
+
+    def _tokens(self, output: Any) -> Tensor:
+        return output[1]
+
+    def _detached(self, output: Any) -> Any:
+        return tuple(None if part is None else part.detach() for part in output)
+
+    def _width(self) -> int:
+        return self.module.inner_dim
+
+    def _first_half(self) -> Any:
+        return replaced(
+            self.module, transformer_blocks=self.module.transformer_blocks[: self.block + 1]
+        )
+
+    def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
+        raise NotImplementedError
+
+    def _cast(self, *tensors: Tensor) -> list[Tensor]:
+        dtype = next(self.module.parameters()).dtype
+        return [t.to(self._device, dtype) for t in tensors]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+@dataclass
+class SD3Model(DiffusersModel):
+    """SD3Transformer2DModel: latents (B, 16, H, W), text (context, pooled)."""
+
+    def __post_init__(self) -> None:
+        self.family = "sd3"
+        super().__post_init__()
+
+    def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
+        x, context, pooled = self._cast(x, *text[:2])
+        return self.module(x, context, pooled, sigma * 1000, return_dict=False)[0]
+
+
+@dataclass
+class FluxModel(DiffusersModel):
+    """FluxTransformer2DModel: latents (B, 16, H, W), packed here; text (context, pooled).
+
+    Args:
+        guidance: embedded guidance of student and teacher; the fake score has 1.
+    """
+
+    guidance: float = 4.5
+
+    def __post_init__(self) -> None:
+        self.family = "flux"
+        super().__post_init__()
+
+    def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
+        height, width = x.shape[-2] // 2, x.shape[-1] // 2
+        x, context, pooled = self._cast(x, *text[:2])
+        tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+        guidance = None
+        if self.module.config.guidance_embeds:
+            value = 1.0 if active_adapter(self.module) == "fake" else self.guidance
+            guidance = torch.full((len(x),), value, device=x.device)
+        ids = torch.zeros(height, width, 3, device=x.device)
+        ids[..., 1] = torch.arange(height, device=x.device)[:, None]
+        ids[..., 2] = torch.arange(width, device=x.device)[None]
+        output = self.module(
+            tokens,
+            encoder_hidden_states=context,
+            pooled_projections=pooled,
+            timestep=sigma,
+            img_ids=ids.flatten(0, 1),
+            txt_ids=torch.zeros(context.shape[1], 3, device=x.device),
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+        return rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+    def _first_half(self) -> Any:
+        return replaced(
+            self.module,
+            transformer_blocks=self.module.transformer_blocks[: self.block + 1],
+            single_transformer_blocks=nn.ModuleList(),
+        )
+
+
+@dataclass
+class SDXLModel(DiffusersModel):
+    """UNet2DConditionModel of SDXL in the variance-exploding form: x_t = x0 + sigma noise.
+
+    Latents (B, 4, H, W); text (context, pooled, target) with the finished picture's (height, width)
+    in pixels, (B, 2): the size conditioning is the target's at every scale.
+    """
+
+    def __post_init__(self) -> None:
+        self.family = "sdxl"
+        self.process = VarianceExploding()
+        start, end, count = SDXL_BETAS
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+        kept = (1 - betas).cumprod(0)
+        self.table = ((1 - kept) / kept).sqrt().float().to(self._device)
+        super().__post_init__()
+
+    def check(self) -> None:
+        if self.block is not None:
+            raise ValueError("SDXL's losses look at the UNet's middle; leave out 'block'.")
+
+    def level(self, t: Tensor) -> Tensor:
+        """Sigma of timesteps t * 1000, between the table's entries on a log scale.
+
+        1000 and 999 are both the table's last entry, about 14.61.
+        """
+        steps = (t * 1000).clamp(0, len(self.table) - 1)
+        low = steps.floor().long()
+        high = (low + 1).clamp(max=len(self.table) - 1)
+        logs = self.table.log().to(t.device)
+        return logs[low].lerp(logs[high], steps - low).exp()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """The inverse of `level`, in 0..999."""
+        logs = self.table.log().to(sigma.device)
+        wanted = sigma.log().clamp(logs[0], logs[-1])
+        high = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
+        return high - (logs[high] - wanted) / (logs[high] - logs[high - 1])
+
+    def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
+        if len(text) < 3:
+            raise ValueError("SDXL needs the finished picture's size beside context and pooled.")
+        scale = (1 + sigma.square()).rsqrt().view(-1, 1, 1, 1)
+        x, context, pooled = self._cast(x * scale, *text[:2])
+        target = text[2].to(self._device, x.dtype)
+        return self.module(
+            x,
+            self.timestep(sigma),
+            context,
+            added_cond_kwargs={
+                "text_embeds": pooled,
+                "time_ids": torch.cat([target, torch.zeros_like(target), target], dim=1),
+            },
+            return_dict=False,
+        )[0]
+
+    def _watched(self) -> nn.Module:
+        return self.module.mid_block
+
+    def _tokens(self, output: Tensor) -> Tensor:
+        return rearrange(output, "b c h w -> b (h w) c")
+
+    def _detached(self, output: Tensor) -> Tensor:
+        return output.detach()
+
+    def _width(self) -> int:
+        return self.module.config.block_out_channels[-1]
+
+    def _first_half(self) -> Any:
+        nothing = nn.Identity()
+        return replaced(
+            self.module,
+            up_blocks=nn.ModuleList(),
+            conv_norm_out=nothing,
+            conv_act=nothing,
+            conv_out=nothing,
+        )
+
+
+MODELS: dict[str, type[DiffusersModel]] = {"sd3": SD3Model, "flux": FluxModel, "sdxl": SDXLModel}
+
+
+def wrap(module: nn.Module, **options: Any) -> DiffusersModel:
+    """The adapter for a loaded diffusers model, by its class.
+
+    Raises:
+        ValueError: if it is none of the three kinds.
+    """
+    kinds = {
+        "SD3Transformer2DModel": SD3Model,
+        "FluxTransformer2DModel": FluxModel,
+        "UNet2DConditionModel": SDXLModel,
+    }
+    kind = kinds.get(type(module).__name__)
+    if kind is None:
+        raise ValueError(
+            f"{type(module).__name__} can't be distilled; give one of {', '.join(kinds)}."
+        )
+    return kind(module, **options)

@@ -1,0 +1,77 @@
+"""What the trainer needs of a model and of data, and its settings."""
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from .scalewise import Interval
+
+# (context, pooled) and, from prepared data, the finished picture's (height, width) in pixels.
+Conditioning = tuple[Tensor, ...]
+
+
+class DistillModel(Protocol):
+    """What the trainer needs of a model; adapters 'student' and 'fake' are already in `module`."""
+
+    module: nn.Module
+    width: int
+
+    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        """x0 from x_t with the active adapter."""
+
+    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        """Tokens (B, N, width) of the middle block with the active adapter."""
+
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Both from one pass."""
+
+    # Optional: `process` (flow matching without it), `level(t)` from t in 0..1 to the process's
+    # sigma, and `score_with_features`: both from one pass, without gradient behind the features.
+
+
+class Batches(Protocol):
+    """Draws training data for one interval."""
+
+    def draw(
+        self, interval: Interval, count: int, rng: random.Random
+    ) -> tuple[Tensor, Tensor | None, Conditioning]:
+        """Real latents at the interval's size, at the size before, and their conditioning."""
+
+    def unconditional(self, count: int) -> Conditioning:
+        """Conditioning of the empty prompt."""
+
+    # Optional: `steps(rng)` chooses among buckets of sizes; `draw(..., part=slice)` loads only a
+    # part of the batch, for training in several processes.
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Weights and rates; the defaults are the paper's ratios at a rate that suits small models.
+
+    batch_tokens: patches in one batch of one process. accumulate: batches to one optimiser step.
+    autocast: compute in bfloat16 where the device is fast at it.
+    """
+
+    mmd: float = 1.0
+    dmd: float = 1.0
+    gan: float = 5e-3
+    gan_head: float = 1e-2
+    kernel: str = "linear"
+    mmd_per_batch: bool = False
+    mmd_sigma: tuple[float, float] = (0.0, 0.6)
+    dmd_sigma: tuple[float, float] = (0.02, 0.8)
+    guidance: float = 4.5
+    fake_steps: int = 2
+    lr: float = 5e-4
+    lr_fake: float = 1e-3
+    batch_tokens: int = 4096
+    clip: float = 1.0
+    ema: float = 0.995
+    warmup: int = 50
+    seed: int = 0
+    accumulate: int = 1
+    autocast: bool = False

@@ -1,0 +1,109 @@
+"""Pictures made by the teacher, with their prompts as captions: the paper's training data."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..noise import draw_noise
+from .config import Settings
+from .families import PIPELINES, device_of, pretrained
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines don't count.
+
+    Raises:
+        FileNotFoundError: if there is no such file. ValueError: if it holds no prompts.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in [teacher] "
+            "prompts."
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts; write one a line.")
+    return prompts
+
+
+def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -> int:
+    """Fills [data] source with NNNNNN.png and .txt; pictures that are there are kept.
+
+    Args:
+        on_picture: called with (pictures there, pictures in all).
+
+    Returns:
+        how many were made now.
+    """
+    t, folder = settings.teacher, Path(settings.data.source)
+    prompts = read_prompts(Path(t.prompts))
+    jobs = [p for p in prompts for _ in range(t.per_prompt)]
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [i for i in range(len(jobs)) if not _is_done(folder, i, jobs[i])]
+    make = _emoji_teacher if settings.kind == "emoji" else _diffusers_teacher
+    done = len(jobs) - len(waiting)
+    on_picture(done, len(jobs))
+    for i, picture in make(settings, jobs, waiting):
+        _write(folder, i, jobs[i], picture)
+        done += 1
+        on_picture(done, len(jobs))
+    return len(waiting)
+
+
+def _is_done(folder: Path, number: int, prompt: str) -> bool:
+    picture, caption = folder / f"{number:06}.png", folder / f"{number:06}.txt"
+    return picture.is_file() and caption.is_file() and caption.read_text("utf-8") == prompt
+
+
+def _write(folder: Path, number: int, prompt: str, picture: Image.Image) -> None:
+    aside = folder / f"{number:06}.part"
+    picture.save(aside, "PNG")
+    os.replace(aside, folder / f"{number:06}.png")
+    (folder / f"{number:06}.txt").write_text(prompt, encoding="utf-8")
+
+
+@torch.inference_mode()
+def _emoji_teacher(
+    settings: Settings, jobs: list[str], waiting: list[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Euler steps with classifier-free guidance on the embedded teacher."""
+    from ..emoji.student import EmojiStudent
+
+    t = settings.teacher
+    base = Path(settings.model.base) if settings.model.base else None
+    teacher = EmojiStudent.load(base, lora=None)
+    side = settings.data.size // 8
+    for i in waiting:
+        denoise = teacher.denoiser(teacher.encode([jobs[i]]), guidance=t.guidance)
+        x = draw_noise(t.seed, [i], 0, (16, side, side))
+        sigmas = torch.linspace(1, 0, t.steps + 1).tolist()
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+            x0 = denoise(x, sigma)
+            x = x0 + (x - x0) * (after / sigma)
+        pixels = teacher.decode(x)[0].mul(255).round().byte().numpy()
+        yield i, Image.fromarray(pixels)
+
+
+def _diffusers_teacher(
+    settings: Settings, jobs: list[str], waiting: list[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """The family's own diffusers pipeline with its own scheduler."""
+    t, device = settings.teacher, device_of(settings)
+    dtype = getattr(torch, settings.model.dtype if device.type != "cpu" else "float32")
+    pipe = pretrained(PIPELINES[settings.kind][0], settings.model.base, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if device.type == "cuda":
+        pipe.enable_model_cpu_offload()
+    for i in waiting:
+        yield i, pipe(
+            jobs[i],
+            height=settings.data.size,
+            width=settings.data.size,
+            num_inference_steps=t.steps,
+            guidance_scale=t.guidance,
+            generator=torch.Generator().manual_seed(t.seed * 1_000_003 + i),
+        ).images[0]

@@ -1,0 +1,107 @@
+"""Where pictures with captions come from: a folder, or webdataset tars."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTION = ".txt"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its caption; `tar` None means plain files."""
+
+    name: str
+    picture: Path | tarfile.TarInfo
+    caption: str
+    tar: Path | None = None
+
+    def read(self) -> bytes:
+        if self.tar is None:
+            return Path(self.picture).read_bytes()
+        with self.tar.open("rb") as file:
+            file.seek(self.picture.offset_data)
+            return file.read(self.picture.size)
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, from the file's header, upright as its EXIF says.
+
+        Raises:
+            OSError: if it is no picture.
+        """
+        with Image.open(io.BytesIO(self.read())) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+        return (height, width) if turned else (width, height)
+
+
+def find_samples(source: Path) -> list[Sample]:
+    """All pictures with their captions, sorted by name.
+
+    Args:
+        source: a folder with pictures and .txt captions of the same name (subfolders too), a
+            webdataset .tar, or a folder of such tars.
+
+    Raises:
+        FileNotFoundError: if it isn't there. ValueError: if it holds no pictures, or captions are
+            missing; names the first of them.
+    """
+    if not source.exists():
+        raise FileNotFoundError(
+            f"There is nothing at {source}. Give a folder of pictures with .txt captions, or a "
+            "webdataset .tar."
+        )
+    tars = [source] if source.is_file() else sorted(source.glob("*.tar"))
+    if source.is_file() and source.suffix != ".tar":
+        raise ValueError(f"{source} is neither a folder nor an uncompressed .tar.")
+    found = [s for tar in tars for s in _in_tar(tar)] if tars else list(_in_folder(source))
+    if not found:
+        raise ValueError(f"{source} holds no pictures ({', '.join(PICTURES)}).")
+    bare = [s.name for s in found if s.caption is None]
+    if bare:
+        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+        raise ValueError(
+            f"{len(bare)} of {len(found)} pictures have no caption: {', '.join(bare[:5])}{more}. "
+            "Put a .txt file of the same name beside each picture; an empty one is an empty prompt."
+        )
+    return sorted(found, key=lambda s: s.name)
+
+
+def _in_folder(folder: Path) -> Iterator[Sample]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES and path.is_file():
+            caption = path.with_suffix(CAPTION)
+            text = _text(caption.read_bytes()) if caption.is_file() else None
+            yield Sample(path.relative_to(folder).as_posix(), path, text)
+
+
+def _in_tar(path: Path) -> Iterator[Sample]:
+    """webdataset: the files of one sample share their name up to the first dot of the base name."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar.getmembers() if m.isfile()]
+            captions = {
+                _stem(m.name): _text(tar.extractfile(m).read())
+                for m in members
+                if m.name.lower().endswith(CAPTION)
+            }
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole uncompressed tar ({error}).") from error
+    for member in members:
+        if PurePosixPath(member.name).suffix.lower() in PICTURES:
+            name = f"{path.name}/{member.name}"
+            yield Sample(name, member, captions.get(_stem(member.name)), path)
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.split(".")[0]))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8-sig", "replace").strip()

@@ -1,0 +1,304 @@
+"""Drafts: runs stopped after a scale, to be chosen from, kept in a file and gone on with."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .noise import MAX_SEED, NOISE_VERSION, draw_noise
+from .sampling import ScaleState
+from .schedule import ScaleSchedule
+
+VERSION = 1
+MAX_DRAFTS = 256
+SUFFIX = ".drafts.safetensors"
+_HEADER = "swd_drafts"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Where one image's noise comes from.
+
+    seed, index: of the run and of the image in it. detail: 0, or another seed that the steps after
+    the draft draw from.
+    """
+
+    seed: int
+    index: int
+    detail: int = 0
+
+    @property
+    def label(self) -> str:
+        """Such as: seed 7 image 3 detail 5, with the image counted from 1."""
+        return f"seed {self.seed} image {self.index + 1}" + (
+            f" detail {self.detail}" if self.detail else ""
+        )
+
+
+@dataclass(frozen=True)
+class DraftNoise:
+    """`noise(step, shape)` for images of several seeds: what `sample_scalewise` draws from."""
+
+    images: tuple[Draft, ...]
+
+    def __call__(self, step: int, shape: Sequence[int]) -> Tensor:
+        rows = (draw_noise(d.detail or d.seed, (d.index,), step, shape[1:]) for d in self.images)
+        return torch.cat(list(rows))
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Images after `step` steps of a schedule, with all that going on needs.
+
+    Args:
+        model: name of the model family they were made with.
+        size: latent (height, width) of the finished images.
+        images: where each image's noise comes from.
+        scales: the clean latent (N, C, h, w) of every step so far, in the model's own units.
+        samples: the last of them as a VAE decodes it; None before the first step.
+        method: how x0 is enlarged between steps.
+        latent, mask: a picture to start from (1, C, H, W) as the VAE made it and what of it may
+            change, both of full size, or None.
+        prompt: what it shows, where that is known.
+    """
+
+    schedule: ScaleSchedule
+    model: str
+    size: tuple[int, int]
+    images: tuple[Draft, ...]
+    scales: tuple[Tensor, ...] = ()
+    samples: Tensor | None = None
+    method: str = "bicubic"
+    latent: Tensor | None = None
+    mask: Tensor | None = None
+    prompt: str = ""
+
+    @property
+    def step(self) -> int:
+        return len(self.scales)
+
+    @property
+    def state(self) -> ScaleState:
+        """What `sample_scalewise` goes on from."""
+        return ScaleState(self.scales[-1], self.step) if self.scales else ScaleState()
+
+    @property
+    def noise(self) -> DraftNoise:
+        return DraftNoise(self.images)
+
+    def labels(self) -> list[str]:
+        """A line for each image: its seed, and its place in that seed's run unless that is the
+        number it has here."""
+        return [
+            f"seed {d.seed}" if d.index == i and not d.detail else d.label
+            for i, d in enumerate(self.images)
+        ]
+
+    def choose(self, positions: Sequence[int]) -> "Drafts":
+        """The images at these positions, counted from 0, in this order."""
+        rows = torch.tensor(list(positions), dtype=torch.long)
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in positions),
+            scales=tuple(x0[rows.to(x0.device)] for x0 in self.scales),
+            samples=None if self.samples is None else self.samples[rows.to(self.samples.device)],
+        )
+
+    def vary(self, detail_seed: int, count: int) -> "Drafts":
+        """Each image `count` times: variation k goes on with the noise of `detail_seed` + k.
+
+        0 is an image's own noise, so that the first variation of detail seed 0 is the image itself.
+        """
+        varied = self.choose([i for i in range(len(self.images)) for _ in range(count)])
+        seeds = [(detail_seed + k) & MAX_SEED for k in range(count)] * len(self.images)
+        images = [
+            replace(d, detail=seed or d.detail)
+            for d, seed in zip(varied.images, seeds, strict=True)
+        ]
+        return replace(varied, images=tuple(images))
+
+    def batches(self, size: int) -> Iterator["Drafts"]:
+        """Parts of at most `size` images."""
+        for first in range(0, len(self.images), size):
+            yield self.choose(range(first, min(first + size, len(self.images))))
+
+    def check_model(self, model: str) -> None:
+        """Raises ValueError if they were made with another family of models."""
+        if model != self.model:
+            raise ValueError(
+                f"These drafts were made with a model of the family {self.model}; the loaded "
+                "model is "
+                f"{model or 'of no known family'}. Load the model they were made with."
+            )
+
+
+def check_count(count: int, what: str = "count") -> None:
+    """Raises ValueError unless 1..MAX_DRAFTS images are asked for."""
+    if not 1 <= count <= MAX_DRAFTS:
+        raise ValueError(f"{what} is {count}; ask for 1 to {MAX_DRAFTS} drafts at a time.")
+
+
+def check_stop(stop_after: int, drafts: Drafts) -> None:
+    """Raises ValueError unless `stop_after` is a step to come, before the last."""
+    steps = drafts.schedule.steps
+    if not drafts.step < stop_after < steps:
+        if drafts.step + 1 >= steps:
+            raise ValueError(
+                f"stop_after is {stop_after}, but after step {drafts.step} of {steps} only the "
+                "last "
+                "step is left: nothing to draft."
+            )
+        raise ValueError(
+            f"stop_after is {stop_after}; drafts of this {steps}-step schedule stop after step "
+            f"{drafts.step + 1} to {steps - 1}."
+        )
+
+
+def join(parts: Sequence[Drafts]) -> Drafts:
+    """Batches of one run, together again."""
+    first = parts[0]
+    samples = None if first.samples is None else torch.cat([p.samples for p in parts])
+    scales = tuple(torch.cat(x0s) for x0s in zip(*(p.scales for p in parts), strict=True))
+    images = tuple(d for p in parts for d in p.images)
+    return replace(first, images=images, scales=scales, samples=samples)
+
+
+def parse_picks(text: str, count: int) -> tuple[int, ...]:
+    """Positions, counted from 0, of "3", "1,4-6" or "all"; "" is none of them.
+
+    A draft named twice counts once, where it was named first.
+
+    Raises:
+        ValueError: names the part that is no number, backwards or not among 1..count.
+    """
+    plain = re.sub(r"\s*[-–—]\s*", "-", text.strip().lower())
+    if plain == "all":
+        return tuple(range(count))
+    found: dict[int, None] = {}
+    for part in filter(None, re.split(r"[\s,;]+", plain)):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        if match is None:
+            raise ValueError(
+                f"pick: {part[:30]!r} is no draft's number. Type numbers and ranges such as "
+                "1,4-6, or all."
+            )
+        # More digits than any sheet has numbers would only cost time to read.
+        first, last = (int(n[:9]) if n else None for n in match.groups())
+        last = first if last is None else last
+        for number in (first, last):
+            if not 1 <= number <= count:
+                there = f"drafts 1 to {count}" if count > 1 else "only draft 1"
+                raise ValueError(f"pick: there is no draft {part[:30]}; the sheet has {there}.")
+        if last < first:
+            raise ValueError(f"pick: the range {part} runs backwards; type {last}-{first}.")
+        found |= dict.fromkeys(range(first - 1, last))
+    return tuple(found)
+
+
+def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
+    """Writes one safetensors file, aside first and then renamed.
+
+    Raises:
+        OSError: if it can't be written, or `path` exists and may not be replaced.
+    """
+    tensors = {f"x0.{i}": x0 for i, x0 in enumerate(drafts.scales, 1)}
+    extra = {"samples": drafts.samples, "latent": drafts.latent, "mask": drafts.mask}
+    tensors |= {name: value for name, value in extra.items() if value is not None}
+    header = {
+        "version": VERSION,
+        "noise_version": NOISE_VERSION,
+        "schedule": drafts.schedule.to_dict(),
+        "step": drafts.step,
+        "model": drafts.model,
+        "size": list(drafts.size),
+        "images": [[d.seed, d.index, d.detail] for d in drafts.images],
+        "method": drafts.method,
+        "prompt": drafts.prompt,
+    }
+    aside = path.with_name(f".swd-{os.getpid()}.part")
+    try:
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(plain, aside, {_HEADER: json.dumps(header)})
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists by now; nothing was overwritten.")
+        os.replace(aside, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} can't be written: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_drafts(path: Path) -> Drafts:
+    """Reads what `save_drafts` wrote.
+
+    Raises:
+        ValueError: if it is missing, damaged, no drafts, of a newer version or of another noise
+            rule; the message says which.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no drafts file {path.name}.")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if text else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"The drafts file {path.name} is damaged: {error}") from error
+    if not text:
+        raise ValueError(f"{path.name} holds no drafts; choose a file that SwD saved drafts to.")
+    try:
+        header = json.loads(text)
+        check_versions(header, path.name)
+        return _read(header, tensors)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"The drafts file {path.name} is damaged: {error!r}") from error
+
+
+def check_versions(header: Any, name: str) -> None:
+    """Raises ValueError for a newer format, or a noise rule that would finish another picture."""
+    if header["version"] != VERSION:
+        raise ValueError(
+            f"{name} has the drafts format {header['version']}; this version reads {VERSION}. "
+            "Update the pack."
+        )
+    if header["noise_version"] != NOISE_VERSION:
+        raise ValueError(
+            f"{name} was drafted with noise rule {header['noise_version']}; this version has rule "
+            f"{NOISE_VERSION} and would finish other pictures. Draft them again."
+        )
+
+
+def _read(header: dict[str, Any], tensors: dict[str, Tensor]) -> Drafts:
+    schedule = ScaleSchedule.from_dict(header["schedule"])
+    images = tuple(Draft(*map(int, row)) for row in header["images"])
+    height, width = map(int, header["size"])
+    scales = tuple(tensors[f"x0.{i}"] for i in range(1, int(header["step"]) + 1))
+    drafts = Drafts(
+        schedule, str(header["model"]), (height, width), images, scales, tensors["samples"],
+        str(header["method"]), tensors.get("latent"), tensors.get("mask"), str(header["prompt"]),
+    )  # fmt: skip
+    whole = 0 < drafts.step < schedule.steps and images
+    if not whole or any(x0.shape[0] != len(images) for x0 in (*scales, drafts.samples)):
+        raise ValueError("The drafts file is damaged: its images, steps and latents don't agree.")
+    return drafts
+
+
+def latest(folder: Path) -> Path:
+    """The newest drafts file of a folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
+    if not files:
+        raise ValueError(
+            f"There is no drafts file (*{SUFFIX}) in {folder}. Make one with the drafts command."
+        )
+    return files[-1]

@@ -1,0 +1,112 @@
+"""The paper's ablation on the emoji teacher: every variant from every seed, one table.
+
+Hours of CPU time. Finished rows are kept in `ablation.json`, so a stopped run goes on.
+"""
+
+import argparse
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..distill.trainer import DistillConfig
+from .data import load_images
+from .evaluate import Way, measure
+from .latents import load_latents
+from .train_student import STUDENTS, train
+
+log = logging.getLogger(__name__)
+TABLE = "ablation.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: what it is called, which student's sizes it has, what differs in the losses."""
+
+    name: str
+    title: str
+    student: str = "scalewise4"
+    losses: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant("all", "all losses, scale-wise, 4 steps"),
+    Variant("mmd", "MMD alone", losses={"dmd": 0.0, "gan": 0.0}),
+    Variant("no_mmd", "without MMD", losses={"mmd": 0.0}),
+    Variant("rbf", "RBF kernel", losses={"kernel": "rbf"}),
+    Variant("full4", "full size, 4 steps", "full4"),
+    Variant("full2", "full size, 2 steps", "full2"),
+    Variant("jump4", "constant size, then a jump", "jump4"),
+)
+
+
+def way_of(variant: Variant, lora: str) -> Way:
+    sides, sigmas = STUDENTS[variant.student]
+    return Way(variant.title, lora, sides, sigmas)
+
+
+def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trains and measures what `ablation.json` does not hold yet; returns all rows."""
+    path = a.run / TABLE
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    done = {(r["variant"], r["seed"], r["minutes"], r["prompts"]) for r in rows}
+    bank = load_latents(a.run / "latents.safetensors")[32]
+    pictures = load_images(a.assets)
+    for seed in a.train_seeds:
+        for variant in VARIANTS:
+            if variant.name not in a.variants:
+                continue
+            if (variant.name, seed, a.minutes, a.prompts) in done:
+                continue
+            name = f"ablation/{variant.name}-{seed}-{a.minutes:g}min"
+            config = DistillConfig(seed=seed, **variant.losses)
+            train(a.run, variant.student, a.minutes, config, name)
+            figures = measure(
+                a.run, way_of(variant, name), bank, pictures, a.prompts, a.seeds, a.batch
+            )
+            rows.append(
+                {"variant": variant.name, "title": variant.title, "seed": seed,
+                 "minutes": a.minutes, "prompts": a.prompts, **figures}
+            )  # fmt: skip
+            aside = path.with_suffix(".tmp")
+            aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            os.replace(aside, path)
+            log.info("%s seed %d: %s", variant.title, seed, figures)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every variant's mean over the seeds, and the range of its retrieval."""
+    keys = ("retrieval", "psnr", "ssim", "top_octave", "spread", "calls")
+    lines = [f"| variant | seeds | {' | '.join(keys)} | retrieval range |"]
+    lines.append("|" + "---|" * (len(keys) + 3))
+    for variant in VARIANTS:
+        found = [r for r in rows if r["variant"] == variant.name]
+        if found:
+            means = [f"{sum(r[k] for r in found) / len(found):.4g}" for k in keys]
+            retrieval = [r["retrieval"] for r in found]
+            span = f"{min(retrieval):g} to {max(retrieval):g}"
+            lines.append(f"| {variant.title} | {len(found)} | {' | '.join(means)} | {span} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji"))
+    parser.add_argument("--minutes", type=float, default=40, help="of training for each student")
+    parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, default=2, help="of sampling")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    names = [v.name for v in VARIANTS]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log.info(table(run_ablation(a)))
+
+
+if __name__ == "__main__":
+    main()

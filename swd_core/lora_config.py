@@ -1,0 +1,125 @@
+"""How strongly each layer of a LoRA counts: PEFT's alpha, ranks and their patterns."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "adapter_config.json"
+HEADER_KEY = "lora_adapter_metadata"
+MOST_BYTES = 1 << 22
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The part of a PEFT config that scales layers; `alpha` None means alpha equals the rank."""
+
+    alpha: float | None = None
+    rank: int | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    rslora: bool = False
+
+    def scale(self, module: str, rank: int) -> float:
+        """alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+        alpha = _pattern_value(self.alpha_pattern, module, self.alpha)
+        root = math.sqrt(rank) if self.rslora else rank
+        return (rank if alpha is None else alpha) / root
+
+    def fits(self, ranks: Mapping[str, int]) -> bool:
+        """Whether layers of these ranks, by module, can be the ones it describes."""
+        described = {m: _pattern_value(self.rank_pattern, m, self.rank) for m in ranks}
+        return all(described[m] in (rank, None) for m, rank in ranks.items())
+
+
+def _pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern matches the whole module name or its end after a dot."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise ValueError(f"{what} must be a finite number, not {str(value)[:40]!r}.")
+    return value
+
+
+def _patterns(config: Mapping[str, Any], key: str) -> dict[str, float]:
+    """A pattern entry whose expressions compile and can't run for ever on a layer's name."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{key} must be an object.")
+    for pattern, value in patterns.items():
+        _number(value, f"{key} of {pattern[:40]!r}")
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{key} {pattern[:40]!r} is not a regular expression ({error})."
+            ) from error
+        if _REPEATED_GROUP.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise ValueError(f"{key} {pattern[:40]!r} is too complex; name the layers plainly.")
+    return patterns
+
+
+def parse_config(config: Any) -> LoraConfig:
+    """Checks a PEFT config.
+
+    Raises:
+        ValueError: names the entry that can't be used.
+    """
+    if not isinstance(config, dict):
+        raise ValueError("it must be a JSON object.")
+    kind = str(config.get("peft_type") or "LORA")[:40]
+    if kind.upper() != "LORA":
+        raise ValueError(f"its peft_type is {kind}; only LORA can be loaded.")
+    if config.get("use_dora"):
+        raise ValueError("it uses DoRA, which no SwD student does.")
+    rank = config.get("r")
+    return LoraConfig(
+        _number(config["lora_alpha"], "lora_alpha") if "lora_alpha" in config else None,
+        None if rank is None else int(_number(rank, "r")),
+        _patterns(config, "alpha_pattern"),
+        _patterns(config, "rank_pattern"),
+        bool(config.get("use_rslora")),
+    )
+
+
+def read_config(file: Path) -> LoraConfig | None:
+    """adapter_config.json beside a PEFT file; None where there is none.
+
+    Raises:
+        ValueError: names the file and the entry that can't be used.
+    """
+    path = file.with_name(CONFIG_NAME)
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB.")
+        return parse_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} beside {file.name} can't be used: {error}") from error
+
+
+def header_config(metadata: Mapping[str, str]) -> LoraConfig | None:
+    """The PEFT config that newer diffusers write into the file's own header.
+
+    Raises:
+        ValueError: names the entry that can't be used.
+    """
+    if HEADER_KEY not in metadata:
+        return None
+    try:
+        config = json.loads(metadata[HEADER_KEY])
+        if not isinstance(config, dict):
+            raise ValueError("it must be a JSON object.")
+        return parse_config({re.sub(r"^(transformer|unet)\.", "", k): v for k, v in config.items()})
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The header entry {HEADER_KEY} can't be used: {error}") from error

@@ -1,0 +1,113 @@
+"""What the names in a LoRA file mean: which layer, which base model, what the host calls it."""
+
+import re
+from collections.abc import Mapping
+
+FAMILIES = {"sd3": "SD3.5", "flux": "FLUX.1", "sdxl": "SDXL"}
+
+_PART = re.compile(
+    r"(?P<stem>.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<part>A|B|down|up)"
+    r"(?:\.default)?\.weight"
+)
+_PREFIX = re.compile(r"^(?:base_model\.model\.|model\.|transformer\.|unet\.|diffusion_model\.)+")
+_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_")
+_TEXT_ENCODER = re.compile(r"(lora_te|text_encoder|te\d?[._]|clip_[lgh][._]|conditioner\.)")
+_WIDTH_LAYERS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "qkv",
+    "ff.net.0.proj",
+    "fc1",
+    "linear1",
+)
+
+_FLUX = re.compile(r"(^|_)(single_transformer_blocks|single_blocks|double_blocks)_\d")
+_JOINT = re.compile(r"(^|_)joint_blocks_\d|^transformer_blocks_\d+_(attn|attn2|ff|norm1)(_|$)")
+_UNET = re.compile(r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_")
+_OLD_UNET = re.compile(r"^(down_blocks_0_attentions|up_blocks_3|input_blocks_[12]_1)_")
+_CROSS = re.compile(r"attn2[._]to_[kv]$")
+_OTHERS = {
+    "Wan": re.compile(r"^blocks_\d+_(self_attn|cross_attn|ffn|attn1)_"),
+    "Qwen-Image": re.compile(r"^transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)_"),
+    "PixArt": re.compile(r"^transformer_blocks_\d+_attn1_"),
+}
+
+
+def part_of(key: str) -> tuple[str, str] | None:
+    """(module, "down" | "up" | "alpha") of a tensor's name, or None if it is no part of a LoRA."""
+    if key.endswith(".alpha"):
+        return module_name(key.removesuffix(".alpha")), "alpha"
+    found = _PART.fullmatch(key)
+    if found is None:
+        return None
+    return module_name(found["stem"]), "down" if found["part"] in ("A", "down") else "up"
+
+
+def module_name(stem: str) -> str:
+    """The layer's name without the prefixes of the tool that wrote it; flat kohya names stay."""
+    stem = _PREFIX.sub("", stem)
+    if ".processor." in stem:  # diffusers before 0.20 hung its layers on the attention processor
+        stem = re.sub(r"\.to_out$", ".to_out.0", stem.replace(".processor.", "."))
+    return stem
+
+
+def is_text_encoder(module: str) -> bool:
+    return _TEXT_ENCODER.match(module) is not None
+
+
+def family_of(widths: Mapping[str, int]) -> str:
+    """Which of FAMILIES a LoRA was made for.
+
+    Args:
+        widths: the input width of each layer, by module name.
+
+    Raises:
+        ValueError: names the base where it is another known one, the layers where it isn't.
+    """
+    flat = {_FLAT_PREFIX.sub("", module).replace(".", "_") for module in widths}
+    if any(_FLUX.search(name) for name in flat):
+        return "flux"
+    if any(_JOINT.search(name) for name in flat):
+        # Names alone can't tell SD3 from the double blocks of FLUX, whose width is 3072.
+        return "flux" if base_width(widths) == 3072 else "sd3"
+    if any(_UNET.search(name) for name in flat):
+        context = {width for module, width in widths.items() if _CROSS.search(module)}
+        old = any(_OLD_UNET.search(name) for name in flat)
+        if context & {768, 1024} or (old and not context):
+            raise ValueError("it was made for SD 1.x or 2.x")
+        return "sdxl"
+    for title, pattern in _OTHERS.items():
+        if any(pattern.search(name) for name in flat):
+            raise ValueError(f"it was made for {title}")
+    shown, known = ", ".join(list(widths)[:3]), ", ".join(FAMILIES.values())
+    raise ValueError(f"its layers ({shown}, ...) belong to none of {known}")
+
+
+def base_width(widths: Mapping[str, int]) -> int:
+    """The base model's token width, from the layers that read tokens; 0 without any."""
+    ends = (*_WIDTH_LAYERS, *(name.replace(".", "_") for name in _WIDTH_LAYERS))
+    found = [width for module, width in widths.items() if module.endswith(ends)]
+    return max(set(found), key=found.count) if found else 0
+
+
+def base_title(family: str, widths: Mapping[str, int]) -> str:
+    """The base as people call it; SD3.5 Medium and Large differ in their width."""
+    if family != "sd3":
+        return FAMILIES[family]
+    width = base_width(widths)
+    known = {1536: "SD3.5 Medium", 2432: "SD3.5 Large"}
+    return known.get(width, f"an SD3 type {width} wide" if width else FAMILIES[family])
+
+
+def host_names(family: str, module: str) -> tuple[str, ...]:
+    """The names under which the host's LoRA loader may know a module, the family's own first."""
+    if _FLAT_PREFIX.match(module):
+        return (module,)
+    flat = "lora_unet_" + module.replace(".", "_")
+    dotted = f"transformer.{module}"
+    own = (flat, dotted) if family == "sdxl" else (dotted, flat)
+    return (*own, f"diffusion_model.{module}")

@@ -1,0 +1,67 @@
+"""A real browser on a real host; says so where there is none."""
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+HOST_TESTS = Path(__file__).resolve().parents[1] / "host" / "conftest.py"
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def chromium_path() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = chromium_path()
+    if path is None:
+        pytest.skip("no Chromium: install one, or set CHROMIUM to its path")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="pip install -r requirements-browser.txt"
+    )
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, headless=True)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def host(chromium, tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("host_conftest", HOST_TESTS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not (module.COMFYUI / "main.py").is_file():
+        pytest.skip(f"no ComfyUI at {module.COMFYUI}: set COMFYUI_PATH")
+    base = tmp_path_factory.mktemp("comfy_browser")
+    running = module.Server(base)
+    yield running
+    running.stop()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(params=["classic", "vue"])
+def page(request, chromium, host):
+    """The host's page in one of its two editors, with what went wrong in it in `page.faults`."""
+    settings = {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.TutorialCompleted": True}
+    folder = host.base / "user" / "default"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    context = chromium.new_context(viewport={"width": 1600, "height": 1100})
+    page = context.new_page()
+    page.set_default_timeout(150_000)  # drawn without a graphics card
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(error.stack or str(error)))
+    page.on("console", lambda m: m.type == "error" and page.faults.append(f"{m.text} {m.location}"))
+    page.goto(host.url)
+    page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=120_000)
+    yield page
+    context.close()

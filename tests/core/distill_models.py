@@ -1,0 +1,75 @@
+"""Small random diffusers models of the three families, and data for them."""
+
+import random
+
+import diffusers
+import torch
+
+from swd_core.distill.scalewise import Interval, intervals
+
+SIGMAS = {"sd3": (1.0, 0.8, 0.6), "flux": (1.0, 0.8, 0.6), "sdxl": (14.6146, 2.2846, 1.1644)}
+SIZES = [(4, 8), (8, 12), (8, 16)]
+CHANNELS = {"sd3": 16, "flux": 16, "sdxl": 4}
+CONTEXT, POOLED = 24, 32
+
+
+def small_model(family: str) -> torch.nn.Module:
+    torch.manual_seed(1)
+    if family == "sd3":
+        model = diffusers.SD3Transformer2DModel(
+            sample_size=32, num_layers=4, attention_head_dim=16, num_attention_heads=2,
+            in_channels=16, joint_attention_dim=CONTEXT, caption_projection_dim=32,
+            pooled_projection_dim=POOLED, pos_embed_max_size=16, qk_norm="rms_norm",
+            dual_attention_layers=(0, 1),
+        )  # fmt: skip
+    elif family == "flux":
+        model = diffusers.FluxTransformer2DModel(
+            in_channels=64, num_layers=3, num_single_layers=2, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=CONTEXT, pooled_projection_dim=POOLED,
+            guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+    else:
+        model = diffusers.UNet2DConditionModel(
+            sample_size=16, block_out_channels=(32, 64), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8, norm_num_groups=8,
+            projection_class_embeddings_input_dim=POOLED + 48, cross_attention_dim=CONTEXT,
+        )  # fmt: skip
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+class RandomBatches:
+    """Unrelated random latents at the sizes of SIZES; the same for the same random state."""
+
+    def __init__(self, family: str):
+        self.family = family
+
+    def text(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, ...]:
+        return (
+            torch.randn(count, 5, CONTEXT, generator=generator),
+            torch.randn(count, POOLED, generator=generator),
+            torch.tensor([[64.0, 128.0]]).repeat(count, 1),
+        )
+
+    def draw(self, interval: Interval, count: int, rng: random.Random, part=slice(None)):
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        channels = CHANNELS[self.family]
+        real = torch.randn(count, channels, *interval.size, generator=generator)
+        previous = None
+        if interval.previous:
+            previous = torch.randn(count, channels, *interval.previous, generator=generator)[part]
+        text = self.text(generator, count)
+        return real[part], previous, tuple(t[part] for t in text)
+
+    def unconditional(self, count: int) -> tuple[torch.Tensor, ...]:
+        return self.text(torch.Generator().manual_seed(0), count)
+
+
+def steps(family: str) -> list[Interval]:
+    return intervals(SIZES, SIGMAS[family])

@@ -1,0 +1,66 @@
+"""Configs: those that ship are right, a wrong one is one clear error."""
+
+from pathlib import Path
+
+import pytest
+
+from swd_core.distill.config import FAMILIES, parse_settings, read_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOOD = {"model": {"family": "sd35-medium", "base": "somewhere"}}
+
+
+def test_there_is_a_config_for_every_family_with_the_papers_figures():
+    found = {s.model.family: s for s in map(read_settings, CONFIGS.glob("*.toml"))}
+    assert set(found) == set(FAMILIES)
+    blocks = {"sd35-medium": 11, "sd35-large": 20, "flux": 15, "sdxl": -1}
+    ranks = {"sd35-medium": 64, "sd35-large": 64, "flux": 128, "sdxl": 64}
+    for family, block in blocks.items():
+        settings = found[family]
+        assert settings.model.block == block and settings.model.rank == ranks[family]
+        assert 4e-6 <= settings.train.lr <= 5e-6
+        patches = settings.train.batch_tokens * settings.train.accumulate / (64 * 64)
+        assert 24 <= patches <= 64, "pictures at full size to one step, as in the paper"
+    assert found["sd35-medium"].train.fake_steps == 5
+    assert (found["sd35-medium"].train.gan, found["sd35-medium"].train.gan_head) == (5e-3, 1e-2)
+    assert found["sdxl"].train.dmd == found["sdxl"].train.gan == 0
+    assert found["sdxl"].train.mmd_sigma == (0.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"learning_rate": 1.0}}, r"\[train\] has no 'learning_rate'; it knows mmd"),
+        ({"trian": {}}, r"no section \[trian\]; there are model"),
+        ({"train": {"lr": "fast"}}, r"\[train\] lr must be a number, not 'fast'"),
+        ({"train": {"steps": 2.5}}, r"\[train\] steps must be a whole number, not 2.5"),
+        ({"train": {"steps": True}}, r"\[train\] steps must be a whole number"),
+        ({"train": {"steps": 0}}, r"\[train\] steps must be 1 or more"),
+        ({"train": {"autocast": 1}}, r"\[train\] autocast must be true or false"),
+        ({"train": {"lr": float("nan")}}, r"\[train\] lr must be 0 or more, not nan"),
+        ({"train": {"mmd_sigma": [0.5]}}, r"mmd_sigma must be a list of 2 numbers"),
+        ({"train": {"mmd_sigma": [0.5, 0.2]}}, r"mmd_sigma must rise"),
+        ({"train": {"kernel": "cubic"}}, "kernel is 'cubic'; use one of linear, rbf"),
+        ({"train": {"mmd": 0, "dmd": 0, "gan": 0}}, "nothing to learn"),
+        ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of emoji"),
+        ({"model": {"family": "flux"}}, r"\[model\] base is missing"),
+        ({"model": {"base": "x"}}, "needs a family"),
+        ({"model": "flux"}, "needs a family|must be a section"),
+        ({"schedule": {"preset": "sdxl-4"}}, "another kind of model"),
+        ({"schedule": {"preset": "none"}}, "'none' is unknown; use sd35"),
+        ({"schedule": {"scales": [0.5, 1], "sigmas": [1, 0.5, 0.2]}}, "2 scales but 3 sigmas"),
+        ({"schedule": {"scales": [0.5, 1], "sigmas": ["a", 1]}}, "sigmas must be a number"),
+        ({"data": []}, r"\[data\] must be a section"),
+    ],
+)
+def test_wrong_configs_are_one_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        parse_settings({**GOOD, **change})
+
+
+def test_a_file_that_is_no_toml(tmp_path):
+    (tmp_path / "x.toml").write_text("[train\n")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        read_settings(tmp_path / "x.toml")
+    with pytest.raises(FileNotFoundError, match="configs/"):
+        read_settings(tmp_path / "none.toml")

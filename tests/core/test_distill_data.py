@@ -1,0 +1,240 @@
+"""Pictures prepared once: what lies in the shards, and what is refused or skipped."""
+
+import io
+import json
+import random
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from swd_core.distill.buckets import buckets, nearest_bucket
+from swd_core.distill.data import PreparedBatches
+from swd_core.distill.families import EmojiEncoder
+from swd_core.distill.prepare import prepare
+from swd_core.schedule import ScaleSchedule
+
+SCHEDULE = ScaleSchedule((0.5, 0.75, 1.0), (1.0, 0.8, 0.6))
+SIDE = 128
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+SIZES = [(128, 128), (200, 200), (256, 128), (130, 260), (128, 128), (300, 200)]
+
+
+def fill(folder, sizes=SIZES) -> None:
+    folder.mkdir(exist_ok=True)
+    for i, (width, height) in enumerate(sizes):
+        picture(i, width, height).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(["red apple", "happy dog", "rocket"][i % 3])
+
+
+@pytest.fixture(scope="module")
+def encoder(random_weights):
+    return EmojiEncoder(random_weights)
+
+
+@pytest.fixture
+def source(tmp_path):
+    fill(tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def run(source, folder, encoder, **options):
+    return prepare(source, folder, encoder, SCHEDULE, SIDE, **{"shard_size": 2, **options})
+
+
+def rows(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """Every picture's tensors by its name."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*x*-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = json.loads(file.metadata()["names"])
+        tensors = load_file(path)
+        for i, name in enumerate(names):
+            found[name] = {k: v[i] for k, v in tensors.items()}
+    return found
+
+
+def test_every_size_is_the_encoded_area_mean_of_the_picture(source, tmp_path, encoder):
+    report = run(source, tmp_path / "out", encoder)
+    assert (report.encoded, report.kept, report.skipped) == (6, 0, {})
+    row = rows(tmp_path / "out")["0.png"]
+    pixels = np.asarray(Image.open(source / "0.png"), np.float32) / 255
+    half = pixels.reshape(64, 2, 64, 2, 3).mean((1, 3))  # 128 px to 64 px: means of 2 x 2
+    with torch.no_grad():
+        for size, wanted in ((16, pixels), (8, half)):
+            image = torch.from_numpy(wanted).permute(2, 0, 1)[None]
+            expected = encoder.latents(image.contiguous())[0]
+            got = row[f"latent_{size}x{size}"].float()
+            close = 4e-3 * float(expected.abs().max())
+            torch.testing.assert_close(got, expected, rtol=0, atol=close)
+    context, pooled = encoder.text(["red apple"])
+    torch.testing.assert_close(row["context"].float(), context[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(row["pooled"].float(), pooled[0], rtol=2e-3, atol=2e-3)
+
+
+def test_any_aspect_ratio_has_its_own_sizes(source, tmp_path, encoder):
+    run(source, tmp_path / "out", encoder)
+    found = rows(tmp_path / "out")
+    for name, (width, height) in enumerate(SIZES):
+        shapes = [k for k in found[f"{name}.png"] if k.startswith("latent")]
+        last = max(tuple(map(int, k[7:].split("x"))) for k in shapes)
+        assert last[1] / last[0] == pytest.approx(width / height, rel=0.2)
+        assert last[0] * last[1] == pytest.approx(256, rel=0.15), "one area for all"
+        assert all(int(side) % 2 == 0 for k in shapes for side in k[7:].split("x"))
+
+
+def test_buckets_cover_the_range():
+    choices = buckets(1024, 64)
+    assert (1024, 1024) in choices and all(h % 64 == 0 and w % 64 == 0 for h, w in choices)
+    assert nearest_bucket(1920, 1080, choices)[1] > 1200
+    assert nearest_bucket(1, 1000, choices) == min(choices, key=lambda c: c[1] / c[0])
+    assert buckets(256, 16, 1.0) == [(256, 256)]
+
+
+def test_tar_and_folder_give_the_same(source, tmp_path, encoder):
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        for path in sorted(source.iterdir()):
+            tar.add(path, path.name)
+    run(source, tmp_path / "a", encoder)
+    run(tmp_path / "data.tar", tmp_path / "b", encoder)
+    a, b = rows(tmp_path / "a"), rows(tmp_path / "b")
+    assert {f"data.tar/{name}" for name in a} == set(b)
+    for name, tensors in a.items():
+        for key, value in tensors.items():
+            # one picture may meet another in its batch
+            torch.testing.assert_close(b[f"data.tar/{name}"][key], value, rtol=2e-3, atol=2e-3)
+
+
+def test_stopped_in_the_middle_goes_on(source, tmp_path, encoder):
+    """What is finished is not encoded again, and the result is that of a straight run."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run(source, straight, encoder)
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, broken, encoder, on_shard=stop)
+    with pytest.raises(FileNotFoundError, match="prepare"):
+        PreparedBatches(broken, SCHEDULE.sigmas)
+    report = run(source, broken, encoder)
+    assert report.kept >= 2 and report.kept + report.encoded == 6
+    a, b = rows(straight), rows(broken)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[n][k], b[n][k]) for n in a for k in a[n])
+
+
+def test_a_damaged_shard_and_changed_captions_are_made_again(source, tmp_path, encoder):
+    out = tmp_path / "out"
+    run(source, out, encoder)
+    first = sorted(out.glob("*x*-*.safetensors"))[0]
+    first.write_bytes(first.read_bytes()[:100])
+    (source / "5.txt").write_text("a green house")
+    report = run(source, out, encoder)
+    assert 0 < report.encoded < 6
+    expected, got = encoder.text(["a green house"])[0][0], rows(out)["5.png"]["context"]
+    torch.testing.assert_close(got.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_broken_pictures_are_skipped_and_listed(source, tmp_path, encoder):
+    (source / "x.png").write_bytes(b"not a picture")
+    (source / "x.txt").write_text("rocket")
+    whole = io.BytesIO()
+    picture(9, 128, 128).save(whole, "PNG")
+    (source / "y.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (source / "y.txt").write_text("rocket")
+    report = run(source, tmp_path / "out", encoder)
+    assert report.encoded == 6 and set(report.skipped) == {"x.png", "y.png"}
+    listed = (tmp_path / "out" / "skipped.txt").read_text()
+    assert "x.png\tbroken" in listed and "y.png\tbroken" in listed
+    again = run(source, tmp_path / "out", encoder)
+    assert again.encoded == 0 and set(again.skipped) == {"x.png", "y.png"}
+
+
+def test_missing_captions_are_one_error(source, tmp_path, encoder):
+    for name in ("1.txt", "4.txt"):
+        (source / name).unlink()
+    with pytest.raises(ValueError, match=r"2 of 6 .* no caption: 1\.png, 4\.png"):
+        run(source, tmp_path / "out", encoder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_small_pictures_are_one_error_or_left_out(source, tmp_path, encoder):
+    picture(7, 60, 60).save(source / "small.png")
+    (source / "small.txt").write_text("rocket")
+    with pytest.raises(ValueError, match=r"small\.png \(60x60 px, smallest scale 64x64 px\)"):
+        run(source, tmp_path / "out", encoder)
+    report = run(source, tmp_path / "out", encoder, skip_small=True)
+    assert report.encoded == 6 and list(report.skipped) == ["small.png"]
+
+
+@pytest.mark.parametrize(
+    ("side", "schedule", "message"),
+    [
+        (120, SCHEDULE, "multiple of 16"),
+        (16, ScaleSchedule((0.25, 1.0), (1.0, 0.5)), "larger size"),
+    ],
+)
+def test_a_schedule_that_the_factor_can_not_make(
+    source, tmp_path, encoder, side, schedule, message
+):
+    with pytest.raises(ValueError, match=message):
+        prepare(source, tmp_path / "out", encoder, schedule, side)
+
+
+def test_wrong_places_are_named(tmp_path, encoder):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(tmp_path / "nowhere", tmp_path / "out", encoder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures"):
+        run(tmp_path / "empty", tmp_path / "out", encoder)
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match="bad.tar is not a whole"):
+        run(tmp_path / "bad.tar", tmp_path / "out", encoder)
+
+
+def test_batches_pair_the_sizes_of_the_same_picture(source, tmp_path, encoder):
+    run(source, tmp_path / "out", encoder)
+    batches, stored = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas), rows(tmp_path / "out")
+    seen = set()
+    for seed in range(40):
+        rng = random.Random(seed)
+        interval = rng.choice(batches.steps(rng))
+        real, previous, (context, pooled, target) = batches.draw(interval, 3, rng)
+        for i in range(3):
+            key = "latent_{}x{}".format(*interval.size)
+            there = {n: row[key].float() for n, row in stored.items() if key in row}
+            [name] = [n for n, latent in there.items() if torch.equal(latent, real[i])]
+            seen.add(name)
+            assert torch.equal(stored[name]["context"].float(), context[i])
+            assert "{}x{}".format(*target[i].int().tolist()) == interval.bucket
+            if interval.previous:
+                before = stored[name]["latent_{}x{}".format(*interval.previous)]
+                assert torch.equal(before.float(), previous[i])
+            else:
+                assert previous is None
+    assert seen == set(stored), "every picture is used"
+
+
+def test_parts_are_the_rows_of_the_whole_batch(source, tmp_path, encoder):
+    run(source, tmp_path / "out", encoder)
+    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+    interval = batches.steps(random.Random(0))[1]
+    whole = batches.draw(interval, 6, random.Random(1))
+    halves = [
+        batches.draw(interval, 6, random.Random(1), part=p) for p in (slice(0, 3), slice(3, 6))
+    ]
+    assert torch.equal(whole[0], torch.cat([h[0] for h in halves]))
+    assert torch.equal(whole[1], torch.cat([h[1] for h in halves]))

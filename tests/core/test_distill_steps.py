@@ -1,0 +1,70 @@
+"""Twenty steps of every loss on every family of diffusers models."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from swd_core.distill.adapters import adapter_state  # noqa: E402
+from swd_core.distill.diffusers_models import wrap  # noqa: E402
+from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "distill_models", Path(__file__).with_name("distill_models.py")
+)
+models = sys.modules["distill_models"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(models)
+
+RANK = 4
+
+
+def trainer_for(family: str, **options) -> Trainer:
+    wrapped = wrap(models.small_model(family), rank=RANK)
+    config = DistillConfig(
+        **{"batch_tokens": 16, "fake_steps": 1, "warmup": 1, "lr": 2e-3, **options}
+    )
+    return Trainer(wrapped, models.RandomBatches(family), models.steps(family), config)
+
+
+LOSSES = {
+    "all": {},
+    "mmd": {"dmd": 0.0, "gan": 0.0},
+    "dmd": {"mmd": 0.0, "gan": 0.0},
+    "gan": {"mmd": 0.0, "dmd": 0.0, "gan": 1.0},
+}
+RBF = {"dmd": 0.0, "gan": 0.0, "kernel": "rbf", "mmd_per_batch": True}
+CASES = {f"sd3-{name}": ("sd3", options) for name, options in LOSSES.items()} | {
+    "sd3-rbf": ("sd3", RBF),
+    **{f"{f}-{name}": (f, LOSSES[name]) for f in ("flux", "sdxl") for name in ("all", "mmd")},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_of_each_loss(case):
+    trainer = trainer_for(CASES[case][0], **CASES[case][1])
+    frozen = {
+        n: p.clone() for n, p in trainer.model.module.named_parameters() if not p.requires_grad
+    }
+    for step in range(20):
+        trainer.student_step(random.Random(step))
+    assert trainer.step == 20
+    assert all(torch.isfinite(torch.tensor(v)) for v in trainer.means().values())
+    ups = [up for _, up in adapter_state(trainer.model.module, "student").values()]
+    assert sum(bool(up.abs().max() > 0) for up in ups) > len(ups) / 2
+    now = dict(trainer.model.module.named_parameters())
+    assert all(torch.equal(now[n], p) for n, p in frozen.items()), "the base never changes"
+
+
+def test_mmd_alone_makes_the_students_means_those_of_the_data():
+    """What the loss is for: the distance that it measures falls."""
+    trainer = trainer_for("sd3", dmd=0.0, gan=0.0, batch_tokens=256, lr=5e-3)
+    values = []
+    for step in range(60):
+        trainer.student_step(random.Random(step))
+        values.append(trainer.means()["mmd"])
+    assert sum(values[-10:]) < 0.9 * sum(values[:10])

@@ -1,0 +1,83 @@
+"""The written face: links lead somewhere, commands exist, figures are what the commands print."""
+
+import re
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from swd_core.cli import build_parser
+from swd_core.schedule import presets
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")]
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"")
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def visible(text: str) -> str:
+    return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    targets = ["".join(found) for found in LINK.findall(visible(path.read_text(encoding="utf-8")))]
+    local = [t for t in targets if not t.startswith(("http", "mailto"))]
+    assert [t for t in local if not (path.parent / t).exists()] == []
+
+
+def test_the_readmes_contents_lead_to_its_headings():
+    text = page("README.md")
+    headings = {re.sub(r"[^\w ]", "", h).strip().lower().replace(" ", "-") for h in
+                re.findall(r"^#+ (.*)$", text, re.M)}  # fmt: skip
+    anchors = re.findall(r"\]\(#([^)]+)\)", text)
+    assert anchors and [a for a in anchors if a not in headings] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_commands_are_ones_the_command_line_takes(path):
+    text = visible(path.read_text(encoding="utf-8"))
+    for command in re.findall(r"(?:`|^)python -m swd_core ([^`\n]+)", text, re.M):
+        words = shlex.split(command, comments=True)
+        words += ["--help"] * (len(words) == 1)
+        with pytest.raises(SystemExit) if "--help" in words else nullcontext() as stopped:
+            build_parser().parse_args(words)
+        assert stopped is None or stopped.value.code == 0, command
+
+
+def test_every_make_target_exists():
+    known = set(re.findall(r"^([a-z][a-z-]*):", page("Makefile"), re.M))
+    for path in PAGES:
+        named = re.findall(r"(?:^|`|\s)make ([a-z][a-z-]+)", visible(path.read_text("utf-8")), re.M)
+        commands = {n for n in named if f"`make {n}" in path.read_text("utf-8")
+                    or re.search(rf"^make {n}", path.read_text("utf-8"), re.M)}  # fmt: skip
+        assert commands <= known, path
+
+
+def test_the_readmes_costs_are_the_schedules():
+    text = page("README.md")
+    four, six = (presets()[f"sd35-medium-{n}"].schedule for n in (4, 6))
+    assert f"{four.cost(128, 128):.2f} full-size steps instead of 4" in text
+    assert f"{six.cost(128, 128):.2f} full-size steps instead of 6" in text
+    done, shares = 0.0, []
+    for cost in four.step_costs(128, 128)[:3]:
+        done += cost
+        shares.append(f"{done / four.cost(128, 128):.0%}".replace("%", " %"))
+    assert ", ".join(shares) in text
+
+
+def test_every_preset_of_a_student_is_in_the_models_table():
+    models = page("README.md").partition("## Models")[2].partition("## Quick start")[0]
+    assert [name for name in presets() if f"`{name}`" not in models] == []
+
+
+def test_the_readme_names_every_node_page_and_workflow():
+    text = page("README.md")
+    pages = [p.name for p in (ROOT / "web" / "docs").glob("*.md")]
+    graphs = [p.stem for p in (ROOT / "workflows").glob("swd_*.json")]
+    assert [name for name in pages if f"web/docs/{name}" not in text] == []
+    assert [name for name in graphs if f"`{name}`" not in text] == []

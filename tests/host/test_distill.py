@@ -1,0 +1,135 @@
+"""SwDDistillData and SwDDistillTrain: the emoji teacher to a student inside a real ComfyUI."""
+
+import json
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from swd_core.emoji.student import EmojiStudent
+from swd_core.lora import read_lora
+
+
+def graph(name: str, steps: int, lr: float = 1e-3, seed: int = 0) -> dict:
+    """Two pictures of the teacher's decoder, a short training, and a picture of the student."""
+    return {
+        "1": {"class_type": "SwDEmojiStudent", "inputs": {"strength": 0.0}},
+        "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 4242}},
+        "3": {
+            "class_type": "SwDDistillData",
+            "inputs": {
+                "images": ["2", 0], "clip": ["1", 1], "vae": ["1", 2], "schedule": ["1", 3],
+                "captions": "red apple\nhappy dog",
+            },
+        },
+        "4": {
+            "class_type": "SwDDistillTrain",
+            "inputs": {
+                "model": ["1", 0], "data": ["3", 0], "lora_name": name, "steps": steps, "rank": 4, "lr": lr,
+                "batch_tokens": 32, "mmd": 1.0, "dmd": 1.0, "gan": 0.005, "guidance": 2.0, "fake_steps": 1,
+                "seed": seed, "resume": True, "vae": ["1", 2],
+            },
+        },
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 2]}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "red apple"}},
+        "7": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "8": {
+            "class_type": "SwDSample",
+            "inputs": {
+                "model": ["4", 0], "positive": ["6", 0], "latent_image": ["7", 0], "schedule": ["1", 3],
+                "seed": 1, "cfg": 1.0, "upscale_method": "bicubic",
+            },
+        },
+        "9": {"class_type": "VAEDecode", "inputs": {"samples": ["8", 0], "vae": ["1", 2]}},
+        "10": {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}},
+    }  # fmt: skip
+
+
+def test_a_student_is_made_in_the_graph_and_sampled(server):
+    entry = server.run(graph("made_here", 3))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert entry["outputs"]["5"]["images"] and entry["outputs"]["10"]["images"]
+    lora = read_lora(Path(server.base) / "models" / "loras" / "made_here")
+    assert lora.family == "sd3" and lora.ranks == "rank 4"
+    assert json.loads(lora.metadata["swd_scales"])[-1] == 1.0
+    assert any(layer.up.abs().max() > 0 for layer in lora.layers.values())
+
+
+def test_interrupted_then_run_again_goes_on(server):
+    """The checkpoint of the interrupted run is whole, and the second run does only the rest."""
+    import websocket
+
+    client = uuid.uuid4().hex
+    socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=120)
+    result = {}
+    runner = threading.Thread(target=lambda: result.update(server.run(graph("halted", 4000), client)))
+    runner.start()
+    while True:
+        message = socket.recv()
+        if isinstance(message, str):
+            data = json.loads(message)
+            if data["type"] == "progress" and data["data"]["max"] == 4000 and data["data"]["value"] >= 2:
+                break
+    server.post("/interrupt", {})
+    runner.join()
+    socket.close()
+    assert result["status"]["status_str"] == "error"
+    assert any(kind == "execution_interrupted" for kind, _ in result["status"]["messages"])
+    folder = Path(server.base) / "models" / "loras" / "halted"
+    done = int(read_lora(folder).metadata["swd_step"])
+    assert 2 <= done < 4000
+    entry = server.run(graph("halted", done + 1))
+    assert entry["status"]["status_str"] == "success"
+    assert int(read_lora(folder).metadata["swd_step"]) == done + 1
+
+
+@pytest.fixture(scope="module")
+def parts(pack):
+    model, clip, vae, schedule = pack["SwDEmojiStudent"].execute(strength=0.0).result
+    return model, clip, vae, schedule
+
+
+def test_data_are_the_encoded_area_means(pack, parts):
+    _, clip, vae, schedule = parts
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    data = pack["SwDDistillData"].execute(images, clip, vae, schedule, "red apple\nhappy dog").result[0]
+    own = EmojiStudent.load(lora=None)
+    assert data.sizes == ((4, 4), (6, 6), (6, 6), (8, 8))
+    half = images.reshape(2, 32, 2, 32, 2, 3).mean((2, 4))
+    for size, pixels in (((8, 8), images), ((4, 4), half)):
+        with torch.no_grad():
+            expected = own.vae.encode(pixels.movedim(-1, 1).contiguous())
+        stored = parts[0].model.process_latent_in(data.latents[size])
+        assert (stored - expected).abs().mean() < 0.02
+    text = own.encode(["red apple", "happy dog"])
+    assert torch.equal(data.context, text.context) and torch.equal(data.pooled, text.pooled)
+
+
+@pytest.mark.parametrize(
+    ("size", "captions", "message"),
+    [((64, 64), "a\nb\nc", "3 captions for 2 pictures"), ((60, 64), "a", "64x60 px.*multiple of 16"),
+     ((64, 64), "", "0 captions for 2")],
+)  # fmt: skip
+def test_wrong_pictures_and_captions(pack, parts, size, captions, message):
+    _, clip, vae, schedule = parts
+    with pytest.raises(ValueError, match=message):
+        pack["SwDDistillData"].execute(torch.rand(2, *size, 3), clip, vae, schedule, captions)
+
+
+def test_wrong_teachers_and_names(pack, parts):
+    model, clip, vae, schedule = parts
+    data = pack["SwDDistillData"].execute(torch.rand(1, 64, 64, 3), clip, vae, schedule, "a").result[0]
+    values = {
+        "steps": 1, "rank": 4, "lr": 1e-3, "batch_tokens": 16, "mmd": 1.0, "dmd": 0.0, "gan": 0.0,
+        "guidance": 1.0, "fake_steps": 1, "seed": 0, "resume": False,
+    }  # fmt: skip
+    node = pack["SwDDistillTrain"]
+    with pytest.raises(ValueError, match="'../x' can't name a folder"):
+        node.execute(model, data, "../x", **values)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        node.execute(model, data, "x", **{**values, "mmd": 0.0})
+    student = pack["SwDEmojiStudent"].execute(strength=1.0).result[0]
+    with pytest.raises(ValueError, match="bare teacher. Set strength to 0"):
+        node.execute(student, data, "x", **values)

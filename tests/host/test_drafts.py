@@ -1,0 +1,381 @@
+"""Drafts on the real host: finishing one is the straight run, bit for bit, however it got there."""
+
+import json
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from graphs import find, to_prompt
+from PIL import Image
+from test_live import Listener
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SEED = 12345
+FAMILIES = {"sd35-medium": "sd35-medium-4", "flux": "flux-4", "sdxl": "sdxl-4"}
+
+
+@pytest.fixture(scope="module")
+def models(small):
+    return {family: small.host_model(family) for family in FAMILIES}
+
+
+class Bench:
+    """The nodes around one small model, with 256 x 192 pixels as the finished size."""
+
+    def __init__(self, pack, small, model, family):
+        self.pack, self.model = pack, model
+        extra = {"guidance": 4.5} if family == "flux" else {}
+        self.cond = small.conditioning(family, 1, **extra)
+        inputs = {"preset": FAMILIES[family], "custom_sizes": "", "custom_sigmas": ""}
+        self.schedule = pack["SwDScaleSchedule"].execute(model=model, **inputs).args[0]
+        self.empty = {"samples": torch.zeros(1, 4, 24, 32)}
+
+    def drafts(self, **options):
+        inputs = {
+            "latent_image": self.empty, "seed": SEED, "count": 5, "stop_after": 1, "batch": 16,
+            "cfg": 1.0, "upscale_method": "bicubic", **options,
+        }  # fmt: skip
+        inputs = {"model": self.model, "positive": self.cond, "schedule": self.schedule, **inputs}
+        return self.pack["SwDDrafts"].execute(**inputs).args
+
+    def finish(self, drafts, pick, **options):
+        inputs = {
+            "detail_seed": 0,
+            "variations": 1,
+            "stop_after": 0,
+            "batch": 4,
+            "cfg": 1.0,
+            **options,
+        }
+        inputs = {"model": self.model, "positive": self.cond, **inputs}
+        return self.pack["SwDFinishDrafts"].execute(drafts=drafts, pick=pick, **inputs).args
+
+    def straight(self, indices, seed=SEED):
+        latent = {
+            "samples": self.empty["samples"].repeat(len(indices), 1, 1, 1),
+            "batch_index": list(indices),
+        }
+        inputs = {"seed": seed, "cfg": 1.0, "upscale_method": "bicubic", "latent_image": latent}
+        node = self.pack["SwDSample"]
+        out = node.execute(model=self.model, positive=self.cond, schedule=self.schedule, **inputs)
+        return out.args[0]["samples"]
+
+
+@pytest.fixture
+def folders(pack, tmp_path):
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path / "temp"))
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    folder_paths.set_input_directory(str(tmp_path / "input"))
+    for name in ("temp", "output", "input"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.fixture(params=FAMILIES)
+def bench(pack, small, models, request, folders):
+    return Bench(pack, small, models[request.param], request.param)
+
+
+@pytest.fixture
+def one(pack, small, models, folders):
+    """The SD3.5-like bench alone, where the family makes no difference."""
+    return Bench(pack, small, models["sd35-medium"], "sd35-medium")
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_finishing_is_the_straight_run_bit_for_bit(bench, stop_after):
+    drafts, images, sheet = bench.drafts(count=3, stop_after=stop_after)
+    whole = bench.straight((0, 1, 2))
+    assert torch.equal(bench.finish(drafts, "all")[0]["samples"], whole)
+    alone, _, _ = bench.drafts(count=1, batch=1, stop_after=stop_after)
+    assert torch.equal(bench.finish(alone, "1")[0]["samples"], bench.straight((0,)))
+    assert images.shape[0] == 3 and images.shape[1] < 192 and sheet.shape[0] == 1
+
+
+def test_one_of_many_is_the_same_image_whatever_the_batches(bench):
+    drafts, _, _ = bench.drafts(count=5, batch=2)
+    third = bench.finish(drafts, "3,1", batch=1)[0]["samples"]
+    expected = bench.straight((2, 0))
+    torch.testing.assert_close(third, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_another_number_is_another_image_and_the_order_is_the_pick_s(one):
+    drafts, _, _ = one.drafts()
+    both = one.finish(drafts, "4,2")[0]["samples"]
+    assert torch.equal(both[0], one.finish(drafts, "4")[0]["samples"][0])
+    assert torch.equal(both[1], one.finish(drafts, "2")[0]["samples"][0])
+    assert (both[0] - both[1]).abs().max() > 0.1
+
+
+def test_drafts_of_drafts(bench):
+    first, _, _ = bench.drafts(count=4)
+    second, _ = bench.finish(first, "2-4", stop_after=2)
+    third, _ = bench.finish(second, "1,3", stop_after=3)
+    expected = bench.straight((1, 3))
+    done = bench.finish(third, "all")[0]["samples"]
+    torch.testing.assert_close(done, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_save_and_load_give_the_same_bits(bench, pack):
+    drafts, _, _ = bench.drafts(count=2)
+    expected = bench.finish(drafts, "all")[0]["samples"]
+    [file] = (
+        pack["SwDSaveDrafts"].execute(drafts=drafts, filename_prefix="drafts/x").ui["swd_files"]
+    )
+    name = f"drafts/{file['filename']} [output]"
+    assert name in pack["SwDLoadDrafts"].define_schema().inputs[0].options
+    loaded = pack["SwDLoadDrafts"].execute(file=name, vae=FlatVAE()).args[0]
+    assert torch.equal(loaded["samples"], drafts["samples"])
+    assert torch.equal(bench.finish(loaded, "all")[0]["samples"], expected)
+
+
+class FlatVAE:
+    """A picture of the first channels: only the latents are compared."""
+
+    def decode(self, samples):
+        return (
+            samples[:, :3].movedim(1, -1).sigmoid().repeat_interleave(8, 1).repeat_interleave(8, 2)
+        )
+
+
+def test_details_are_rolled_anew_and_the_composition_stays(one):
+    drafts, _, _ = one.drafts(count=3, stop_after=2)
+    own = one.finish(drafts, "2")[0]["samples"]
+    varied, scales = one.finish(drafts, "2", detail_seed=5, variations=3)
+    images = varied["samples"]
+    assert images.shape[0] == 3
+    distances = [(a - b).abs().mean() for a, b in combinations((own[0], *images), 2)]
+    assert min(distances) > 0.01
+    for scale in scales[:2]:  # the scales of the draft itself
+        assert all(torch.equal(row, scale["samples"][0]) for row in scale["samples"])
+    again = one.finish(drafts, "2", detail_seed=6)[0]["samples"]
+    torch.testing.assert_close(again[0], images[1], rtol=0, atol=1e-4)
+    plain = one.finish(drafts, "2", variations=2)[0]["samples"]
+    torch.testing.assert_close(plain[:1], own, rtol=0, atol=1e-4)
+
+
+def test_scales_are_all_steps_at_their_sizes(one):
+    drafts, _, _ = one.drafts(count=2)
+    finished, scales = one.finish(drafts, "all")
+    sides = [(12, 16), (16, 20), (18, 24), (24, 32)]
+    assert [tuple(s["samples"].shape[-2:]) for s in scales] == sides
+    assert torch.equal(scales[0]["samples"], drafts["samples"])
+    assert torch.equal(scales[-1]["samples"], finished["samples"])
+
+
+def counting(model, calls, most=None):
+    """The model with the batch of each call noted; more than `most` at once is out of memory."""
+
+    def count(apply_model, call):
+        calls.append(call["input"].shape[0])
+        if most is not None and calls[-1] > most:
+            raise torch.cuda.OutOfMemoryError("too many at once")
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    counted = model.clone()
+    counted.set_model_unet_function_wrapper(count)
+    return counted
+
+
+def test_nothing_is_computed_twice(one):
+    calls = []
+    one.model = counting(one.model, calls)
+    drafts, _, _ = one.drafts(count=5)
+    assert calls == [5]
+    one.finish(drafts, "2")
+    assert calls == [5, 1, 1, 1]
+    first = one.finish(drafts, "2,4")[0]["samples"]
+    assert calls == [5] + [1] * 6, "only draft 4 was missing"
+    assert torch.equal(one.finish(drafts, "4,2")[0]["samples"], first.flip(0))
+    assert len(calls) == 7
+    one.finish(drafts, "")
+    assert len(calls) == 7
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(one, caplog):
+    calls, expected = [], one.drafts(count=7)[0]["samples"]
+    one.model = counting(one.model, calls, most=2)
+    with caplog.at_level("WARNING"):
+        drafts, _, _ = one.drafts(count=7, batch=8)
+    assert calls == [7, 3, 1, 1, 1, 1, 1, 1, 1] and "going on with 3" in caplog.text
+    torch.testing.assert_close(drafts["samples"], expected, rtol=0, atol=1e-4)
+
+
+def test_inpainting_drafts_keep_what_is_masked(one):
+    picture = torch.randn(1, 16, 24, 32, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, 192, 256)
+    mask[..., 128:] = 1
+    one.empty = {"samples": picture, "noise_mask": mask}
+    drafts, _, _ = one.drafts(count=1)
+    done = one.finish(drafts, "1")[0]["samples"]
+    node = one.pack["SwDSample"]
+    inputs = {"seed": SEED, "cfg": 1.0, "upscale_method": "bicubic", "latent_image": one.empty}
+    straight = node.execute(model=one.model, positive=one.cond, schedule=one.schedule, **inputs)
+    assert torch.equal(done, straight.args[0]["samples"])
+    torch.testing.assert_close(done[..., :12], picture[..., :12], rtol=0, atol=1e-4)
+
+
+def test_the_host_s_own_latent_nodes_may_choose(one):
+    import nodes
+
+    drafts, _, _ = one.drafts(count=4)
+    (some,) = nodes.LatentFromBatch().frombatch(drafts, 2, 1)
+    assert torch.equal(one.finish(some, "all")[0]["samples"], one.finish(drafts, "3")[0]["samples"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"count": 0}, "1 to 256"),
+        ({"count": 10_000}, "1 to 256"),
+        ({"stop_after": 4}, "step 1 to 3"),
+        ({"latent_image": {"samples": torch.zeros(2, 4, 24, 32)}}, "batch size to 1"),
+        ({"cfg": 3.0}, "negative"),
+    ],
+)
+def test_bad_drafts(one, options, says):
+    calls = []
+    one.model = counting(one.model, calls)
+    with pytest.raises(ValueError, match=says):
+        one.drafts(**options)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("pick", "options", "says"),
+    [
+        ("6", {}, "1 to 5"),
+        ("4-2", {}, "type 2-4"),
+        ("two", {}, "'two'"),
+        ("1", {"stop_after": 1}, "step 2 to 3"),
+        ("all", {"variations": 64}, "320"),
+    ],
+)
+def test_bad_picks(one, pick, options, says):
+    drafts, _, _ = one.drafts()
+    calls = []
+    one.model = counting(one.model, calls)
+    with pytest.raises(ValueError, match=says):
+        one.finish(drafts, pick, **options)
+    assert not calls
+
+
+def test_drafts_of_another_model_and_no_drafts(one, models):
+    drafts, _, _ = one.drafts()
+    one.model = models["flux"]
+    with pytest.raises(ValueError, match="sd35-medium.*flux"):
+        one.finish(drafts, "1")
+    with pytest.raises(ValueError, match="not a draft"):
+        one.finish({"samples": drafts["samples"]}, "1")
+    with pytest.raises(ValueError, match="changed on the way"):
+        one.finish({**drafts, "samples": drafts["samples"] * 2}, "1")
+
+
+def test_scale_strip(pack):
+    shades = [torch.full((2, side, 2 * side, 3), side / 100) for side in (10, 20)]
+    strip, frames = pack["SwDScaleStrip"].execute(images=shades, gap=[4]).args
+    assert strip.shape == (2, 28, 20 + 40 + 12, 3)
+    assert (strip[:, 14:24, 4:24] == 0.1).all() and (strip[:, 4:24, 28:68] == 0.2).all()
+    assert frames.shape == (4, 20, 40, 3)
+    assert [round(float(f.mean()), 3) for f in frames] == [0.1, 0.2, 0.1, 0.2]
+    with pytest.raises(ValueError, match="2, 1 images"):
+        pack["SwDScaleStrip"].execute(images=[shades[0], shades[1][:1]], gap=[4])
+
+
+def graph_of(server, name="swd_drafts_emoji") -> dict:
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return to_prompt(graph, server.get("/object_info"))
+
+
+def key_of(prompt: dict, class_type: str) -> str:
+    [key] = [k for k, n in prompt.items() if n["class_type"] == class_type]
+    return key
+
+
+def saved(server, prompt: dict) -> list[np.ndarray]:
+    """Runs a graph and gives the pictures that its SaveImage wrote."""
+    entry = server.run(prompt)
+    assert entry.get("status", {}).get("status_str") == "success", entry
+    files = entry["outputs"].get(key_of(prompt, "SaveImage"), {}).get("images", [])
+    paths = [server.base / "output" / f["filename"] for f in files]
+    return [np.asarray(Image.open(p).convert("RGB")).astype(int) for p in paths]
+
+
+def straight_picture(server, number: int, seed: int) -> np.ndarray:
+    """Picture `number` of the quick start graph's seed, alone."""
+    prompt = graph_of(server, "swd_quickstart_emoji")
+    empty = key_of(prompt, "EmptySD3LatentImage")
+    find(prompt, "EmptySD3LatentImage")["batch_size"] = number
+    pick = {"samples": [empty, 0], "batch_index": number - 1, "length": 1}
+    prompt["99"] = {"class_type": "LatentFromBatch", "inputs": pick}
+    find(prompt, "SwDSample").update(latent_image=["99", 0], seed=seed)
+    return saved(server, prompt)[0]
+
+
+def test_through_the_server_from_drafts_to_a_file_on_another_one(server, tmp_path_factory):
+    prompt = graph_of(server)
+    drafting, finishing = find(prompt, "SwDDrafts"), find(prompt, "SwDFinishDrafts")
+    drafting["seed"] = 4321
+    prompt["98"] = {
+        "class_type": "SwDSaveDrafts",
+        "inputs": {"drafts": [key_of(prompt, "SwDDrafts"), 0], "filename_prefix": "drafts/x"},
+    }
+    assert saved(server, prompt) == [], "nothing is picked"
+    finishing["pick"] = "5"
+    [fifth] = saved(server, prompt)
+    assert np.abs(fifth - straight_picture(server, 5, 4321)).max() <= 1
+    assert fifth.std() > 20, "not an empty picture"
+
+    base = tmp_path_factory.mktemp("another_machine")
+    (base / "input").mkdir()
+    [file] = (server.base / "output" / "drafts").glob("x_*")
+    shutil.copy(file, base / "input" / file.name)
+    other = type(server)(base)
+    try:
+        del prompt["98"]
+        prompt[key_of(prompt, "SwDDrafts")] = {
+            "class_type": "SwDLoadDrafts",
+            "inputs": {"file": file.name, "vae": [key_of(prompt, "SwDEmojiStudent"), 2]},
+        }
+        [again] = saved(other, prompt)
+    finally:
+        other.stop()
+    assert np.array_equal(again, fifth)
+
+
+def test_after_an_interrupt(server):
+    prompt = graph_of(server)
+    find(prompt, "SwDDrafts")["seed"] = 987
+    find(prompt, "EmptySD3LatentImage").update(width=512, height=512)
+    find(prompt, "SwDFinishDrafts").update(pick="all", batch=2)
+    listener = Listener(server)
+    listener.on_progress = lambda value: value == 4 and server.post("/interrupt", {})
+    server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_interrupted"
+    find(prompt, "SwDFinishDrafts")["pick"] = "2"
+    after = saved(server, prompt)[0]
+    find(prompt, "SwDDrafts")["seed"] = 988
+    saved(server, prompt)
+    find(prompt, "SwDDrafts")["seed"] = 987
+    assert np.abs(saved(server, prompt)[0] - after).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("node", "values", "says"),
+    [
+        ("SwDDrafts", {"count": 10_000}, "256"),
+        ("SwDDrafts", {"count": 0}, "smaller than min of 1"),
+        ("SwDFinishDrafts", {"pick": "17"}, "drafts 1 to 16"),
+        ("SwDFinishDrafts", {"pick": "3-1"}, "type 1-3"),
+    ],
+)
+def test_bad_input_through_the_server(server, node, values, says):
+    prompt = graph_of(server)
+    find(prompt, node).update(values)
+    assert says in json.dumps(server.run(prompt))

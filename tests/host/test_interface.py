@@ -1,0 +1,291 @@
+"""What saved graphs and artists rely on: inputs, their order, help pages, tooltips, translations.
+
+The tables below are written by hand. Graphs store widget values by position and links by index, so
+a line may be added at the end of a list (of required widgets only if there is no optional one) and
+never moved, renamed or removed. A new node needs a table, a help page and its translations.
+"""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from graphs import is_widget
+
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = ("en", "zh", "ja", "ko", "ru", "pt-BR")  # as the host's page names them
+UPSCALERS = ["bicubic", "bilinear", "nearest-exact", "area", "lanczos"]
+
+# name: TYPE = default; a ? marks an optional input, a + the host's "control after generate" widget.
+INPUTS = {
+    "SwDScaleSchedule": """
+        model: MODEL
+        preset: COMBO = auto
+        custom_sizes: STRING = 0.5 0.625 0.75 1
+        custom_sigmas: STRING = 1 0.8959 0.7371 0.6022
+        latent_image?: LATENT
+    """,
+    "SwDSampler": """
+        schedule: SWD_SCHEDULE
+        upscale_method: COMBO = bicubic
+    """,
+    "SwDSample": """
+        model: MODEL
+        positive: CONDITIONING
+        latent_image: LATENT
+        schedule: SWD_SCHEDULE
+        seed: INT = 0 +
+        cfg: FLOAT = 1.0
+        upscale_method: COMBO = bicubic
+        negative?: CONDITIONING
+        start_at?: FLOAT = 1.0
+    """,
+    "SwDDrafts": """
+        model: MODEL
+        positive: CONDITIONING
+        latent_image: LATENT
+        schedule: SWD_SCHEDULE
+        seed: INT = 0 +
+        count: INT = 16
+        stop_after: INT = 1
+        batch: INT = 16
+        cfg: FLOAT = 1.0
+        upscale_method: COMBO = bicubic
+        vae?: VAE
+        negative?: CONDITIONING
+    """,
+    "SwDFinishDrafts": """
+        model: MODEL
+        positive: CONDITIONING
+        drafts: LATENT
+        pick: STRING =
+        detail_seed: INT = 0
+        variations: INT = 1
+        stop_after: INT = 0
+        batch: INT = 4
+        cfg: FLOAT = 1.0
+        vae?: VAE
+        negative?: CONDITIONING
+    """,
+    "SwDSaveDrafts": """
+        drafts: LATENT
+        filename_prefix: STRING = drafts/swd
+    """,
+    "SwDLoadDrafts": """
+        file: COMBO
+        vae: VAE
+    """,
+    "SwDScaleStrip": """
+        images: IMAGE
+        gap: INT = 8
+    """,
+    "SwDLatentUpscale": """
+        samples: LATENT
+        upscale_method: COMBO = bicubic
+        scale_by: FLOAT = 1.5
+        width: INT = 0
+        height: INT = 0
+        noise_sigma: FLOAT = 0.0
+        seed: INT = 0
+        model?: MODEL
+    """,
+    "SwDLoraLoader": """
+        model: MODEL
+        lora_name: COMBO
+        strength: FLOAT = 1.0
+    """,
+    "SwDEmojiStudent": """
+        strength: FLOAT = 1.0
+    """,
+    "SwDDistillData": """
+        images: IMAGE
+        clip: CLIP
+        vae: VAE
+        schedule: SWD_SCHEDULE
+        captions: STRING =
+    """,
+    "SwDDistillTrain": """
+        model: MODEL
+        data: SWD_DISTILL_DATA
+        lora_name: STRING = my_student
+        steps: INT = 500
+        rank: INT = 64
+        lr: FLOAT = 0.0005
+        batch_tokens: INT = 2048
+        mmd: FLOAT = 1.0
+        dmd: FLOAT = 1.0
+        gan: FLOAT = 0.005
+        guidance: FLOAT = 4.5
+        fake_steps: INT = 2
+        seed: INT = 0
+        resume: BOOLEAN = True
+        vae?: VAE
+    """,
+}
+OUTPUTS = {
+    "SwDScaleSchedule": "schedule: SWD_SCHEDULE, sigmas: SIGMAS, table: STRING, plot: IMAGE",
+    "SwDSampler": "sampler: SAMPLER",
+    "SwDSample": "latent: LATENT",
+    "SwDDrafts": "drafts: LATENT, images: IMAGE, sheet: IMAGE",
+    "SwDFinishDrafts": "latent: LATENT, scales: LATENT",
+    "SwDSaveDrafts": "drafts: LATENT",
+    "SwDLoadDrafts": "drafts: LATENT, images: IMAGE",
+    "SwDScaleStrip": "strip: IMAGE, frames: IMAGE",
+    "SwDLatentUpscale": "latent: LATENT",
+    "SwDLoraLoader": "model: MODEL, report: STRING",
+    "SwDEmojiStudent": "model: MODEL, clip: CLIP, vae: VAE, schedule: SWD_SCHEDULE",
+    "SwDDistillData": "data: SWD_DISTILL_DATA",
+    "SwDDistillTrain": "model: MODEL, lora_name: STRING, plot: IMAGE",
+}
+# Menu entries that saved graphs may hold; more may follow, none may go.
+MENUS = {
+    ("SwDScaleSchedule", "preset"): [
+        "auto", "sd35-medium-4", "sd35-medium-6", "sd35-medium-4-2025", "sd35-large-4",
+        "sd35-large-6-2025", "flux-4", "flux-4-paper", "sdxl-4", "wan21-1.3b-4", "emoji-4",
+        "custom",
+    ],
+    ("SwDSampler", "upscale_method"): UPSCALERS,
+    ("SwDSample", "upscale_method"): UPSCALERS,
+    ("SwDDrafts", "upscale_method"): UPSCALERS,
+    ("SwDLatentUpscale", "upscale_method"): UPSCALERS,
+}  # fmt: skip
+FILES = {"lora_name", "file"}  # menus of what lies in a folder
+NODES = sorted(INPUTS)
+
+
+@pytest.fixture(scope="module")
+def infos(pack) -> dict[str, dict]:
+    """What the host tells its page about each node, by node id."""
+    return {name: node.GET_NODE_INFO_V1() for name, node in pack.items()}
+
+
+def inputs_of(info: dict) -> dict[str, tuple[bool, object, dict]]:
+    """Input name -> (optional, kind, options), in the page's order: required ones first."""
+    found = {}
+    for group in ("required", "optional"):
+        for name, (kind, *options) in info["input"].get(group, {}).items():
+            found[name] = (group == "optional", kind, options[0] if options else {})
+    return found
+
+
+def line(name: str, optional: bool, kind: object, options: dict) -> str:
+    """An input as a line of the tables above."""
+    combo = isinstance(kind, list) or kind == "COMBO"
+    text = f"{name}{'?' if optional else ''}: {'COMBO' if combo else kind}"
+    if is_widget(kind) and options.get("default") is not None:
+        text += f" = {options['default']}"
+    return text.rstrip() + (" +" if options.get("control_after_generate") else "")
+
+
+def locale(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def english(info: dict) -> dict:
+    """The translatable texts of a node as its schema has them, in the page's format."""
+    inputs = {}
+    for name, (_, _, options) in inputs_of(info).items():
+        inputs[name] = {"name": name, "tooltip": options.get("tooltip")}
+    names = zip(info["output_name"], info["output_tooltips"], strict=True)
+    outputs = {str(i): {"name": name, "tooltip": tip} for i, (name, tip) in enumerate(names)}
+    return {
+        "display_name": info["display_name"],
+        "description": info["description"],
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+def leaves(tree: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value}
+    return found
+
+
+def test_the_tables_name_every_node(infos):
+    assert sorted(infos) == NODES == sorted(OUTPUTS)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_inputs_and_outputs_are_as_saved_graphs_expect(name, infos):
+    expected = [row.strip() for row in INPUTS[name].strip().splitlines()]
+    assert [line(k, *v) for k, v in inputs_of(infos[name]).items()] == expected
+    info = infos[name]
+    outputs = [f"{n}: {kind}" for n, kind in zip(info["output_name"], info["output"], strict=True)]
+    assert ", ".join(outputs) == OUTPUTS[name]
+    assert info["category"] == "SwD", "the host's own categories move between versions"
+
+
+@pytest.mark.parametrize(("name", "widget"), sorted(MENUS))
+def test_menus_keep_their_entries(name, widget, infos):
+    _, kind, options = inputs_of(infos[name])[widget]
+    menu = kind if isinstance(kind, list) else options["options"]
+    assert [entry for entry in MENUS[name, widget] if entry not in menu] == []
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_input_and_output_has_a_tooltip(name, infos):
+    texts = leaves(english(infos[name]))
+    assert [path for path, text in texts.items() if not (text or "").strip()] == []
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_help_page_names_every_input_and_output(name, infos):
+    """Each in a list item (the help panel is too narrow for tables), with default and range."""
+    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    inputs_part, _, outputs_part = page.partition("## Outputs")
+    rows = dict(re.findall(r"^- `(\w+)` (.*)$", inputs_part, re.M))
+    assert list(rows) == list(inputs_of(infos[name]))
+    for key, (_, kind, options) in inputs_of(infos[name]).items():
+        default = options.get("default") if is_widget(kind) else None
+        if default not in (None, ""):
+            shown = f"{default:g}" if isinstance(default, float) else default
+            assert f"`{shown}`" in rows[key], key
+        if kind in ("INT", "FLOAT"):
+            low, high = options["min"], options["max"]
+            high = "2⁶⁴−1" if high == 2**64 - 1 else f"{high:g}" if high < 1e5 else str(high)
+            assert f"{low:g} to {high}" in rows[key], f"{key}: {low} to {high}"
+        menu = kind if isinstance(kind, list) else options.get("options", [])
+        if key not in FILES:
+            for entry in MENUS.get((name, key), menu):
+                assert f"`{entry}`" in rows[key], f"{key}: {entry}"
+    assert re.findall(r"^- `(\w+)` ", outputs_part, re.M) == infos[name]["output_name"]
+
+
+def test_english_texts_are_the_nodes_own(infos):
+    assert locale("en") == {name: english(infos[name]) for name in NODES}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_translated(language):
+    theirs, ours = leaves(locale(language)), leaves(locale("en"))
+    assert sorted(ours.keys() - theirs.keys()) == [], "missing"
+    assert sorted(theirs.keys() - ours.keys()) == [], "of nothing that exists"
+    assert [path for path, text in theirs.items() if not text.strip()] == []
+    # The page's message format reads these as syntax; one of them breaks the whole text.
+    assert [path for path, text in theirs.items() if re.search(r"[{}|@$]", text)] == []
+    if language != "en":
+        tips = [path for path in ours if path[-1] in ("tooltip", "description")]
+        assert [path for path in tips if theirs[path] == ours[path]] == [], "left in English"
+
+
+def test_numbers_survive_translation():
+    """A default or limit that a tooltip names is the same in every language."""
+    ours = leaves(locale("en"))
+    for language in LANGUAGES:
+        theirs = leaves(locale(language))
+        for path, text in ours.items():
+            for number in re.findall(r"\d+(?:\.\d+)?", text):
+                assert number in theirs[path], f"{language} {'.'.join(path)} lacks {number}"
+
+
+def test_the_host_serves_help_and_translations(server):
+    for name in NODES:
+        with urllib.request.urlopen(f"{server.url}/extensions/ComfyUI-SwD/docs/{name}.md") as reply:
+            assert reply.read() == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
+    served = server.get("/i18n")
+    assert {language: served[language]["nodeDefs"] for language in LANGUAGES} == {
+        language: locale(language) for language in LANGUAGES
+    }
