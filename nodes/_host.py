@@ -243,10 +243,11 @@ class LoraReport:
         """Raises ValueError that names the first layers without a place."""
         if self.unmatched:
             more = f" and {len(self.unmatched) - 5} more" if len(self.unmatched) > 5 else ""
+            fitting = self.layers - len(self.unmatched)
             raise ValueError(
-                f"Only {self.layers - len(self.unmatched)} of {self.layers} layers fit this model; no "
-                f"place for {', '.join(self.unmatched[:5])}{more}. The file was made for another "
-                "version of it, so nothing was applied."
+                f"Only {fitting} of {self.layers} layers fit this model; no place for "
+                f"{', '.join(self.unmatched[:5])}{more}. The file was made for another version of "
+                "it, so nothing was applied."
             )
 
 

@@ -21,8 +21,8 @@ class SwDSaveDrafts(io.ComfyNode):
             display_name="Save SwD Drafts",
             category=CATEGORY,
             description="Keeps drafts in a file of the output folder with all that finishing "
-            "them later, or on "
-            "another machine, needs. The host's own Save Latent keeps the picture only.",
+            "them later, or on another machine, needs. The host's own Save Latent keeps the "
+            "picture only.",
             inputs=[
                 io.Latent.Input("drafts", tooltip="From SwD Drafts."),
                 io.String.Input(

@@ -45,8 +45,7 @@ def begin(
     if samples.shape[0] != 1:
         raise ValueError(
             f"The latent is a batch of {samples.shape[0]}; drafts start from one. Set its batch "
-            "size to 1: "
-            "count says how many drafts there are."
+            "size to 1: count says how many drafts there are."
         )
     [first] = _host.image_indices(latent)
     return Drafts(
@@ -208,8 +207,7 @@ def from_latent(latent: Any) -> Drafts:
     if not isinstance(drafts, Drafts):
         raise ValueError(
             "This latent is not a draft. Connect the drafts of SwD Drafts or Load SwD Drafts; "
-            "the host's own "
-            "Save Latent and Load Latent keep the picture only."
+            "the host's own Save Latent and Load Latent keep the picture only."
         )
     if samples is drafts.samples:
         return drafts
@@ -220,8 +218,7 @@ def from_latent(latent: Any) -> Drafts:
     if None in rows:
         raise ValueError(
             "These drafts were changed on the way (enlarged, sampled or blended). Connect the "
-            "drafts "
-            "straight to the finishing node."
+            "drafts straight to the finishing node."
         )
     return drafts.choose(rows)
 

@@ -27,8 +27,7 @@ class SwDDrafts(io.ComfyNode):
             display_name="SwD Drafts",
             category=CATEGORY,
             description="Runs only the first scales of many images and shows them on a contact "
-            "sheet. Click "
-            "those you like, or type their numbers, in the finishing node.",
+            "sheet. Click those you like, or type their numbers, in the finishing node.",
             inputs=[
                 io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
                 io.Conditioning.Input("positive", tooltip="What to show."),
@@ -118,8 +117,7 @@ class SwDFinishDrafts(io.ComfyNode):
             display_name="Finish SwD Drafts",
             category=CATEGORY,
             description="Runs the remaining scales of the picked drafts: the same images as if "
-            "they had been "
-            "run straight through. Nothing picked, nothing runs.",
+            "they had been run straight through. Nothing picked, nothing runs.",
             inputs=[
                 io.Model.Input("model", tooltip="The model the drafts were made with."),
                 io.Conditioning.Input("positive", tooltip="What the drafts were made with."),
@@ -130,8 +128,7 @@ class SwDFinishDrafts(io.ComfyNode):
                     "pick",
                     default="",
                     tooltip="Numbers of the contact sheet: 3, or 1,4-6, or all. Empty: none. "
-                    "Click them on "
-                    "the sheet instead of typing.",
+                    "Click them on the sheet instead of typing.",
                 ),
                 io.Int.Input(
                     "detail_seed",
@@ -139,8 +136,7 @@ class SwDFinishDrafts(io.ComfyNode):
                     min=0,
                     max=MAX_SEED,
                     tooltip="0: the draft's own noise, so the image a straight run gives. Other "
-                    "numbers keep the "
-                    "composition and roll the details anew.",
+                    "numbers keep the composition and roll the details anew.",
                 ),
                 io.Int.Input(
                     "variations",

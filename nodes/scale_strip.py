@@ -32,8 +32,7 @@ class SwDScaleStrip(io.ComfyNode):
             display_name="SwD Scale Strip",
             category=CATEGORY,
             description="Lays what every scale predicted side by side at true relative size, and "
-            "gives the "
-            "same scales as frames of one size for a time-lapse.",
+            "gives the same scales as frames of one size for a time-lapse.",
             inputs=[
                 io.Image.Input(
                     "images", tooltip="The decoded scales of Finish SwD Drafts (its list output)."
@@ -59,8 +58,7 @@ class SwDScaleStrip(io.ComfyNode):
         if len({s.shape[0] for s in images}) != 1:
             raise ValueError(
                 f"The scales hold {', '.join(str(s.shape[0]) for s in images)} images; each must "
-                "hold as many "
-                "as the others. Connect the decoded scales of one Finish SwD Drafts."
+                "hold as many as the others. Connect the decoded scales of one Finish SwD Drafts."
             )
         height, width = images[-1].shape[1:3]
         scales = [s[..., :3].float().cpu() for s in images]

@@ -69,8 +69,8 @@ def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
     kind = "timestep" if max(levels) > 1 else "flow"
     if kind == "timestep" and levels[0] < 20:
         raise ValueError(
-            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type timesteps "
-            "up to 1000, such as 1000 800 600 400; the node works out their sigmas."
+            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type "
+            "timesteps up to 1000, such as 1000 800 600 400; the node works out their sigmas."
         )
     return ScaleSchedule(scales, levels, kind, CUSTOM)
 

@@ -135,8 +135,7 @@ class Drafts:
         if model != self.model:
             raise ValueError(
                 f"These drafts were made with a model of the family {self.model}; the loaded "
-                "model is "
-                f"{model or 'of no known family'}. Load the model they were made with."
+                f"model is {model or 'of no known family'}. Load the model they were made with."
             )
 
 
@@ -153,8 +152,7 @@ def check_stop(stop_after: int, drafts: Drafts) -> None:
         if drafts.step + 1 >= steps:
             raise ValueError(
                 f"stop_after is {stop_after}, but after step {drafts.step} of {steps} only the "
-                "last "
-                "step is left: nothing to draft."
+                "last step is left: nothing to draft."
             )
         raise ValueError(
             f"stop_after is {stop_after}; drafts of this {steps}-step schedule stop after step "

@@ -53,7 +53,8 @@ class DistillConfig:
     """Weights and rates; the defaults are the paper's ratios at a rate that suits small models.
 
     batch_tokens: patches in one batch of one process. accumulate: batches to one optimiser step.
-    autocast: compute in bfloat16 where the device is fast at it.
+    autocast: compute in bfloat16 where the device is fast at it. regression: weight of the squared
+    distance to the real latent, of use only where a prompt means one picture (not in the paper).
     """
 
     mmd: float = 1.0
@@ -75,3 +76,4 @@ class DistillConfig:
     seed: int = 0
     accumulate: int = 1
     autocast: bool = False
+    regression: float = 0.0

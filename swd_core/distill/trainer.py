@@ -184,6 +184,8 @@ class Trainer:
                     wanted = self.model.features(noisy_real, sigma, text)
                 tokens = self.model.features(noisy, sigma, text)
             losses["mmd"] = c.mmd * mmd_loss(wanted, tokens, c.kernel, c.mmd_per_batch)
+        if c.regression:
+            losses["regression"] = c.regression * (x0.float() - real.float()).square().mean()
         return losses
 
     def _fake_score(

@@ -155,9 +155,11 @@ def main() -> None:
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
-    for option in ("mmd", "dmd", "gan", "lr", "lr-fake", "guidance"):
+    for option in ("mmd", "dmd", "gan", "regression", "lr", "lr-fake", "guidance", "ema"):
         parser.add_argument(f"--{option}", type=float)
-    parser.add_argument("--fake-steps", type=int)
+    for option in ("fake-steps", "batch-tokens"):
+        parser.add_argument(f"--{option}", type=int)
+    parser.add_argument("--no-autocast", dest="autocast", action="store_false")
     parser.add_argument("--kernel", choices=("linear", "rbf"))
     parser.add_argument("--seed", type=int)
     a = vars(parser.parse_args())

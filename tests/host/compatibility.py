@@ -64,7 +64,8 @@ def version(host: Path) -> str:
 def run(host: Path, tests: tuple[str, ...], report: Path) -> dict[tuple[str, str], Case]:
     """Runs the tests on one host: (file, feature) -> its case."""
     files = [f"tests/host/{name}.py" for name in tests]
-    command = [interpreter(host), "-P", "-m", "pytest", "-q", f"--junitxml={report}", *files]
+    command = [interpreter(host), "-P", "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
+    command += [f"--junitxml={report}", *files]
     env = {**os.environ, "COMFYUI_PATH": str(host), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=env, check=False)
     cases: dict[tuple[str, str], Case] = defaultdict(Case)

@@ -11,12 +11,14 @@ import torch
 from swd_core.emoji.student import EmojiStudent
 from swd_core.lora import read_lora
 
+SIZE = {"width": 64, "height": 64}
+
 
 def graph(name: str, steps: int, lr: float = 1e-3, seed: int = 0) -> dict:
     """Two pictures of the teacher's decoder, a short training, and a picture of the student."""
     return {
         "1": {"class_type": "SwDEmojiStudent", "inputs": {"strength": 0.0}},
-        "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 4242}},
+        "2": {"class_type": "EmptyImage", "inputs": {**SIZE, "batch_size": 2, "color": 4242}},
         "3": {
             "class_type": "SwDDistillData",
             "inputs": {
@@ -27,18 +29,21 @@ def graph(name: str, steps: int, lr: float = 1e-3, seed: int = 0) -> dict:
         "4": {
             "class_type": "SwDDistillTrain",
             "inputs": {
-                "model": ["1", 0], "data": ["3", 0], "lora_name": name, "steps": steps, "rank": 4, "lr": lr,
-                "batch_tokens": 32, "mmd": 1.0, "dmd": 1.0, "gan": 0.005, "guidance": 2.0, "fake_steps": 1,
+                "model": ["1", 0], "data": ["3", 0], "lora_name": name, "steps": steps,
+                "rank": 4, "lr": lr,
+                "batch_tokens": 32, "mmd": 1.0, "dmd": 1.0, "gan": 0.005, "guidance": 2.0,
+                "fake_steps": 1,
                 "seed": seed, "resume": True, "vae": ["1", 2],
             },
         },
         "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 2]}},
         "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "red apple"}},
-        "7": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "7": {"class_type": "EmptySD3LatentImage", "inputs": {**SIZE, "batch_size": 1}},
         "8": {
             "class_type": "SwDSample",
             "inputs": {
-                "model": ["4", 0], "positive": ["6", 0], "latent_image": ["7", 0], "schedule": ["1", 3],
+                "model": ["4", 0], "positive": ["6", 0], "latent_image": ["7", 0],
+                "schedule": ["1", 3],
                 "seed": 1, "cfg": 1.0, "upscale_method": "bicubic",
             },
         },
@@ -62,15 +67,23 @@ def test_interrupted_then_run_again_goes_on(server):
     import websocket
 
     client = uuid.uuid4().hex
-    socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=120)
+    socket = websocket.create_connection(
+        f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=120
+    )
     result = {}
-    runner = threading.Thread(target=lambda: result.update(server.run(graph("halted", 4000), client)))
+    runner = threading.Thread(
+        target=lambda: result.update(server.run(graph("halted", 4000), client))
+    )
     runner.start()
     while True:
         message = socket.recv()
         if isinstance(message, str):
             data = json.loads(message)
-            if data["type"] == "progress" and data["data"]["max"] == 4000 and data["data"]["value"] >= 2:
+            if (
+                data["type"] == "progress"
+                and data["data"]["max"] == 4000
+                and data["data"]["value"] >= 2
+            ):
                 break
     server.post("/interrupt", {})
     runner.join()
@@ -94,7 +107,11 @@ def parts(pack):
 def test_data_are_the_encoded_area_means(pack, parts):
     _, clip, vae, schedule = parts
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    data = pack["SwDDistillData"].execute(images, clip, vae, schedule, "red apple\nhappy dog").result[0]
+    data = (
+        pack["SwDDistillData"]
+        .execute(images, clip, vae, schedule, "red apple\nhappy dog")
+        .result[0]
+    )
     own = EmojiStudent.load(lora=None)
     assert data.sizes == ((4, 4), (6, 6), (6, 6), (8, 8))
     half = images.reshape(2, 32, 2, 32, 2, 3).mean((2, 4))
@@ -109,7 +126,8 @@ def test_data_are_the_encoded_area_means(pack, parts):
 
 @pytest.mark.parametrize(
     ("size", "captions", "message"),
-    [((64, 64), "a\nb\nc", "3 captions for 2 pictures"), ((60, 64), "a", "64x60 px.*multiple of 16"),
+    [((64, 64), "a\nb\nc", "3 captions for 2 pictures"),
+     ((60, 64), "a", "64x60 px.*multiple of 16"),
      ((64, 64), "", "0 captions for 2")],
 )  # fmt: skip
 def test_wrong_pictures_and_captions(pack, parts, size, captions, message):
@@ -120,7 +138,9 @@ def test_wrong_pictures_and_captions(pack, parts, size, captions, message):
 
 def test_wrong_teachers_and_names(pack, parts):
     model, clip, vae, schedule = parts
-    data = pack["SwDDistillData"].execute(torch.rand(1, 64, 64, 3), clip, vae, schedule, "a").result[0]
+    data = (
+        pack["SwDDistillData"].execute(torch.rand(1, 64, 64, 3), clip, vae, schedule, "a").result[0]
+    )
     values = {
         "steps": 1, "rank": 4, "lr": 1e-3, "batch_tokens": 16, "mmd": 1.0, "dmd": 0.0, "gan": 0.0,
         "guidance": 1.0, "fake_steps": 1, "seed": 0, "resume": False,

@@ -20,8 +20,8 @@ from paper import (
 
 from swd_core.noise import draw_noise
 
-# 256 x 192, 128 x 384 and a quarter of 1216 x 832, 1344 x 768, 1536 x 640: width, height in pixels.
-SIZES = [(256, 192), (128, 384), (304, 208), (336, 192), (384, 160), (256, 256)]
+# Width, height in pixels; the third and fourth are a quarter of 1216 x 832 and 1536 x 640.
+SIZES = [(256, 192), (128, 384), (304, 208), (384, 160), (256, 256)]
 FULL_SIZES = [
     ("sd35-medium-4", (832, 1216)), ("sd35-medium-4", (1344, 768)), ("sd35-medium-4", (1536, 640)),
     ("sd35-large-6-2025", (832, 1216)), ("flux-4", (1536, 640)), ("sdxl-4", (832, 1216)),
