@@ -7,7 +7,7 @@ __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
 
 
 async def comfy_entrypoint():
-    """Called by the host. Imports late: at module level pytest and other tools would need a host."""
+    """Called by the host. Imports late, or pytest and other tools would need a host."""
     try:
         from .nodes import extension
 

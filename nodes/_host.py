@@ -31,7 +31,7 @@ CATEGORY = "SwD"
 
 
 def supported(target: Any, **keywords: Any) -> dict[str, Any]:
-    """The keywords that this host's `target` knows: newer ones would drop the whole pack on older hosts."""
+    """The keywords that this host's `target` knows: a newer one would drop the whole pack."""
     if dataclasses.is_dataclass(target):
         known = {f.name for f in dataclasses.fields(target)}
     else:
@@ -104,8 +104,12 @@ def check_prediction(model: Any, schedule: ScaleSchedule) -> None:
     """Raises ValueError if the schedule's noise levels are not of the model's kind."""
     flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
     if flow != (schedule.sigma_kind == "flow"):
-        kind, other = ("sigmas in 0..1", "timesteps") if flow else ("timesteps up to 1000", "flow sigmas")
-        raise ValueError(f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto.")
+        kind, other = (
+            ("sigmas in 0..1", "timesteps") if flow else ("timesteps up to 1000", "flow sigmas")
+        )
+        raise ValueError(
+            f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto."
+        )
 
 
 def check_latent(latent: Any, model: Any) -> dict[str, Any]:
@@ -125,7 +129,8 @@ def check_latent(latent: Any, model: Any) -> dict[str, Any]:
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was made for "
+            f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was "
+            f"made for "
             "another kind of model. Encode the picture with this model's VAE."
         )
     latent["samples"] = samples
@@ -133,7 +138,7 @@ def check_latent(latent: Any, model: Any) -> dict[str, Any]:
 
 
 def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:
-    """The number of each image in its original batch (the host's batch_index), 0, 1, 2 ... by default."""
+    """Number of each image in its original batch (batch_index), 0, 1, 2 ... by default."""
     count = latent["samples"].shape[0]
     indices = latent.get("batch_index")
     return tuple(int(i) for i in indices) if indices is not None else tuple(range(count))
@@ -159,7 +164,9 @@ def indices_from_noise(noise: Tensor, seed: int, most: int = 1 << 26) -> tuple[i
     if not marks.any() or torch.equal(next(draws(noise.shape)), marks):
         return plain
     found: dict[int, int] = {}
-    for index, mark in zip(range(most // noise[0].numel()), draws((1, *noise.shape[1:])), strict=False):
+    for index, mark in zip(
+        range(most // noise[0].numel()), draws((1, *noise.shape[1:])), strict=False
+    ):
         found |= {row: index for row in plain if torch.equal(marks[row], mark[0])}
         if len(found) == len(plain):
             return tuple(found[row] for row in plain)
@@ -171,7 +178,9 @@ class HostProcess:
     """The loaded model's own forward process, in its own terms (flow, epsilon, v-prediction)."""
 
     sampling: Any
-    begin: Tensor | None  # the sigma that stands for pure noise, which the host scales a little differently
+    begin: (
+        Tensor | None
+    )  # the sigma that stands for pure noise, which the host scales a little differently
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return self.sampling.noise_scaling(sigma, noise, x0, sigma is self.begin)
@@ -201,9 +210,13 @@ def plain_samples(latent: Any) -> Tensor:
     """
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) and not getattr(samples, "is_nested", False):
-        raise ValueError("The latent has no samples. Connect an Empty Latent Image or a VAE Encode node.")
+        raise ValueError(
+            "The latent has no samples. Connect an Empty Latent Image or a VAE Encode node."
+        )
     if getattr(samples, "is_nested", False):
-        raise ValueError("Nested latents (audio with video) can't be scaled step by step; use a plain latent.")
+        raise ValueError(
+            "Nested latents (audio with video) can't be scaled step by step; use a plain latent."
+        )
     return samples
 
 
@@ -219,7 +232,8 @@ def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:
     sampling = model.get_model_object("model_sampling")
     if sigma >= 1 and isinstance(sampling, comfy.model_sampling.CONST):
         raise ValueError(
-            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, such as "
+            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, "
+            f"such as "
             "0.6."
         )
     level = torch.tensor(sigma)

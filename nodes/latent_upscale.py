@@ -17,29 +17,61 @@ class SwDLatentUpscale(io.ComfyNode):
             node_id="SwDLatentUpscale",
             display_name="SwD Latent Upscale",
             category=CATEGORY,
-            description="Enlarges a clean latent as SwD does between two steps, and can add the noise of a "
+            description="Enlarges a clean latent as SwD does between two steps, and can add "
+            "the noise of a "
             "sigma again, so that a sampler goes on from there with its own noise switched off.",
             inputs=[
                 io.Latent.Input("samples", tooltip="A clean (finished) latent."),
-                io.Combo.Input("upscale_method", options=list(METHODS), default="bicubic", tooltip="bicubic is SwD's."),
+                io.Combo.Input(
+                    "upscale_method",
+                    options=list(METHODS),
+                    default="bicubic",
+                    tooltip="bicubic is SwD's.",
+                ),
                 io.Float.Input(
-                    "scale_by", default=1.5, min=0.01, max=8.0, step=0.05,
+                    "scale_by",
+                    default=1.5,
+                    min=0.01,
+                    max=8.0,
+                    step=0.05,
                     tooltip="New side relative to the old one. Used where width and height are 0.",
                 ),
                 io.Int.Input(
-                    "width", default=0, min=0, max=MOST_SIDE, step=8, tooltip="Width of the picture in pixels; 0: by scale_by."
+                    "width",
+                    default=0,
+                    min=0,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Width of the picture in pixels; 0: by scale_by.",
                 ),
                 io.Int.Input(
-                    "height", default=0, min=0, max=MOST_SIDE, step=8, tooltip="Height of the picture in pixels; 0: by scale_by."
+                    "height",
+                    default=0,
+                    min=0,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Height of the picture in pixels; 0: by scale_by.",
                 ),
                 io.Float.Input(
-                    "noise_sigma", default=0.0, min=0.0, max=1000.0, step=0.001, round=False,
-                    tooltip="0: none. Else noise of this sigma is added afterwards; needs the model.",
+                    "noise_sigma",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.001,
+                    round=False,
+                    tooltip="0: none. Else noise of this sigma is added afterwards; needs "
+                    "the model.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the added noise."),
-                io.Model.Input("model", optional=True, tooltip="Says how noise is added; only for noise_sigma."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the added noise."
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Says how noise is added; only for noise_sigma."
+                ),
             ],
-            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The enlarged latent.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="latent", tooltip="The enlarged latent.")
+            ],
             **supported(io.Schema, search_aliases=["upscale latent", "scale-wise", "re-noise"]),
         )
 
@@ -56,7 +88,10 @@ class SwDLatentUpscale(io.ComfyNode):
         model: Any = None,
     ) -> io.NodeOutput:
         if noise_sigma > 0 and model is None:
-            raise ValueError(f"noise_sigma is {noise_sigma:g} but no model is connected: it says how noise is added.")
+            raise ValueError(
+                f"noise_sigma is {noise_sigma:g} but no model is connected: it says how noise "
+                f"is added."
+            )
         latent = dict(samples) if model is None else _host.check_latent(samples, model)
         x = _host.plain_samples(latent)
         multiple = 1 if model is None else _host.patch_multiple(model)

@@ -15,7 +15,7 @@ INK, GRID, SIZE, SIGMA = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a"
 def schedule_plot(
     schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]
 ) -> Tensor:
-    """IMAGE (1, H, W, 3): a bar per step, as wide as its cost and as high as its size; sigma as a line."""
+    """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; sigmas."""
     costs = schedule.step_costs(height, width, multiple)
     sizes = schedule.sizes(height, width, multiple)
     image = Image.new("RGB", (WIDTH, HEIGHT), "#1e2227")
@@ -39,5 +39,11 @@ def schedule_plot(
     draw.line((LEFT, bottom, WIDTH - RIGHT, bottom), GRID)
     title = f"{schedule.name or 'custom'}: {schedule.steps} steps cost {total:.2f} full-size steps"
     draw.text((WIDTH / 2, 10), title, INK, ImageFont.load_default(18), "mt")
-    draw.text((WIDTH / 2, HEIGHT - 24), "cost of each step (bar width), size (height), sigma (line)", INK, font, "mm")
+    draw.text(
+        (WIDTH / 2, HEIGHT - 24),
+        "cost of each step (bar width), size (height), sigma (line)",
+        INK,
+        font,
+        "mm",
+    )
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

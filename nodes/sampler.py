@@ -12,7 +12,9 @@ from ._host import CATEGORY, Schedule, io, supported
 from .preview import run_callback
 from .scalewise import ScaleWiseSampler
 
-METHOD_TIP = "How the clean prediction is enlarged between steps. The students are trained with bicubic."
+METHOD_TIP = (
+    "How the clean prediction is enlarged between steps. The students are trained with bicubic."
+)
 
 
 class SwDSampler(io.ComfyNode):
@@ -22,13 +24,22 @@ class SwDSampler(io.ComfyNode):
             node_id="SwDSampler",
             display_name="SwD Sampler",
             category=CATEGORY,
-            description="Scale-wise sampling as a SAMPLER for SamplerCustomAdvanced and every guider. Give "
+            description="Scale-wise sampling as a SAMPLER for SamplerCustomAdvanced and "
+            "every guider. Give "
             "that node the latent of the finished size and this schedule's sigmas.",
             inputs=[
-                Schedule.Input("schedule", tooltip="From SwD Scale Schedule; gives the size of every step."),
-                io.Combo.Input("upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP),
+                Schedule.Input(
+                    "schedule", tooltip="From SwD Scale Schedule; gives the size of every step."
+                ),
+                io.Combo.Input(
+                    "upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP
+                ),
             ],
-            outputs=[io.Sampler.Output("sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
+            outputs=[
+                io.Sampler.Output(
+                    "sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced."
+                )
+            ],
             **supported(io.Schema, search_aliases=["scale-wise", "SwD", "LCM scalewise"]),
         )
 
@@ -57,7 +68,8 @@ class SwDSample(io.ComfyNode):
             node_id="SwDSample",
             display_name="SwD Sample",
             category=CATEGORY,
-            description="Generates images scale by scale with a SwD student: starts small, enlarges its clean "
+            description="Generates images scale by scale with a SwD student: starts small, "
+            "enlarges its clean "
             "prediction at every step and ends at the latent's size.",
             inputs=[
                 io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
@@ -79,12 +91,17 @@ class SwDSample(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Leave at exactly 1.0: students are trained without guidance, and any other value "
+                    tooltip="Leave at exactly 1.0: students are trained without guidance, "
+                    "and any other value "
                     "runs the model twice.",
                 ),
-                io.Combo.Input("upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP),
+                io.Combo.Input(
+                    "upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP
+                ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="What to avoid; does nothing while cfg is 1.0."
+                    "negative",
+                    optional=True,
+                    tooltip="What to avoid; does nothing while cfg is 1.0.",
                 ),
                 io.Float.Input(
                     "start_at",
@@ -93,12 +110,17 @@ class SwDSample(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="How much of latent_image to make anew. 1 starts from noise. Less keeps its "
+                    tooltip="How much of latent_image to make anew. 1 starts from noise. "
+                    "Less keeps its "
                     "picture and skips the first scales, by the same strengths as the denoise of "
                     "KSampler; 0 returns it as it is.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The finished latent, to decode.")],
+            outputs=[
+                io.Latent.Output(
+                    "latent", display_name="latent", tooltip="The finished latent, to decode."
+                )
+            ],
             **supported(io.Schema, search_aliases=["scale-wise", "SwD", "KSampler"]),
         )
 
@@ -119,7 +141,10 @@ class SwDSample(io.ComfyNode):
         _host.check_prediction(model, schedule)
         samples = latent["samples"]
         if cfg != 1.0 and negative is None:
-            raise ValueError(f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one.")
+            raise ValueError(
+                f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or "
+                f"connect one."
+            )
         sigmas = _host.schedule_sigmas(model, schedule)
         if start_at < 1:
             if not samples.any():

@@ -25,6 +25,7 @@ def scales_at(sigmas: list[float], table: list[float], scales: tuple[float, ...]
     So SIGMAS may be cut (SplitSigmas) or come from another scheduler: a size is used down to the
     noise level it is meant for and no further.
     """
+
     def scale(sigma: float) -> float:
         fitting = (s for level, s in zip(table, scales, strict=True) if level <= sigma * (1 + 1e-4))
         return next(fitting, 1.0)
@@ -37,6 +38,7 @@ def step_numbers(sigmas: list[float], table: list[float]) -> list[int]:
 
     The noise goes by them, so that a run cut in two draws what the whole one draws.
     """
+
     def number(sigma: float) -> int:
         return next((i for i, s in enumerate(table) if math.isclose(s, sigma, rel_tol=1e-4)), -1)
 

@@ -17,7 +17,7 @@ USER_FILE = "swd_presets.json"
 
 
 def user_presets() -> dict[str, Preset]:
-    """Presets of swd_presets.json in the host's user folder; a broken one is reported and left out."""
+    """Presets of swd_presets.json in the host's user folder; broken ones are reported."""
     path = Path(folder_paths.get_user_directory()) / USER_FILE
     if not path.is_file():
         return {}
@@ -28,7 +28,7 @@ def user_presets() -> dict[str, Preset]:
 
 
 def travelling_name(name: str, preset: Preset) -> str:
-    """A user's preset as a menu entry that holds its values, so that a shared graph runs anywhere."""
+    """A user's preset as a menu entry with its values, so that a shared graph runs anywhere."""
     schedule = preset.schedule
     scales = " ".join(f"{s:.12g}" for s in schedule.scales)
     sigmas = " ".join(f"{s:.12g}" for s in schedule.sigmas)
@@ -48,17 +48,21 @@ def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
         name, family = title, ""
     scales, at, sigmas = rest.partition(" @")
     if not colon or not at:
-        raise ValueError(f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom.")
+        raise ValueError(
+            f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom."
+        )
     kind = "timestep" if sigmas.startswith(" t ") else "flow"
     levels = parse_steps(sigmas.removeprefix(" t"), "sigmas")
     return ScaleSchedule(parse_steps(scales, "scales"), levels, kind, name), family
 
 
 def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
-    """A schedule typed as two lists: sizes as fractions, or as pixels or latent sides of the last one."""
+    """A schedule typed as two lists: sizes as fractions, pixels or latent sides, target last."""
     steps = parse_steps(sizes, "custom_sizes")
     if not steps:
-        raise ValueError("custom_sizes is empty. Type one size per step, such as 0.5 0.75 1 or 512 768 1024.")
+        raise ValueError(
+            "custom_sizes is empty. Type one size per step, such as 0.5 0.75 1 or 512 768 1024."
+        )
     levels = parse_steps(sigmas, "custom_sigmas")
     if levels and levels[-1] == 0:
         levels = levels[:-1]
@@ -75,7 +79,9 @@ def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
     return ScaleSchedule(scales, levels, kind, CUSTOM)
 
 
-def choose(preset: str, family: str, sizes: str, sigmas: str) -> tuple[ScaleSchedule, Preset | None]:
+def choose(
+    preset: str, family: str, sizes: str, sigmas: str
+) -> tuple[ScaleSchedule, Preset | None]:
     """The schedule a node's widgets mean for a model of `family`.
 
     Raises:
@@ -103,33 +109,45 @@ def choose(preset: str, family: str, sizes: str, sigmas: str) -> tuple[ScaleSche
     return schedule, entry
 
 
-def describe(schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]) -> str:
+def describe(
+    schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]
+) -> str:
     """The table the node shows: step, size in pixels, sigma, share of the cost, and the total."""
     costs = schedule.step_costs(height, width, multiple)
     total = sum(costs)
     lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
     lines.append("step   size in px    sigma   share of cost")
     for i, (h, w) in enumerate(schedule.sizes(height, width, multiple)):
-        lines.append(f"{i + 1:>4}   {w * 8:>4} x {h * 8:<4}   {sigmas[i]:<7.4f} {100 * costs[i] / total:>4.0f} %")
+        size, share = f"{w * 8:>4} x {h * 8:<4}", 100 * costs[i] / total
+        lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %")
     return "\n".join(lines)
 
 
 class SwDScaleSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        menu = [AUTO, *presets(), *(travelling_name(n, p) for n, p in user_presets().items()), CUSTOM]
+        menu = [
+            AUTO,
+            *presets(),
+            *(travelling_name(n, p) for n, p in user_presets().items()),
+            CUSTOM,
+        ]
         return io.Schema(
             node_id="SwDScaleSchedule",
             display_name="SwD Scale Schedule",
             category=CATEGORY,
-            description="Chooses the size and the noise level of every step of a scale-wise run and shows "
+            description="Chooses the size and the noise level of every step of a scale-wise "
+            "run and shows "
             "what it costs. Auto picks the preset of the loaded student.",
             inputs=[
-                io.Model.Input("model", tooltip="The student: auto picks by it, and a wrong preset is refused."),
+                io.Model.Input(
+                    "model", tooltip="The student: auto picks by it, and a wrong preset is refused."
+                ),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="The target-size latent, for the table and the plot only. Without it they show "
+                    tooltip="The target-size latent, for the table and the plot only. "
+                    "Without it they show "
                     "the preset's own size.",
                 ),
                 io.Combo.Input(
@@ -142,23 +160,35 @@ class SwDScaleSchedule(io.ComfyNode):
                 io.String.Input(
                     "custom_sizes",
                     default="0.5 0.625 0.75 1",
-                    tooltip="For custom: one size per step, never falling, as fractions of the target, or in "
+                    tooltip="For custom: one size per step, never falling, as fractions of "
+                    "the target, or in "
                     "pixels or latent cells with the target last.",
                 ),
                 io.String.Input(
                     "custom_sigmas",
                     default="1 0.8959 0.7371 0.6022",
-                    tooltip="For custom: one noise level per step, falling, without the last 0. 0 to 1 for "
+                    tooltip="For custom: one noise level per step, falling, without the last "
+                    "0. 0 to 1 for "
                     "SD3.5 and FLUX; timesteps up to 1000 for SDXL.",
                 ),
             ],
             outputs=[
-                Schedule.Output("schedule", display_name="schedule", tooltip="For SwD Sample and SwD Sampler."),
-                io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced."),
-                io.String.Output("table", display_name="table", tooltip="What each step does and costs."),
-                io.Image.Output("plot", display_name="plot", tooltip="Size and sigma against cost."),
+                Schedule.Output(
+                    "schedule", display_name="schedule", tooltip="For SwD Sample and SwD Sampler."
+                ),
+                io.Sigmas.Output(
+                    "sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced."
+                ),
+                io.String.Output(
+                    "table", display_name="table", tooltip="What each step does and costs."
+                ),
+                io.Image.Output(
+                    "plot", display_name="plot", tooltip="Size and sigma against cost."
+                ),
             ],
-            **supported(io.Schema, search_aliases=["scale-wise", "sigmas", "scheduler", "SwD preset"]),
+            **supported(
+                io.Schema, search_aliases=["scale-wise", "sigmas", "scheduler", "SwD preset"]
+            ),
         )
 
     @classmethod
@@ -174,7 +204,12 @@ class SwDScaleSchedule(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, preset: str, custom_sizes: str, custom_sigmas: str, latent_image: Any = None
+        cls,
+        model: Any,
+        preset: str,
+        custom_sizes: str,
+        custom_sigmas: str,
+        latent_image: Any = None,
     ) -> io.NodeOutput:
         family = _host.model_family(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas)

@@ -34,7 +34,9 @@ class HostTokenizer:
     def __init__(self, tokenizer: EmojiTokenizer):
         self.tokenizer = tokenizer
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> dict[str, list]:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **_: Any
+    ) -> dict[str, list]:
         parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
         plain = comfy.sd1_clip.unescape_important("".join(part for part, _ in parts))
         ids, messages = self.tokenizer.encode(plain)
@@ -87,7 +89,8 @@ class SwDEmojiStudent(io.ComfyNode):
             node_id="SwDEmojiStudent",
             display_name="Load SwD Emoji Student",
             category=CATEGORY,
-            description="The small scale-wise student that comes with this pack: text to 3-D emoji at 256 "
+            description="The small scale-wise student that comes with this pack: text to 3-D "
+            "emoji at 256 "
             "pixels in four steps. Nothing is downloaded.",
             inputs=[
                 io.Float.Input(
@@ -96,15 +99,26 @@ class SwDEmojiStudent(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Strength of the student's LoRA: 1 is the student, 0 the teacher it was distilled "
+                    tooltip="Strength of the student's LoRA: 1 is the student, 0 the teacher "
+                    "it was distilled "
                     "from (which wants 25 steps, cfg 3 and a core sampler).",
                 )
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="SD3-type model with the student's LoRA."),
-                io.Clip.Output("clip", display_name="clip", tooltip="For CLIP Text Encode; knows emoji names and keywords."),
-                io.Vae.Output("vae", display_name="vae", tooltip="Decodes 16-channel latents, factor 8."),
-                Schedule.Output("schedule", display_name="schedule", tooltip="The student's own four steps."),
+                io.Model.Output(
+                    "model", display_name="model", tooltip="SD3-type model with the student's LoRA."
+                ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="clip",
+                    tooltip="For CLIP Text Encode; knows emoji names and keywords.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="vae", tooltip="Decodes 16-channel latents, factor 8."
+                ),
+                Schedule.Output(
+                    "schedule", display_name="schedule", tooltip="The student's own four steps."
+                ),
             ],
             **supported(io.Schema, search_aliases=["emoji", "demo model", "tiny model", "SwD"]),
         )
@@ -112,7 +126,9 @@ class SwDEmojiStudent(io.ComfyNode):
     @classmethod
     def execute(cls, strength: float) -> io.NodeOutput:
         state = {k: v.float() for k, v in read_weights(WEIGHTS / MODEL_FILE).items()}
-        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        model = comfy.sd.load_diffusion_model_state_dict(
+            state, model_options={"dtype": torch.float32}
+        )
         if strength:
             model, report = _host.apply_lora(model, read_lora(WEIGHTS / LORA_FOLDER), strength)
             report.raise_if_partial()

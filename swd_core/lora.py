@@ -89,7 +89,7 @@ class SwDLora:
 
     @property
     def ranks(self) -> str:
-        """"rank 64", or "ranks 4 to 64" where they differ."""
+        """ "rank 64", or "ranks 4 to 64" where they differ."""
         found = sorted({layer.rank for layer in self.layers.values()})
         return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]} to {found[-1]}"
 
@@ -227,9 +227,7 @@ def _config_of(
     return LoraConfig(), "alpha = rank"
 
 
-def to_host_state_dict(
-    lora: SwDLora, names: Mapping[str, str] | None = None
-) -> dict[str, Tensor]:
+def to_host_state_dict(lora: SwDLora, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """The student under the keys the host's own LoRA loader knows, alpha included.
 
     Args:

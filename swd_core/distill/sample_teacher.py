@@ -99,11 +99,14 @@ def _diffusers_teacher(
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()
     for i in waiting:
-        yield i, pipe(
-            jobs[i],
-            height=settings.data.size,
-            width=settings.data.size,
-            num_inference_steps=t.steps,
-            guidance_scale=t.guidance,
-            generator=torch.Generator().manual_seed(t.seed * 1_000_003 + i),
-        ).images[0]
+        yield (
+            i,
+            pipe(
+                jobs[i],
+                height=settings.data.size,
+                width=settings.data.size,
+                num_inference_steps=t.steps,
+                guidance_scale=t.guidance,
+                generator=torch.Generator().manual_seed(t.seed * 1_000_003 + i),
+            ).images[0],
+        )

@@ -1,4 +1,4 @@
-"""Stopping a training politely: Ctrl-C and kill end the loop after the step, so that it can save."""
+"""Stopping a training politely: Ctrl-C and kill end the loop after the step, and it saves."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -26,7 +26,12 @@ def host_python() -> str:
     """The host's own interpreter: COMFYUI_PYTHON, a venv beside or inside the tree, or this one."""
     given = os.environ.get("COMFYUI_PYTHON")
     suffix = COMFYUI.name.removeprefix("ComfyUI")
-    beside = [COMFYUI.parent / f"venv{suffix}", COMFYUI / "venv", COMFYUI / ".venv", COMFYUI.parent / "venv"]
+    beside = [
+        COMFYUI.parent / f"venv{suffix}",
+        COMFYUI / "venv",
+        COMFYUI / ".venv",
+        COMFYUI.parent / "venv",
+    ]
     found = [str(v / "bin" / "python") for v in beside if (v / "bin" / "python").is_file()]
     return given or next(iter(found), sys.executable)
 
@@ -44,8 +49,17 @@ class Server:
         (base / "custom_nodes" / "ComfyUI-SwD").symlink_to(ROOT)
         self.log = base / "log.txt"
         command = [
-            host_python(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
-            "--disable-auto-launch", "--base-directory", str(base), *options,
+            host_python(),
+            "main.py",
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(base),
+            *options,
         ]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -58,7 +72,9 @@ class Server:
                 return
             except (urllib.error.URLError, ConnectionError):
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"The host did not start:\n{self.log.read_text()[-3000:]}") from None
+                    raise RuntimeError(
+                        f"The host did not start:\n{self.log.read_text()[-3000:]}"
+                    ) from None
                 time.sleep(0.3)
 
     def get(self, path: str) -> dict:
@@ -117,7 +133,8 @@ def pack():
         import nodes  # noqa: F401  the host's own
     except ImportError as error:
         pytest.skip(
-            f"the host's packages are not in this environment ({error}); run the host tests with its "
+            f"the host's packages are not in this environment ({error}); run the host tests "
+            f"with its "
             "interpreter: <host venv>/bin/python -m pytest tests/host"
         )
     spec = importlib.util.spec_from_file_location(

@@ -1,4 +1,4 @@
-"""Workflow files as the page would send them: UI format to API prompt, by the host's object_info."""
+"""Workflow files as the page sends them: UI format to API prompt, by object_info."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def is_widget(kind: Any) -> bool:
 
 
 def widgets(info: dict) -> list[tuple[str, Any, dict]]:
-    """(name, kind, options) of a node's widgets in the order that saved graphs keep their values."""
+    """(name, kind, options) of a node's widgets in the order in which graphs save them."""
     found = []
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):

@@ -79,16 +79,22 @@ def test_one_progress_bar_over_the_whole_run(server, prompt):
     assert listener.ended == "execution_success"
     nodes = {node["class_type"] for node in prompt.values()}
     [shares] = [marks for name, marks in SHARES.items() if name in nodes]
-    values = [value for value, _ in listener.progress]  # the host drops some where they come quickly
+    values = [
+        value for value, _ in listener.progress
+    ]  # the host drops some where they come quickly
     assert values == sorted(values) and values[-1] == shares[-1] and len(values) > 1
     assert set(values) <= set(shares), "weighted by the pixels of each step"
     assert {most for _, most in listener.progress} == {shares[-1]}
 
 
-@pytest.mark.parametrize(("width", "height", "batch"), [(256, 256, 1), (256, 128, 1), (256, 256, 3)])
+@pytest.mark.parametrize(
+    ("width", "height", "batch"), [(256, 256, 1), (256, 128, 1), (256, 256, 3)]
+)
 def test_live_previews_grow_and_show_the_whole_batch(preview_server, width, height, batch):
-    """One frame for each step, its long side that share of 512 which the step's is of the target's."""
-    graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
+    """One frame for each step, its long side to 512 as the step's to the target's."""
+    graph = json.loads(
+        (ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8")
+    )
     prompt = to_prompt(graph, preview_server.get("/object_info"))
     find(prompt, "EmptySD3LatentImage").update(width=width, height=height, batch_size=batch)
     new_seed(prompt, 3000 + batch)
@@ -115,7 +121,9 @@ def test_taesd_previews(start_server):
     approx = server.base / "models" / "vae_approx"
     approx.mkdir(parents=True, exist_ok=True)
     save_file(decoder, approx / "taesd3_decoder.safetensors")
-    graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
+    graph = json.loads(
+        (ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8")
+    )
     prompt = to_prompt(graph, server.get("/object_info"))
     find(prompt, "EmptySD3LatentImage").update(batch_size=3)
     listener = Listener(server)
@@ -136,7 +144,9 @@ def test_no_previews_when_they_are_off(server, prompt):
 
 def test_fp8_weights_by_the_hosts_own_option(start_server, server):
     """The picture stays what it is without, to the rounding of the weights."""
-    graph = json.loads((ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8"))
+    graph = json.loads(
+        (ROOT / "workflows" / "swd_quickstart_emoji.json").read_text(encoding="utf-8")
+    )
     pictures = []
     for running in (server, start_server("--fp8_e4m3fn-unet")):
         prompt = to_prompt(graph, running.get("/object_info"))

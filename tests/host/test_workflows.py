@@ -27,8 +27,12 @@ def read(name: str) -> dict:
 def picture(server, entry: dict) -> np.ndarray:
     """The picture that a graph saved."""
     assert entry.get("status", {}).get("status_str") == "success", entry
-    files = [i for o in entry["outputs"].values() for i in o.get("images", []) if i["type"] == "output"]
-    return np.asarray(Image.open(server.base / "output" / files[0]["filename"]).convert("RGB")).astype(int)
+    files = [
+        i for o in entry["outputs"].values() for i in o.get("images", []) if i["type"] == "output"
+    ]
+    return np.asarray(
+        Image.open(server.base / "output" / files[0]["filename"]).convert("RGB")
+    ).astype(int)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -47,7 +51,11 @@ def test_every_graph_fits_the_host(path, object_info):
             continue
         info = object_info[node["type"]]
         assert [o["type"] for o in node["outputs"]] == info["output"]
-        required = [k for k in info["input_order"]["required"] if not is_widget(info["input"]["required"][k][0])]
+        required = [
+            k
+            for k in info["input_order"]["required"]
+            if not is_widget(info["input"]["required"][k][0])
+        ]
         assert all(name in prompt[str(node["id"])]["inputs"] for name in required)
 
 
@@ -60,7 +68,17 @@ def test_both_emoji_graphs_give_the_command_lines_picture(server, object_info, t
     out = tmp_path / "apple.png"
     text = find(prompt, "CLIPTextEncode")["text"]
     seed = str(find(prompt, "RandomNoise")["noise_seed"])
-    command = [sys.executable, "-m", "swd_core", "generate", text, "--seed", seed, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "swd_core",
+        "generate",
+        text,
+        "--seed",
+        seed,
+        "--out",
+        str(out),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     own = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert own.std() > 20, "not an empty picture"
@@ -82,7 +100,9 @@ def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
         find(prompt, "EmptySD3LatentImage")["batch_size"] = 3
         entry = server.run(prompt)
         files = [i["filename"] for o in entry["outputs"].values() for i in o.get("images", [])]
-        third = np.asarray(Image.open(server.base / "output" / sorted(files)[-1]).convert("RGB")).astype(int)
+        third = np.asarray(
+            Image.open(server.base / "output" / sorted(files)[-1]).convert("RGB")
+        ).astype(int)
         [empty] = [k for k, n in prompt.items() if n["class_type"] == "EmptySD3LatentImage"]
         pick = {"samples": [empty, 0], "batch_index": 2, "length": 1}
         prompt["99"] = {"class_type": "LatentFromBatch", "inputs": pick}
@@ -106,7 +126,10 @@ def test_bad_input_is_one_clear_error(server, object_info, change, says):
         find(prompt, node).update(values)
     if "EmptySD3LatentImage" in change:  # the host's own node only makes even latents
         [key] = [k for k, n in prompt.items() if n["class_type"] == "EmptySD3LatentImage"]
-        prompt[key] = {"class_type": "EmptyLatentImage", "inputs": {"width": 264, "height": 256, "batch_size": 1}}
+        prompt[key] = {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 264, "height": 256, "batch_size": 1},
+        }
     entry = server.run(prompt)
     assert says in json.dumps(entry)
     assert "success" not in json.dumps(entry.get("status", {}).get("status_str", ""))
