@@ -316,7 +316,7 @@ def test_model_patches(compare, small, models, name, family):
             torch.manual_seed(0)
         return cfg_guider(patched, positive, negative, 3.0)
 
-    compare(family, guider_at, tolerance=1e-4 if name != "tomesd" else 2.0)
+    compare(family, guider_at, tolerance=1e-4)
 
 
 def perp_neg(model, conds):
