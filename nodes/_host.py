@@ -126,15 +126,35 @@ def check_latent(latent: Any, model: Any) -> dict[str, Any]:
         downscale_ratio_temporal=latent.pop("downscale_ratio_temporal", None),
     )
     samples = comfy.sample.fix_empty_latent_channels(model, samples, **extras)
+    check_channels(samples, model)
+    latent["samples"] = samples
+    return latent
+
+
+def check_channels(samples: Tensor, model: Any) -> None:
+    """Raises ValueError if a latent (B, C, ...) was made for another kind of model."""
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
-            f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was "
-            f"made for "
-            "another kind of model. Encode the picture with this model's VAE."
+            f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was made "
+            "for another kind of model. Encode the picture with this model's VAE."
         )
-    latent["samples"] = samples
-    return latent
+
+
+def check_cfg(cfg: float, negative: Any) -> None:
+    """Raises ValueError if guidance is asked for without anything to guide away from."""
+    if cfg != 1.0 and negative is None:
+        raise ValueError(
+            f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one."
+        )
+
+
+def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:
+    """The host's own guider; at cfg 1.0 it runs the model once and needs no negative."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative if negative is not None else positive)
+    guider.set_cfg(cfg)
+    return guider
 
 
 def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:
@@ -178,15 +198,11 @@ class HostProcess:
     """The loaded model's own forward process, in its own terms (flow, epsilon, v-prediction)."""
 
     sampling: Any
-    begin: (
-        Tensor | None
-    )  # the sigma that stands for pure noise, which the host scales a little differently
+    # The sigma that stands for pure noise, which the host scales a little differently.
+    begin: Tensor | None
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return self.sampling.noise_scaling(sigma, noise, x0, sigma is self.begin)
-
-    def to_x0(self, x_t: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        return self.sampling.calculate_denoised(sigma, output, x_t)
 
 
 def preview_callback(model: Any, steps: int) -> Any:
@@ -232,9 +248,8 @@ def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:
     sampling = model.get_model_object("model_sampling")
     if sigma >= 1 and isinstance(sampling, comfy.model_sampling.CONST):
         raise ValueError(
-            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, "
-            f"such as "
-            "0.6."
+            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, such "
+            "as 0.6."
         )
     level = torch.tensor(sigma)
     clean = model.model.process_latent_in(samples)

@@ -30,12 +30,7 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
             "pictures or video."
         )
     patcher = guider.model_patcher
-    channels = patcher.get_model_object("latent_format").latent_channels
-    if noise.shape[1] != channels:
-        raise ValueError(
-            f"The latent has {noise.shape[1]} channels, this model needs {channels}: it was made "
-            "for another kind of model. Encode the picture with this model's VAE."
-        )
+    _host.check_channels(noise, patcher)
     _host.check_prediction(patcher, schedule)
     _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
     _refuse_momentum(guider.model_options, schedule)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
-import comfy.samplers
 import latent_preview
 import numpy as np
 import torch
@@ -71,11 +70,7 @@ class Sampling:
     def check(self, drafts: Drafts) -> None:
         drafts.check_model(model_name(self.model))
         _host.check_prediction(self.model, drafts.schedule)
-        if self.cfg != 1.0 and self.negative is None:
-            raise ValueError(
-                f"cfg is {self.cfg:g} but there is no negative conditioning. Set cfg to 1.0 or "
-                "connect one."
-            )
+        _host.check_cfg(self.cfg, self.negative)
 
     def same(self, other: "Sampling") -> bool:
         mine, theirs = (vars(s) for s in (self, other))
@@ -118,12 +113,12 @@ class Sampling:
         return join(done)
 
     def _run_batch(self, drafts: Drafts, until: int, callback: Callable[..., None]) -> Drafts:
-        count, device = len(drafts.images), torch.device("cpu")
+        count = len(drafts.images)
         channels = self.model.get_model_object("latent_format").latent_channels
         shape = (
             (channels, *drafts.size) if drafts.latent is None else tuple(drafts.latent.shape[1:])
         )
-        noise = torch.zeros((count, *shape), device=device)
+        noise = torch.zeros((count, *shape))
         latent = (
             noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
         )
@@ -133,11 +128,7 @@ class Sampling:
         if state.x0 is not None:
             state = ScaleState(state.x0.to(self.model.load_device), state.step)
         stretch = Stretch(state, until, drafts.noise, lambda x0: scales.append(keep(x0)))
-        guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(
-            self.positive, self.negative if self.negative is not None else self.positive
-        )
-        guider.set_cfg(self.cfg)
+        guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
         guider.sample(
             noise,
             latent,

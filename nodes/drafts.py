@@ -5,6 +5,7 @@ from typing import Any
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..swd_core.drafts import MAX_DRAFTS, check_count, check_stop, parse_picks
+from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS, ScaleSchedule
 from . import drafting
@@ -12,7 +13,6 @@ from ._host import CATEGORY, Schedule, io, supported
 from .drafting import FINISHED, Finished, Sampling
 from .sampler import METHOD_TIP
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
 CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
 BATCH_TIP = "Most images run at once; halved by itself where the memory does not hold them."

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..swd_core.noise import draw_noise
+from ..swd_core.noise import MAX_SEED, draw_noise
 from ..swd_core.resample import METHODS, downscale, upscale
 from . import _host
 from ._host import CATEGORY, io, supported
@@ -18,8 +18,8 @@ class SwDLatentUpscale(io.ComfyNode):
             display_name="SwD Latent Upscale",
             category=CATEGORY,
             description="Enlarges a clean latent as SwD does between two steps, and can add "
-            "the noise of a "
-            "sigma again, so that a sampler goes on from there with its own noise switched off.",
+            "the noise of a sigma again, so that a sampler goes on from there with its own noise "
+            "switched off.",
             inputs=[
                 io.Latent.Input("samples", tooltip="A clean (finished) latent."),
                 io.Combo.Input(
@@ -63,7 +63,7 @@ class SwDLatentUpscale(io.ComfyNode):
                     "the model.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the added noise."
+                    "seed", default=0, min=0, max=MAX_SEED, tooltip="Of the added noise."
                 ),
                 io.Model.Input(
                     "model", optional=True, tooltip="Says how noise is added; only for noise_sigma."

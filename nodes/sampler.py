@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import comfy.samplers
 import torch
 
+from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
@@ -69,8 +69,7 @@ class SwDSample(io.ComfyNode):
             display_name="SwD Sample",
             category=CATEGORY,
             description="Generates images scale by scale with a SwD student: starts small, "
-            "enlarges its clean "
-            "prediction at every step and ends at the latent's size.",
+            "enlarges its clean prediction at every step and ends at the latent's size.",
             inputs=[
                 io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
                 io.Conditioning.Input("positive", tooltip="What to show."),
@@ -80,7 +79,7 @@ class SwDSample(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                    max=MAX_SEED,
                     control_after_generate=True,
                     tooltip="Same seed, same picture, whatever else is in the batch.",
                 ),
@@ -92,8 +91,7 @@ class SwDSample(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Leave at exactly 1.0: students are trained without guidance, "
-                    "and any other value "
-                    "runs the model twice.",
+                    "and any other value runs the model twice.",
                 ),
                 io.Combo.Input(
                     "upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP
@@ -111,9 +109,8 @@ class SwDSample(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     tooltip="How much of latent_image to make anew. 1 starts from noise. "
-                    "Less keeps its "
-                    "picture and skips the first scales, by the same strengths as the denoise of "
-                    "KSampler; 0 returns it as it is.",
+                    "Less keeps its picture and skips the first scales, by the same strengths as "
+                    "the denoise of KSampler; 0 returns it as it is.",
                 ),
             ],
             outputs=[
@@ -140,11 +137,7 @@ class SwDSample(io.ComfyNode):
         latent = _host.check_latent(latent_image, model)
         _host.check_prediction(model, schedule)
         samples = latent["samples"]
-        if cfg != 1.0 and negative is None:
-            raise ValueError(
-                f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or "
-                f"connect one."
-            )
+        _host.check_cfg(cfg, negative)
         sigmas = _host.schedule_sigmas(model, schedule)
         if start_at < 1:
             if not samples.any():
@@ -155,9 +148,7 @@ class SwDSample(io.ComfyNode):
             if start_at <= 0:
                 return io.NodeOutput(latent)
             sigmas = start_sigmas(model, sigmas, start_at)
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative if negative is not None else positive)
-        guider.set_cfg(cfg)
+        guider = _host.cfg_guider(model, positive, negative, cfg)
         sampler = ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent))
         sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[-2:]))
         samples = guider.sample(

@@ -137,8 +137,7 @@ class SwDScaleSchedule(io.ComfyNode):
             display_name="SwD Scale Schedule",
             category=CATEGORY,
             description="Chooses the size and the noise level of every step of a scale-wise "
-            "run and shows "
-            "what it costs. Auto picks the preset of the loaded student.",
+            "run and shows what it costs. Auto picks the preset of the loaded student.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The student: auto picks by it, and a wrong preset is refused."
@@ -147,8 +146,7 @@ class SwDScaleSchedule(io.ComfyNode):
                     "latent_image",
                     optional=True,
                     tooltip="The target-size latent, for the table and the plot only. "
-                    "Without it they show "
-                    "the preset's own size.",
+                    "Without it they show the preset's own size.",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -161,8 +159,7 @@ class SwDScaleSchedule(io.ComfyNode):
                     "custom_sizes",
                     default="0.5 0.625 0.75 1",
                     tooltip="For custom: one size per step, never falling, as fractions of "
-                    "the target, or in "
-                    "pixels or latent cells with the target last.",
+                    "the target, or in pixels or latent cells with the target last.",
                 ),
                 io.String.Input(
                     "custom_sigmas",

@@ -100,8 +100,7 @@ class SwDEmojiStudent(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="Strength of the student's LoRA: 1 is the student, 0 the teacher "
-                    "it was distilled "
-                    "from (which wants 25 steps, cfg 3 and a core sampler).",
+                    "it was distilled from (which wants 25 steps, cfg 3 and a core sampler).",
                 )
             ],
             outputs=[

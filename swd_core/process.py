@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Process(Protocol):
-    def add_noise(self, x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor: ...
+    """What sampling needs; the model's own side of it is hidden in `denoise`."""
 
-    def to_x0(self, x_t: Tensor, output: Tensor, sigma: float | Tensor) -> Tensor: ...
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Checkpoints that survive a kill: written aside, then renamed."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -25,3 +28,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Reads a checkpoint of `save_checkpoint`; None where there is none yet."""
     return torch.load(path, weights_only=True) if path.is_file() else None
+
+
+def save_training(path: Path, parts: dict[str, Any], step: int, seconds: float) -> None:
+    """Writes modules and optimisers (whatever has a `state_dict`), the step and the time spent."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    save_checkpoint(path, {**states, "step": step, "seconds": seconds})
+
+
+def resume_training(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
+    """Loads what `save_training` wrote into `parts`; (step, seconds), both 0 without a file."""
+    state = load_checkpoint(path)
+    if state is None:
+        return 0, 0.0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    log.info("resumed at step %d, %.1f min", state["step"], state["seconds"] / 60)
+    return state["step"], state["seconds"]

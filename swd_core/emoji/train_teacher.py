@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..distill.average import ema_of
-from ..distill.checkpoint import load_checkpoint, save_checkpoint
+from ..distill.checkpoint import resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
@@ -95,14 +95,8 @@ def train(
     average = ema_of(model, 0.997)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01, adamw_only=NOT_MUON)
     path = out / "teacher.pt"
-    step, spent = 0, 0.0
-    resumed = load_checkpoint(path)
-    if resumed is not None:
-        model.load_state_dict(resumed["model"])
-        average.load_state_dict(resumed["average"])
-        optimiser.load_state_dict(resumed["optimiser"])
-        step, spent = resumed["step"], resumed["seconds"]
-        log.info("resumed at step %d, %.1f min", step, spent / 60)
+    parts = {"model": model, "average": average, "optimiser": optimiser}
+    step, spent = resume_training(path, parts)
     start = time.monotonic() - spent
     sums = {side: [0.0, 0] for side in LATENT_SIDES}
     images, last_save = 0, time.monotonic()
@@ -144,23 +138,10 @@ def train(
                 )
                 sums = {side: [0.0, 0] for side in LATENT_SIDES}
             if time.monotonic() - last_save > 240:
-                save(path, model, average, optimiser, step, time.monotonic() - start)
+                save_training(path, parts, step, time.monotonic() - start)
                 last_save = time.monotonic()
-    save(path, model, average, optimiser, step, time.monotonic() - start)
+    save_training(path, parts, step, time.monotonic() - start)
     export(average.module, vocabulary, out)
-
-
-def save(path, model, average, optimiser, step, seconds) -> None:
-    save_checkpoint(
-        path,
-        {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-            "seconds": seconds,
-        },
-    )
 
 
 def export(teacher: Teacher, vocabulary: tuple[str, ...], out: Path) -> None:

@@ -184,3 +184,19 @@ def start_server(tmp_path):
     yield start
     for one in running:
         one.stop()
+
+
+@pytest.fixture(scope="module")
+def models(small):
+    return {family: small.host_model(family) for family in small.KINDS}
+
+
+@pytest.fixture
+def loras(pack, tmp_path, monkeypatch):
+    """A models/loras folder of the host's."""
+    import folder_paths
+
+    extensions = folder_paths.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], extensions))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
