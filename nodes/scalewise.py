@@ -131,22 +131,26 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
             return SeededNoise(seed, indices)(numbers[step], shape)
 
         def step_noise(step: int, shape: tuple[int, ...]) -> Tensor:
-            nonlocal current
-            size = tuple(shape[-2:])
             model.noise = drawn(step, shape).to(noise.device, noise.dtype, non_blocking=True)
-            if current is None or current.size != size:
-                image = torch.zeros_like(model.noise)
-                if start is not None:
-                    image = resample.downscale(start, size)
-                mask, conds = mask_at(denoise_mask, size), target_conds
-                if size != target:
-                    conds = resolve_conds(guider, model.noise, target, image, mask, seed)
-                current = _Scale(size, image, mask, conds)
-                guider.conds, model.latent_image = conds, image
             return model.noise
 
+        def at_scale(size: tuple[int, int]) -> _Scale:
+            """What the model sees at a size."""
+            image = torch.zeros_like(model.noise)
+            if start is not None:
+                image = resample.downscale(start, size)
+            mask, conds = mask_at(denoise_mask, size), target_conds
+            if size != target:
+                conds = resolve_conds(guider, model.noise, target, image, mask, seed)
+            return _Scale(size, image, mask, conds)
+
         def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal current
             comfy.model_management.throw_exception_if_processing_interrupted()
+            size = tuple(x_t.shape[-2:])
+            if current is None or current.size != size:
+                current = at_scale(size)
+                guider.conds, model.latent_image = current.conds, current.latent_image
             return model(x_t, sigma.expand(x_t.shape[0]), denoise_mask=current.mask, **extra_args)
 
         def on_step(step: int, x_t: Tensor, x0: Tensor) -> None:

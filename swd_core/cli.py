@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .distill.commands import add_training_commands
+from .extend import extend_schedule
 from .schedule import Preset, ScaleSchedule, presets
 
 if TYPE_CHECKING:
@@ -244,12 +245,20 @@ def run_schedule(a: argparse.Namespace) -> None:
     if a.preset is None:
         if a.size is not None:
             raise Refusal("--size needs a --preset; without one all presets are listed.")
+        if a.extend:
+            raise Refusal("--extend needs a --preset and the --size to extend it to.")
         return print_presets()
     with refusing():
         schedule, preset = find_schedule(a.preset)
     multiple = preset.multiple if preset else 2
     step = CELL * multiple
     width, height = parse_size(a.size or str(preset.target if preset else 1024), step, 16384, step)
+    if a.extend:
+        if preset and preset.frames:
+            raise Refusal(f"{a.preset} is for video, which can't be extended; leave out --extend.")
+        trained = (preset.target if preset else 1024) // CELL
+        with refusing():
+            schedule = extend_schedule(schedule, height // CELL, width // CELL, trained)
     sizes = schedule.sizes(height // CELL, width // CELL, multiple)
     costs = frame_costs(schedule, preset, height // CELL, width // CELL)
     if preset:
@@ -312,6 +321,10 @@ def build_parser() -> argparse.ArgumentParser:
     s.add_argument(
         "--size", metavar="PX|WxH", help="size of the finished picture (the preset's own)"
     )
+    s.add_argument(
+        "--extend", action="store_true",
+        help="beyond the trained size keep its steps and add larger ones, instead of enlarging all",
+    )  # fmt: skip
     s.set_defaults(run=run_schedule)
 
     from .draft_cli import add_commands  # it uses this module

@@ -19,6 +19,7 @@ from .interface import Batches, Conditioning, DistillConfig, DistillModel
 from .losses import dmd_loss, gan_head_loss, gan_student_loss, mmd_loss
 from .precision import fast_autocast
 from .scalewise import PROCESS, Interval, student_input, uniform_sigma
+from .stopping import stoppable
 from .world import World
 
 log = logging.getLogger(__name__)
@@ -252,25 +253,32 @@ class Trainer:
         save_seconds: float = 240,
         on_save: Callable[["Trainer"], None] | None = None,
     ) -> None:
-        """Trains for `minutes` of wall time in all; goes on from `checkpoint` if there is one."""
+        """Trains for `minutes` of wall time in all; goes on from `checkpoint` if there is one.
+
+        SIGINT and SIGTERM end it after the step that runs, and it saves.
+        """
         self.resume(checkpoint)
         start = time.monotonic() - self.seconds
         last_save = time.monotonic()
-        while (elapsed := time.monotonic() - start) < 60 * minutes:
-            left = max(0.02, (1 - elapsed / (60 * minutes)) / decay)
-            factor = min(1.0, (self.step + 1) / self.config.warmup, left)
-            self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
-            self.student_step(random.Random(self.config.seed * 1_000_003 + self.step))
-            if self.step % log_every == 0:
-                log.info("step %d %.1f min %s", self.step, elapsed / 60, self.means())
-            if time.monotonic() - last_save > save_seconds:
-                self.seconds = time.monotonic() - start
-                self.save(checkpoint)
-                if on_save is not None:
-                    on_save(self)
-                last_save = time.monotonic()
-        self.seconds = time.monotonic() - start
-        self.save(checkpoint)
+
+        def save() -> None:
+            self.seconds = time.monotonic() - start
+            self.save(checkpoint)
+            if on_save is not None:
+                on_save(self)
+
+        with stoppable() as stopped:
+            while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
+                left = max(0.02, (1 - elapsed / (60 * minutes)) / decay)
+                factor = min(1.0, (self.step + 1) / self.config.warmup, left)
+                self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
+                self.student_step(random.Random(self.config.seed * 1_000_003 + self.step))
+                if self.step % log_every == 0:
+                    log.info("step %d %.1f min %s", self.step, elapsed / 60, self.means())
+                if time.monotonic() - last_save > save_seconds:
+                    save()
+                    last_save = time.monotonic()
+        save()
 
     def save(self, path: Path) -> None:
         save_checkpoint(

@@ -142,7 +142,6 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
         )
 
     trainer.run(run / f"{name}.pt", minutes=minutes, on_save=write)
-    write(trainer)
 
 
 def main() -> None:

@@ -331,6 +331,19 @@ def test_schedule_refuses_a_size_the_model_can_t_have(capsys):
     assert cli.main(["schedule", "--size", "1024"]) == 2
 
 
+def test_schedule_shows_the_steps_added_for_a_larger_target(capsys):
+    assert cli.main(["schedule", "--preset", "flux-4", "--size", "2048", "--extend"]) == 0
+    rows = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()]
+    sizes = ["512x512", "640x640", "768x768", "1024x1024", "1456x1456", "2048x2048"]
+    levels = ["1", "0.8956", "0.7363", "0.6007", "0.558505", "0.515447"]
+    assert [row for row in rows if row and "x" in row[0]] == [
+        list(row) for row in zip(sizes, levels, strict=True)
+    ]
+    assert cli.main(["schedule", "--preset", "wan21-1.3b-4", "--extend"]) == 2
+    assert "video" in capsys.readouterr().err
+    assert cli.main(["schedule", "--extend"]) == 2
+
+
 @pytest.mark.skipif(
     not (WEIGHTS / LORA_FOLDER).is_dir(),
     reason=f"there is no {WEIGHTS.name}/{LORA_FOLDER}: the student is not trained yet",

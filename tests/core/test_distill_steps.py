@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -68,3 +69,25 @@ def test_mmd_alone_makes_the_students_means_those_of_the_data():
         trainer.student_step(random.Random(step))
         values.append(trainer.means()["mmd"])
     assert sum(values[-10:]) < 0.9 * sum(values[:10])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_is_saved_and_goes_on(stop, tmp_path):
+    trainer = trainer_for("sd3", dmd=0.0, gan=0.0)
+    draw, drawn, written = trainer.batches.draw, [], []
+
+    def draw_and_stop(*args, **kwargs):
+        drawn.append(args)
+        if len(drawn) == 3:
+            signal.raise_signal(stop)
+        return draw(*args, **kwargs)
+
+    trainer.batches.draw = draw_and_stop
+    path = tmp_path / "student.pt"
+    trainer.run(path, minutes=60, on_save=lambda t: written.append(t.step))
+    assert trainer.step == 3, "the step that runs is finished, no other begun"
+    assert written == [3]
+    again = trainer_for("sd3", dmd=0.0, gan=0.0)
+    again.resume(path)
+    assert again.step == 3
+    assert all(torch.equal(a, b) for a, b in zip(again.student, trainer.student, strict=True))
