@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..swd_core.lora import LoraLayer, SwDLora, to_host_state_dict
@@ -143,10 +145,24 @@ def check_channels(samples: Tensor, model: Any) -> None:
 
 def check_cfg(cfg: float, negative: Any) -> None:
     """Raises ValueError if guidance is asked for without anything to guide away from."""
-    if cfg != 1.0 and negative is None:
+    if cfg == 1.0:
+        return
+    if negative is None:
         raise ValueError(
             f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one."
         )
+    say(
+        f"cfg is {cfg:g}: every step runs the model twice, so this costs twice as much as cfg 1.0, "
+        "which SwD students are trained for."
+    )
+
+
+def say(text: str) -> None:
+    """Shows `text` in the node that runs, where a page watches; elsewhere it does nothing."""
+    context = get_executing_context()
+    module = sys.modules.get("server")  # not imported: it is there if the host's server runs
+    if context is not None and module is not None:
+        module.PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:

@@ -96,12 +96,14 @@ class SwDLoraLoader(io.ComfyNode):
     def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             text = "Bypassed: strength is 0."
+            _host.say(text)
             return io.NodeOutput(model, text, ui=ui.PreviewText(text))
         lora = read_lora(lora_path(lora_name))
         check_base(model, lora, lora_name)
         patched, report = _host.apply_lora(model, lora, strength)
         report.raise_if_partial()
         text = f"{report.text}\nMade for {lora.title}, {lora.ranks}, {lora.scaling}."
+        _host.say(text)
         return io.NodeOutput(patched, text, ui=ui.PreviewText(text))
 
 

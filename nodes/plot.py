@@ -1,4 +1,4 @@
-"""A schedule as a picture: size and sigma of each step against what it costs."""
+"""A schedule as a picture: what each step costs at which size and sigma, drawn and listed."""
 
 import numpy as np
 import torch
@@ -7,26 +7,33 @@ from torch import Tensor
 
 from ..swd_core.schedule import ScaleSchedule
 
-WIDTH, HEIGHT = 768, 432
+CELL = 8  # pixels
+WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 48, 56
+COLUMNS = {"step": 140, "size in px": 330, "sigma": 470, "share of cost": 640}  # right edges
 INK, GRID, SIZE, SIGMA = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a"
 
 
 def schedule_plot(
     schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]
 ) -> Tensor:
-    """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; sigmas."""
+    """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; a table below.
+
+    Args:
+        height, width: of the target, in latent cells. multiple: of the model's patches.
+        sigmas: noise level of each step, in the model's own terms.
+    """
+    image = Image.new("RGB", (WIDTH, PLOT_HEIGHT + ROW * (schedule.steps + 2)), "#1e2227")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     costs = schedule.step_costs(height, width, multiple)
     sizes = schedule.sizes(height, width, multiple)
-    image = Image.new("RGB", (WIDTH, HEIGHT), "#1e2227")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    bottom, total = HEIGHT - BOTTOM, sum(costs)
+    labels = [f"{w * CELL} x {h * CELL}" for h, w in sizes]
+    bottom, total = PLOT_HEIGHT - BOTTOM, sum(costs)
     x, points = float(LEFT), []
-    for cost, (h, w), sigma in zip(costs, sizes, sigmas, strict=False):
+    for cost, (h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):
         wide = (WIDTH - LEFT - RIGHT) * cost / total
         high = (bottom - TOP) * (h * w / (height * width)) ** 0.5
         draw.rectangle((x + 1, bottom - high, x + wide - 1, bottom), outline=SIZE, fill="#2b4a66")
-        label = f"{w * 8}x{h * 8}"
         if draw.textlength(label, font) < wide - 4:
             draw.text((x + wide / 2, bottom - high / 2), label, INK, font, "mm")
         points.append((x + wide / 2, bottom - (bottom - TOP) * sigma / sigmas[0]))
@@ -39,11 +46,16 @@ def schedule_plot(
     draw.line((LEFT, bottom, WIDTH - RIGHT, bottom), GRID)
     title = f"{schedule.name or 'custom'}: {schedule.steps} steps cost {total:.2f} full-size steps"
     draw.text((WIDTH / 2, 10), title, INK, ImageFont.load_default(18), "mt")
-    draw.text(
-        (WIDTH / 2, HEIGHT - 24),
-        "cost of each step (bar width), size (height), sigma (line)",
-        INK,
-        font,
-        "mm",
-    )
+    caption = "cost of each step (bar width), size (height), sigma (line)"
+    draw.text((WIDTH / 2, PLOT_HEIGHT - 24), caption, INK, font, "mm")
+
+    def row(number: int, values: list[str], colour: str) -> None:
+        y = PLOT_HEIGHT + ROW * (number + 0.5)
+        for value, right in zip(values, COLUMNS.values(), strict=True):
+            draw.text((right, y), value, colour, font, "rm")
+
+    row(0, list(COLUMNS), SIZE)
+    draw.line((LEFT, PLOT_HEIGHT + ROW, WIDTH - RIGHT, PLOT_HEIGHT + ROW), GRID)
+    for i, (cost, label) in enumerate(zip(costs, labels, strict=True)):
+        row(i + 1, [f"{i + 1}", label, f"{sigmas[i]:.4f}", f"{100 * cost / total:.0f} %"], INK)
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

@@ -134,8 +134,7 @@ def pack():
     except ImportError as error:
         pytest.skip(
             f"the host's packages are not in this environment ({error}); run the host tests "
-            f"with its "
-            "interpreter: <host venv>/bin/python -m pytest tests/host"
+            "with its interpreter: <host venv>/bin/python -m pytest tests/host"
         )
     spec = importlib.util.spec_from_file_location(
         "swd_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

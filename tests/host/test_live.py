@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4
 # Percent of the pixels of scales .5 .625 .75 1 done after each; the host's own node counts steps.
 SHARES = {"SwDSample": [11, 29, 55, 100], "SamplerCustomAdvanced": [1, 2, 3, 4]}
 
@@ -27,7 +27,7 @@ class Listener:
         self.socket = websocket.create_connection(
             f"ws://127.0.0.1:{server.port}/ws?clientId={self.client}", timeout=120
         )
-        self.progress, self.previews, self.ended = [], [], None
+        self.progress, self.previews, self.texts, self.ended = [], [], {}, None
         self.on_progress = lambda value: None
         self.thread = threading.Thread(target=self.listen, daemon=True)
         self.thread.start()
@@ -39,6 +39,8 @@ class Listener:
                 kind, more = struct.unpack(">II", data[:8])
                 if kind == PREVIEW:
                     self.previews.append(Image.open(io.BytesIO(data[8:])))
+                elif kind == TEXT:
+                    self.texts[data[8 : 8 + more].decode()] = data[8 + more :].decode()
                 elif kind == PREVIEW_WITH_METADATA:
                     self.previews.append(Image.open(io.BytesIO(data[8 + more :])))
                 continue
@@ -173,3 +175,18 @@ def test_interrupt_stops_within_a_step_and_leaves_the_host_whole(server, prompt,
     assert max(value for value, _ in listener.progress) <= marks[step]
     find(prompt, "EmptySD3LatentImage").update(width=256, height=256, batch_size=1)
     assert server.run(prompt)["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_the_node_says_what_guidance_costs(server, prompt, cfg):
+    [sample] = [key for key, node in prompt.items() if node["class_type"] == "SwDSample"]
+    prompt[sample]["inputs"].update(cfg=cfg, negative=prompt[sample]["inputs"]["positive"])
+    new_seed(prompt, 1700 + int(cfg))
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    if cfg == 1.0:
+        assert sample not in listener.texts
+    else:
+        assert "twice" in listener.texts[sample] and "2.5" in listener.texts[sample]
