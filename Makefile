@@ -78,6 +78,7 @@ $(EMOJI):
 
 train-autoencoder: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.emoji.train_autoencoder $(EMOJI) --out $(RUNS) $(TIME)
+	$(RUN) -m swd_core.emoji.train_autoencoder $(EMOJI) --out $(RUNS) --freeze-encoder --lr 1e-3 $(TIME)
 
 train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
 	$(RUN) -m swd_core.emoji.train_teacher $(EMOJI) --out $(RUNS) $(TIME)

@@ -110,7 +110,7 @@ def train(
     freeze_encoder: bool = False,
     lr: float = 2e-3,
     seed: int = 0,
-    detail: float = 1.0,
+    detail: float = 8.0,
 ) -> None:
     """Trains for `minutes` of wall time in all; resumes where a killed run stopped.
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--freeze-encoder", action="store_true", help="go on with the decoder alone"
     )
-    parser.add_argument("--detail", type=float, default=1.0, help="with --freeze-encoder")
+    parser.add_argument("--detail", type=float, default=8.0, help="with --freeze-encoder")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
