@@ -18,13 +18,21 @@ HOST_PYTHON := $(if $(wildcard $(COMFYUI)/comfy/samplers.py),$(firstword $(forea
 
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
+# Benchmarks by what they need; each writes its section of benchmarks/RESULTS.md.
+HOST_BENCHES := sampler true-size host-nodes drafts startup
+BENCHES := $(HOST_BENCHES) emoji distill
+
 .PHONY: help demo test test-browser lint emoji-data train-autoencoder train-teacher train-student ablation
+.PHONY: bench $(BENCHES:%=bench-%)
 
 help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
 	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
 	@echo "make test-browser       the contact sheet clicked in a real browser, where there is a Chromium"
 	@echo "make lint               ruff"
+	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
+	@echo "                        cores; one by bench-NAME: $(BENCHES)"
+	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
@@ -67,6 +75,24 @@ endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
+
+# One after the other, also with -j: they would take each other's time. One that fails stops no other.
+bench:
+	@failed=0; $(foreach b,$(BENCHES),$(MAKE) --no-print-directory bench-$(b) || failed=1;) exit $$failed
+
+# Run as files, not as modules: that puts benchmarks/ first on sys.path, not our nodes/.
+$(HOST_BENCHES:%=bench-%): bench-%:
+ifneq ($(HOST_PYTHON),)
+	COMFYUI_PATH=$(COMFYUI) $(HOST_PYTHON) benchmarks/$(subst -,_,$*).py $(BENCH)
+else
+	@echo "bench-$* skipped: it needs a ComfyUI (COMFYUI_PATH=folder) and its own interpreter"
+endif
+
+bench-emoji: $(VENV)/dev.stamp
+	$(RUN) benchmarks/emoji_steps.py $(BENCH)
+
+bench-distill: $(VENV)/dev.stamp
+	$(RUN) benchmarks/distill.py $(BENCH)
 
 emoji-data: $(EMOJI)
 

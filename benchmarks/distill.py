@@ -1,23 +1,37 @@
 """Student steps per second against a plain transcription of the published recipe, side by side.
 
-    python -m benchmarks.distill --steps 4
+    make bench-distill
 
 The recipe encodes text and pictures in every step and runs a whole pass for every score and every
-set of features. Both sides train the same small random SD3 model on the same batches, with the same
-losses and the same number of fake-score steps. `--memory distill` and `--memory lora` (one
-diffusion loss of the same model) each measure their process's peak.
+set of features. All sides train the same small random SD3 model on the same batches, with the same
+losses and the same number of fake-score steps. Memory is compared with one diffusion loss of the
+same model and batches under AdamW, as LoRA trainers have it. No ComfyUI needed.
 """
 
 import argparse
-import logging
 import random
-import resource
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from paired import (
+    Times,
+    arguments,
+    log,
+    paired,
+    parser,
+    peak_of,
+    peaks,
+    ratio,
+    section,
+    spread,
+    table,
+)
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -28,34 +42,59 @@ from swd_core.distill.interface import DistillConfig
 from swd_core.distill.scalewise import Interval, intervals
 from swd_core.distill.trainer import Trainer
 
-log = logging.getLogger(__name__)
-SIZES = [(16, 16), (20, 20), (24, 24), (32, 32)]
 SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
-WIDTH, TOKENS, COUNT, RANK = 384, 77, 8, 16
+TOKENS, COUNT, RANK = 77, 8, 16
+ENCODING, STEP, OURS = "recipe", "recipe's step, prepared data", "this trainer, prepared data"
+DISTILL, LORA = "this trainer", "plain LoRA training"
 
 
-def small_sd3() -> SD3Model:
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is; sides in latent cells, the last one the pictures' own."""
+
+    width: int = 384
+    layers: int = 8
+    sides: tuple[int, ...] = (16, 20, 24, 32)
+    vae: tuple[int, ...] = (64, 128, 256, 256)
+    text_layers: int = 12
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(side, side) for side in self.sides]
+
+    @property
+    def intervals(self) -> list[Interval]:
+        return intervals(self.sizes, SIGMAS)
+
+
+SMALL = Scale(64, 2, (4, 6, 8, 10), (32, 32, 32, 32), 2)
+
+
+def small_sd3(scale: Scale) -> SD3Model:
     torch.manual_seed(0)
+    width = scale.width
     module = SD3Transformer2DModel(
-        sample_size=32, num_layers=8, attention_head_dim=64, num_attention_heads=WIDTH // 64,
-        in_channels=16, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH,
-        pooled_projection_dim=WIDTH, pos_embed_max_size=32, qk_norm="rms_norm",
+        sample_size=32, num_layers=scale.layers, attention_head_dim=64,
+        num_attention_heads=width // 64, in_channels=16, joint_attention_dim=width,
+        caption_projection_dim=width, pooled_projection_dim=width, pos_embed_max_size=32,
+        qk_norm="rms_norm",
     )  # fmt: skip
     return SD3Model(module, rank=RANK)
 
 
 class Encoders:
-    """A VAE of SD3's shape at half its width, and a CLIP text encoder of 12 layers."""
+    """A VAE of SD3's shape at half its width, and a CLIP text encoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: Scale) -> None:
         torch.manual_seed(1)
         self.vae = AutoencoderKL(
-            block_out_channels=(64, 128, 256, 256), latent_channels=16, layers_per_block=2,
+            block_out_channels=scale.vae, latent_channels=16, layers_per_block=2,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+        ).eval()  # fmt: skip
         config = CLIPTextConfig(
-            hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=6,
-            projection_dim=WIDTH,
+            hidden_size=scale.width, intermediate_size=4 * scale.width,
+            num_attention_heads=scale.width // 64, num_hidden_layers=scale.text_layers,
+            projection_dim=scale.width,
         )  # fmt: skip
         self.clip = CLIPTextModelWithProjection(config).eval()
 
@@ -77,29 +116,34 @@ class EveryStep:
     encoders: Encoders
     pictures: Tensor
     ids: Tensor
+    seconds: float = 0.0
 
     def draw(self, interval: Interval, count: int, rng: random.Random) -> Any:
+        start = time.perf_counter()
         chosen = torch.tensor([rng.randrange(len(self.ids)) for _ in range(count)])
         pictures = self.pictures[chosen]
         previous = None
         if interval.previous:
             previous = self.encoders.latents(pictures, interval.previous)
         real = self.encoders.latents(pictures, interval.size)
-        return real, previous, self.encoders.text(self.ids[chosen])
+        text = self.encoders.text(self.ids[chosen])
+        self.seconds += time.perf_counter() - start
+        return real, previous, text
 
     def unconditional(self, count: int) -> Any:
-        return self.encoders.text(torch.zeros(count, TOKENS, dtype=torch.long))
+        start = time.perf_counter()
+        text = self.encoders.text(torch.zeros(count, TOKENS, dtype=torch.long))
+        self.seconds += time.perf_counter() - start
+        return text
 
 
+@dataclass
 class Prepared:
-    """The same, encoded once."""
+    """Latents of every size and the texts' (context, pooled); `empty` is the empty prompt's."""
 
-    def __init__(self, data: EveryStep):
-        whole, encoders = data.pictures.split(8), data.encoders
-        self.latents = {
-            size: torch.cat([encoders.latents(part, size) for part in whole]) for size in SIZES
-        }
-        self.text, self.empty = encoders.text(data.ids), data.unconditional(1)
+    latents: dict[tuple[int, int], Tensor]
+    text: tuple[Tensor, Tensor]
+    empty: tuple[Tensor, Tensor]
 
     def draw(self, interval: Interval, count: int, rng: random.Random) -> Any:
         chosen = torch.tensor([rng.randrange(len(self.text[0])) for _ in range(count)])
@@ -109,6 +153,26 @@ class Prepared:
     def unconditional(self, count: int) -> Any:
         context, pooled = self.empty
         return context.expand(count, -1, -1), pooled.expand(count, -1)
+
+
+def pictures(scale: Scale) -> EveryStep:
+    generator = torch.Generator().manual_seed(2)
+    side = 8 * scale.sides[-1]
+    ids = torch.randint(0, 49000, (COUNT, TOKENS), generator=generator)
+    return EveryStep(Encoders(scale), torch.rand(COUNT, 3, side, side, generator=generator), ids)
+
+
+def prepare(data: EveryStep, scale: Scale) -> Prepared:
+    """The same, encoded once."""
+    latents = {size: data.encoders.latents(data.pictures, size) for size in scale.sizes}
+    return Prepared(latents, data.encoders.text(data.ids), data.unconditional(1))
+
+
+def made_up(scale: Scale) -> Prepared:
+    """Numbers of the same shapes: memory doesn't depend on them."""
+    latents = {size: torch.randn(COUNT, 16, *size) for size in scale.sizes}
+    text = torch.randn(COUNT, TOKENS, scale.width), torch.randn(COUNT, scale.width)
+    return Prepared(latents, text, tuple(t[:1] for t in text))
 
 
 class WholePasses:
@@ -127,81 +191,112 @@ class WholePasses:
         return self.predict(*arguments), self.features(*arguments)
 
 
-def trainer(model: Any, batches: Any, a: argparse.Namespace) -> Trainer:
+def trainer(model: Any, batches: Any, scale: Scale, a: argparse.Namespace) -> Trainer:
     config = DistillConfig(fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=1e-5)
-    return Trainer(model, batches, intervals(SIZES, SIGMAS), config)
+    return Trainer(model, batches, scale.intervals, config)
 
 
-def seconds_of(run: Trainer, steps: range) -> float:
-    """Seconds of processor time: other programs on the machine don't count."""
-    start = time.process_time()
-    for step in steps:
-        run.student_step(random.Random(step))
-    return time.process_time() - start
+def stepper(run: Trainer) -> Callable[[], None]:
+    """One student step with its fake-score steps; the k-th of every side draws the same batches."""
+    return lambda: run.student_step(random.Random(run.step))
 
 
-def data() -> EveryStep:
-    generator = torch.Generator().manual_seed(2)
-    pictures = torch.rand(COUNT, 3, 256, 256, generator=generator)
-    ids = torch.randint(0, 49000, (COUNT, TOKENS), generator=generator)
-    return EveryStep(Encoders(), pictures, ids)
+def lora_stepper(scale: Scale, data: Prepared, a: argparse.Namespace) -> Callable[[], None]:
+    """One diffusion loss and one step of AdamW, on batches of the trainer's sizes in turn."""
+    model, each = small_sd3(scale), cycle(scale.intervals)
+    parameters = adapter_parameters(model.module, "student")
+    optimiser = torch.optim.AdamW(parameters, lr=1e-5)
+
+    def step() -> None:
+        interval = next(each)
+        count = max(2, a.batch_tokens * 4 // (interval.size[0] * interval.size[1]))
+        real, _, text = data.draw(interval, count, random.Random(0))
+        noise, sigma = torch.randn_like(real), torch.full((count,), 0.5)
+        with adapter(model.module, "student"):
+            loss = (model.predict(0.5 * (real + noise), sigma, text) - real).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return step
 
 
-def plain_lora_step(model: SD3Model, prepared: Prepared, a: argparse.Namespace, step: int) -> None:
-    """One diffusion loss at full size: what LoRA trainers do."""
-    count = max(2, a.batch_tokens * 4 // (SIZES[-1][0] * SIZES[-1][1]))
-    full = intervals(SIZES, SIGMAS)[-1]
-    real, _, text = prepared.draw(full, count, random.Random(step))
-    sigma = torch.full((count,), 0.5)
-    noisy = 0.5 * real + 0.5 * torch.randn_like(real)
-    with adapter(model.module, "student"):
-        loss = (model.predict(noisy, sigma, text) - real).square().mean()
-    loss.backward()
-    for p in adapter_parameters(model.module, "student"):
-        p.grad = None
+def peak(scale: Scale, a: argparse.Namespace) -> int:
+    """Of the model and four steps of it, beyond what the imported packages take."""
+    data = made_up(scale)
+    lora_stepper(SMALL, made_up(SMALL), a)()
 
-
-def peak(kind: str, a: argparse.Namespace, prepared: Prepared) -> int:
-    """Most bytes that this process ever holds while it trains two steps."""
-    model = small_sd3()
-    run = trainer(model, prepared, a) if kind == "distill" else None
-    for step in range(2):
-        if run is None:
-            plain_lora_step(model, prepared, a, step)
+    def train() -> None:
+        if a.peak == LORA:
+            step = lora_stepper(scale, data, a)
         else:
-            run.student_step(random.Random(step))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            step = stepper(trainer(small_sd3(scale), data, scale, a))
+        for _ in range(4):
+            step()
+
+    return peak_of(train)
+
+
+def text(times: Times, encoding: float, memory: dict[str, float], a: argparse.Namespace) -> str:
+    step = {name: [1 / t for t in values] for name, values in times.items()}
+    faster = [ratio(times, name, OURS) for name in (ENCODING, STEP)]
+    goals = [faster[0].against(3, most=False), faster[1].against(1.3, most=False), ""]
+    rows = [
+        [name, spread(step[name]), by, goal]
+        for name, by, goal in zip(step, [*faster, ""], goals, strict=True)
+    ]
+    body = (
+        f"Median of {len(times[OURS])} paired student steps, {a.fake_steps} fake-score steps to "
+        f"one, {a.batch_tokens} patches a batch, all losses. Encoding takes {encoding:.0%} of the "
+        "recipe's step here: what preparation gains is that share, which is smaller where the "
+        "model is larger beside its encoders.\n\n"
+    )
+    body += table(["", "student steps/s", "this trainer's gain", "goal"], rows)
+    if memory:
+        times_lora = memory[DISTILL] / memory[LORA]
+        goal = spread([times_lora]).against(1.25)
+        found = [
+            [LORA, f"{memory[LORA]:.0f}", "", ""],
+            [DISTILL, f"{memory[DISTILL]:.0f}", f"{times_lora:.2f}", goal],
+        ]
+        head = ["memory of model and training", "MiB at most", "of plain LoRA training", "goal"]
+        body += "\n\n" + table(head, found)
+    return body
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4, help="student steps of each side")
-    parser.add_argument("--rounds", type=int, default=2, help="the sides take turns this often")
-    parser.add_argument("--fake-steps", type=int, default=5)
-    parser.add_argument("--batch-tokens", type=int, default=512)
-    parser.add_argument("--memory", choices=("distill", "lora"), help="only one side's peak memory")
-    a = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    every = data()
-    prepared = Prepared(every)
-    if a.memory:
-        log.info("%s: %.0f MB at most", a.memory, peak(a.memory, a, prepared) / 2**20)
+    p = parser(__doc__)
+    p.add_argument("--fake-steps", type=int, default=5)
+    p.add_argument("--batch-tokens", type=int, default=512, help="patches in a batch")
+    a = arguments(p)
+    scale = SMALL if a.small else Scale()
+    if a.peak:
+        sys.stdout.write(f"{peak(scale, a)}\n")
         return
+    own = ["--fake-steps", str(a.fake_steps), "--batch-tokens", str(a.batch_tokens)]
+    memory = peaks([LORA, DISTILL], a, *own)
+    log.info("Memory, MiB at most: %s", memory)
+    every = pictures(scale)
+    data = prepare(every, scale)
     sides = {
-        "recipe, encoding every step": trainer(WholePasses(small_sd3()), every, a),
-        "recipe's step, prepared data": trainer(WholePasses(small_sd3()), prepared, a),
-        "this trainer, prepared data": trainer(small_sd3(), prepared, a),
+        ENCODING: stepper(trainer(WholePasses(small_sd3(scale)), every, scale, a)),
+        STEP: stepper(trainer(WholePasses(small_sd3(scale)), data, scale, a)),
+        OURS: stepper(trainer(small_sd3(scale), data, scale, a)),
     }
-    spent = dict.fromkeys(sides, 0.0)
-    for number in range(a.rounds):
-        for name, run in sides.items():
-            spent[name] += seconds_of(run, range(number * a.steps, (number + 1) * a.steps))
-    last = list(spent.values())[-1]
-    steps = a.steps * a.rounds
-    log.info(f"{steps} student steps of each, {a.fake_steps} fake-score steps to one, "
-          f"{a.batch_tokens} patches a batch, {torch.get_num_threads()} thread(s)")  # fmt: skip
-    for name, value in spent.items():
-        log.info(f"{name:<30} {steps / value:7.3f} steps/CPU s  {value / last:5.2f} x the last")
+
+    def warm_up() -> None:
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            log.info("%s: %.1f s for the first step", name, time.perf_counter() - start)
+        every.seconds = 0.0
+
+    def show(times: Times) -> None:
+        encoding = every.seconds / sum(times[ENCODING])
+        title = "Distillation against the published recipe"
+        log.info(section("distill", title, text(times, encoding, memory, a), a))
+
+    paired(sides, a.runs, show, warm_up=warm_up)
 
 
 if __name__ == "__main__":

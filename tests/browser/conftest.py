@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,33 @@ def page(request, chromium, host):
     page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=120_000)
     yield page
     context.close()
+
+
+@pytest.fixture
+def run(page, host) -> Callable[[], dict]:
+    """Presses Run and gives the history entry of what that ran."""
+
+    def press() -> dict:
+        known = set(host.get("/history"))
+        page.get_by_role("button", name="Run", exact=True).first.click()
+        new: list[dict] = []
+        while not new:
+            page.wait_for_timeout(300)
+            new = [e for id, e in host.get("/history").items() if id not in known]
+        [entry] = new
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        return entry
+
+    return press
+
+
+@pytest.fixture
+def look(page, request) -> Callable[[str], None]:
+    """Keeps a screenshot where SCREENSHOTS names a folder."""
+    folder = os.environ.get("SCREENSHOTS")
+
+    def shoot(name: str) -> None:
+        if folder:
+            page.screenshot(path=str(Path(folder) / f"{request.node.name}-{name}.png"))
+
+    return shoot

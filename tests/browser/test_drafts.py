@@ -1,8 +1,5 @@
 """Click to pick, as an artist does it: template, run, click, run again, reload."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 BUTTONS = ".swd-sheet button"
@@ -10,13 +7,6 @@ PICK = (
     "() => app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts')"
     ".widgets.find((w) => w.name === 'pick').value"
 )
-SHOTS = os.environ.get("SCREENSHOTS")
-
-
-def look(page, name: str) -> None:
-    """Keeps a screenshot where SCREENSHOTS names a folder."""
-    if SHOTS:
-        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
 
 
 def open_template(page) -> None:
@@ -28,19 +18,6 @@ def open_template(page) -> None:
         "() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')", timeout=60_000
     )
     page.wait_for_timeout(500)
-
-
-def run(page, host) -> dict:
-    """Presses Run and gives the history entry of what that ran."""
-    known = set(host.get("/history"))
-    page.get_by_role("button", name="Run", exact=True).first.click()
-    new: list[dict] = []
-    while not new:
-        page.wait_for_timeout(300)
-        new = [e for id, e in host.get("/history").items() if id not in known]
-    [entry] = new
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    return entry
 
 
 def node_id(page, kind: str) -> str:
@@ -59,33 +36,33 @@ def marked(page) -> list[str]:
 
 
 @pytest.fixture
-def sheet(page, host, request):
+def sheet(page, run):
     """The template, run once with nothing picked."""
     open_template(page)
-    entry = run(page, host)
+    entry = run()
     assert node_id(page, "SaveImage") not in entry["outputs"], "nothing was picked"
     page.wait_for_selector(BUTTONS, state="visible", timeout=60_000)
     return page
 
 
-def test_click_two_run_again_reload(sheet, host, request):
-    page, name = sheet, request.node.name
+def test_click_two_run_again_reload(sheet, run, look):
+    page = sheet
     assert page.locator(BUTTONS).count() == 16
-    look(page, f"{name}-sheet")
+    look("sheet")
     page.get_by_title("Draft 2", exact=True).click()
     page.get_by_title("Draft 7", exact=True).click()
     page.get_by_title("Draft 5", exact=True).click()
     page.get_by_title("Draft 7", exact=True).click()
     assert page.evaluate(PICK) == "2,5" and marked(page) == ["Draft 2", "Draft 5"]
-    entry = run(page, host)
+    entry = run()
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 2
     assert node_id(page, "SwDDrafts") in cached(entry)
     page.wait_for_timeout(1500)
-    look(page, f"{name}-finished")
+    look("finished")
     page.reload()
     page.wait_for_selector(BUTTONS, state="visible", timeout=120_000)
     assert marked(page) == ["Draft 2", "Draft 5"]
-    look(page, f"{name}-reloaded")
+    look("reloaded")
     assert not [f for f in page.faults if "swd" in f.lower()]
 
 

@@ -1,9 +1,21 @@
 """Workflow files as the page sends them: UI format to API prompt, by object_info."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("MarkdownNote", "Note")
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def models_of(workflow: dict) -> list[dict[str, str]]:
+    """The files that the host offers to download for a graph: name, url and directory."""
+    return [m for node in workflow["nodes"] for m in node["properties"].get("models", [])]
 
 
 def is_widget(kind: Any) -> bool:
@@ -19,6 +31,16 @@ def widgets(info: dict) -> list[tuple[str, Any, dict]]:
             if is_widget(kind):
                 found.append((name, kind, options[0] if options else {}))
     return found
+
+
+def fits(kind: Any, options: dict, value: Any) -> bool:
+    """Whether a saved value is one that the widget can have."""
+    if isinstance(kind, list) or kind == "COMBO":
+        return value in (kind if isinstance(kind, list) else options["options"])
+    types = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+    if not isinstance(value, types[kind]) or isinstance(value, bool) != (kind == "BOOLEAN"):
+        return False
+    return options.get("min", value) <= value <= options.get("max", value)
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:

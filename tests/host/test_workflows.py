@@ -1,27 +1,23 @@
 """The shared graphs: they fit the host's nodes, and give the same picture as the command line."""
 
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import NOTES, find, is_widget, to_prompt
+from graphs import NOTES, ROOT, find, fits, is_widget, models_of, read, to_prompt, widgets
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("swd_*.json"))
 EMOJI = ("swd_quickstart_emoji", "swd_custom_sampling_emoji")
+HUB_FILE = re.compile(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+\.safetensors")
 
 
 @pytest.fixture(scope="module")
 def object_info(server):
     return server.get("/object_info")
-
-
-def read(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def picture(server, entry: dict) -> np.ndarray:
@@ -59,6 +55,38 @@ def test_every_graph_fits_the_host(path, object_info):
             if not is_widget(info["input"]["required"][k][0])
         ]
         assert all(name in prompt[str(node["id"])]["inputs"] for name in required)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_every_widget_has_a_value_of_its_kind(path, object_info):
+    graph = read(path.stem)
+    files = {model["name"] for model in models_of(graph)}  # not on this machine
+    for node in to_prompt(graph, object_info).values():
+        for name, kind, options in widgets(object_info[node["class_type"]]):
+            value = node["inputs"].get(name, options.get("default"))
+            assert fits(kind, options, value) or value in files, (node["class_type"], name, value)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_the_host_offers_every_file_and_the_note_lists_it(path, server):
+    graph, folders = read(path.stem), server.get("/models")
+    [note] = [n["widgets_values"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote"]
+    for node in graph["nodes"]:
+        models = node["properties"].get("models", [])
+        named = [v for v in node["widgets_values"] if str(v).endswith(".safetensors")]
+        assert [model["name"] for model in models] == named, node["type"]
+        for model in models:
+            assert HUB_FILE.fullmatch(model["url"]), model
+            assert model["directory"] in folders, model
+            row = (f"| {model['name']} |", f"({model['url']})", f"| models/{model['directory']} |")
+            assert any(all(part in line for part in row) for line in note.splitlines()), model
+
+
+def test_no_two_files_share_a_local_name():
+    """Every student is called adapter_model.safetensors on the hub."""
+    models = [model for path in WORKFLOWS for model in models_of(read(path.stem))]
+    assert len({m["name"] for m in models}) == len({m["url"] for m in models})
+    assert any(m["url"].endswith("/adapter_model.safetensors") for m in models)
 
 
 def test_both_emoji_graphs_give_the_command_lines_picture(server, object_info, tmp_path):

@@ -1,0 +1,75 @@
+"""Scale-wise steps against full-size steps with trained weights: the embedded emoji student.
+
+    make bench-emoji
+
+No ComfyUI needed. Time is of one picture at 256 pixels on one thread, without decoding, which
+costs every way the same and has a row of its own. Quality stands in docs/emoji.json, measured by
+the command that the model card names; a dash where it was not.
+"""
+
+import json
+from collections.abc import Callable
+
+import torch
+from paired import ROOT, Times, arguments, log, paired, parser, ratio, section, spread, table
+
+from swd_core.emoji.evaluate import SIDE, Way, generate, shifted, ways
+from swd_core.emoji.student import EmojiStudent
+from swd_core.schedule import presets
+
+STUDENT = "student, 4 scale-wise steps"
+DECODING = "decoding"
+KEYS = ("retrieval", "psnr", "ssim", "top_octave")
+
+
+def scale_wise_six() -> Way:
+    six = presets()["sd35-medium-6"].schedule
+    sides = tuple(height for height, _ in six.sizes(SIDE, SIDE))
+    return Way("student, 6 scale-wise steps (SD3.5's; not trained for)", "swd", sides, six.sigmas)
+
+
+def text(times: Times, calls: dict[str, float]) -> str:
+    quality = json.loads((ROOT / "docs" / "emoji.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, values in times.items():
+        of = "" if name == DECODING else ratio(times, name, STUDENT)
+        known = quality.get(name, {})
+        figures = [known.get(key, "–") for key in KEYS] if name != DECODING else [""] * len(KEYS)
+        rows.append([name, spread(values), of, calls.get(name, ""), *figures])
+    head = ["", "seconds", "of the student's", "full-size calls", "retrieval", "PSNR, dB", "SSIM"]
+    runs = (
+        f"Median of {len(times[STUDENT])} paired runs. 25 guided steps are the teacher's own way."
+    )
+    return f"{runs}\n\n" + table([*head, "top octave"], rows)
+
+
+def main() -> None:
+    a = arguments(parser(__doc__, runs=15))
+    torch.set_num_threads(1)
+    shipped = [way for way in ways(3.0) if not way.lora or way.title == STUDENT]
+    shipped += [
+        scale_wise_six(),
+        Way("teacher, 28 full-size steps", "", (SIDE,) * 28, shifted(28), euler=True),
+    ]
+    student, teacher = EmojiStudent.load(), EmojiStudent.load(lora=None)
+    prompt = student.encode(["red apple"])
+    sides: dict[str, Callable[[], object]] = {}
+    for way in sorted(shipped, key=lambda way: way.calls):
+        model = student if way.lora else teacher
+        sides[way.title] = lambda model=model, way=way: generate(model, way, prompt, 7, range(1))
+    latent = torch.zeros(1, 16, SIDE, SIDE)
+    sides[DECODING] = lambda: student.decode(latent)
+    calls = {way.title: round(way.calls, 2) for way in shipped}
+
+    def show(times: Times) -> None:
+        title = "Scale-wise against full-size, trained weights: the emoji student"
+        body = text(times, calls)
+        written = section("emoji", title, body, a)
+        if len(times[STUDENT]) == a.runs:
+            log.info(written)
+
+    paired(sides, a.runs, show)
+
+
+if __name__ == "__main__":
+    main()

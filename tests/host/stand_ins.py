@@ -1,0 +1,75 @@
+"""Read by a test's server from its custom_nodes: the loaders give small random models.
+
+Graphs run as they are, with their own file names; the files themselves may be empty.
+"""
+
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import nodes
+
+sys.path.append(str(Path(__file__).resolve().parent))  # for `small_models`
+
+FAMILIES = {
+    "sd3.5_medium": "sd35-medium", "sd3.5_large": "sd35-large", "sd_xl": "sdxl", "flux1": "flux",
+}  # fmt: skip
+
+
+class RandomText:
+    """What CLIPTextEncode asks of a CLIP; every text has its own conditioning."""
+
+    def __init__(self, family: str):
+        self.family = family
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        import small_models
+
+        return small_models.conditioning(self.family, zlib.crc32(text.encode()))
+
+
+class PlainVAE:
+    """Shows the first three channels, 8 x 8 pixels for a cell."""
+
+    def decode(self, samples: Tensor) -> Tensor:
+        cells = samples[:, :3].movedim(1, -1).sigmoid()
+        return cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+def small_model(name: str) -> tuple[str, Any]:
+    """The family that a published file's name stands for, and its small MODEL."""
+    import small_models
+
+    [family] = [f for start, f in FAMILIES.items() if name.startswith(start)]
+    return family, small_models.host_model(family)
+
+
+def load_checkpoint(self: Any, ckpt_name: str) -> tuple:
+    family, model = small_model(ckpt_name)
+    return model, RandomText(family), PlainVAE()
+
+
+def load_unet(self: Any, unet_name: str, weight_dtype: str) -> tuple:
+    return (small_model(unet_name)[1],)
+
+
+def load_clip(
+    self: Any, clip_name1: str, clip_name2: str, type: str, device: str = "default"
+) -> tuple:
+    return (RandomText(type),)
+
+
+def load_vae(self: Any, vae_name: str) -> tuple:
+    return (PlainVAE(),)
+
+
+nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint
+nodes.UNETLoader.load_unet = load_unet
+nodes.DualCLIPLoader.load_clip = load_clip
+nodes.VAELoader.load_vae = load_vae
