@@ -11,7 +11,7 @@ CELL = 8  # pixels
 WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 48, 56
 COLUMNS = {"step": 140, "size in px": 330, "sigma": 470, "share of cost": 640}  # right edges
-INK, GRID, SIZE, SIGMA = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a"
+INK, GRID, SIZE, SIGMA, BAR = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a", "#2b4a66"
 
 
 def schedule_plot(
@@ -29,20 +29,22 @@ def schedule_plot(
     sizes = schedule.sizes(height, width, multiple)
     labels = [f"{w * CELL} x {h * CELL}" for h, w in sizes]
     bottom, total = PLOT_HEIGHT - BOTTOM, sum(costs)
-    x, points = float(LEFT), []
+    x, points, texts = float(LEFT), [], []
     for cost, (h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):
         wide = (WIDTH - LEFT - RIGHT) * cost / total
         high = (bottom - TOP) * (h * w / (height * width)) ** 0.5
-        draw.rectangle((x + 1, bottom - high, x + wide - 1, bottom), outline=SIZE, fill="#2b4a66")
+        draw.rectangle((x + 1, bottom - high, x + wide - 1, bottom), outline=SIZE, fill=BAR)
         if draw.textlength(label, font) < wide - 4:
-            draw.text((x + wide / 2, bottom - high / 2), label, INK, font, "mm")
+            texts.append(((x + wide / 2, bottom - high / 2), label, INK, font, "mm"))
         points.append((x + wide / 2, bottom - (bottom - TOP) * sigma / sigmas[0]))
         x += wide
     if len(points) > 1:
         draw.line(points, SIGMA, 2)
     for (px, py), sigma in zip(points, sigmas, strict=False):
         draw.ellipse((px - 4, py - 4, px + 4, py + 4), SIGMA)
-        draw.text((px, py - 8), f"{sigma:.3g}", SIGMA, font, "mb")
+        texts.append(((px, py - 8), f"{sigma:.3g}", SIGMA, font, "mb"))
+    for text in texts:
+        draw.text(*text, stroke_width=3, stroke_fill=BAR)
     draw.line((LEFT, bottom, WIDTH - RIGHT, bottom), GRID)
     title = f"{schedule.name or 'custom'}: {schedule.steps} steps cost {total:.2f} full-size steps"
     draw.text((WIDTH / 2, 10), title, INK, ImageFont.load_default(18), "mt")

@@ -177,6 +177,8 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         finally:
             guider.conds = target_conds
         finite.raise_if_broken()
+        if stretch is not None:
+            return state.x0  # drafts take theirs from on_x0, at its own size
         return resample.upscale(state.x0, target, self.method)
 
     def sizes(

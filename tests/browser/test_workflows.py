@@ -54,10 +54,16 @@ def test_every_graph_opens_whole(page, look):
     assert own_faults(page) == []
 
 
-def test_a_graph_runs_and_shows_its_pictures(page, run, look):
+def test_a_graph_runs_and_shows_its_pictures(page, host, run, look):
     """What it saved, and in the schedule's node what the schedule does."""
     page.keyboard.press("Escape")
     page.evaluate("(graph) => app.loadGraphData(graph)", GRAPHS["swd_custom_sampling_emoji"])
+    # Another size for each run: the host tells a page only of nodes that it ran.
+    page.evaluate(
+        "(count) => { app.graph.nodes.find((n) => n.type === 'EmptySD3LatentImage')"
+        ".widgets.find((w) => w.name === 'width').value = 256 + 32 * count; }",
+        len(host.get("/history")),
+    )
     run()
     for kind in ("SaveImage", "SwDScaleSchedule"):
         page.wait_for_function(
