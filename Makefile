@@ -53,6 +53,9 @@ demo: $(VENV)/demo.stamp
 	@echo
 	@echo "The picture is output/demo.png; output/demo_strip.png shows how it grew."
 
+# One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
+test test-browser: export OMP_NUM_THREADS ?= 1
+
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest --ignore=tests/browser $(if $(HOST_PYTHON),--ignore=tests/host)

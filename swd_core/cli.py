@@ -190,10 +190,11 @@ def plan(a: argparse.Namespace) -> "Job":
     ends = [f"_{i + 1}" for i in range(a.count)] if a.count > 1 else [""]
     paths = tuple(out.with_name(f"{out.stem}{end}{out.suffix}") for end in ends)
     strips = tuple(p.with_name(f"{p.stem}_strip{p.suffix}") for p in paths) if a.strip else ()
-    check_outputs([*paths, *strips], a.overwrite)
+    animations = tuple(p.with_name(f"{p.stem}_growing.webp") for p in paths) if a.animation else ()
+    check_outputs([*paths, *strips, *animations], a.overwrite)
     from .emoji.generate import Job  # loads torch, so only now
 
-    return Job(prompt, seed, width, height, schedule, paths, strips, a.overwrite)
+    return Job(prompt, seed, width, height, schedule, paths, strips, a.overwrite, animations)
 
 
 def run_generate(a: argparse.Namespace) -> None:
@@ -217,7 +218,7 @@ def run_generate(a: argparse.Namespace) -> None:
     sizes = job.schedule.sizes(job.height // CELL, job.width // CELL)
     spent = [f"{w * CELL}x{h * CELL} {s:.2f} s" for (h, w), s in zip(sizes, seconds, strict=False)]
     print(f"{', '.join(spent)}, decoding {seconds[-1]:.2f} s; {sum(seconds):.2f} s a picture")
-    for path in (*job.paths, *job.strips):
+    for path in (*job.paths, *job.strips, *job.animations):
         print(path)
 
 
@@ -301,6 +302,10 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--strip", action="store_true", help="also write every scale's prediction, FILE_strip.png"
     )
+    g.add_argument(
+        "--animation", action="store_true",
+        help="also write the scales as an animation that grows, FILE_growing.webp",
+    )  # fmt: skip
     g.add_argument(
         "--schedule", default="emoji-4", metavar="NAME|FILE", help="preset or JSON file (emoji-4)"
     )

@@ -1,13 +1,15 @@
-"""Pictures side by side, and PNG files that are written whole or not at all."""
+"""Pictures side by side and as an animation, in files that are written whole or not at all."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 LIGHT_GREY = (224, 224, 224)
+FRAME_MS, LAST_MS = 500, 1500
 
 
 def strip_of(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
@@ -22,20 +24,49 @@ def strip_of(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     return strip
 
 
-def write_png(picture: Image.Image, path: Path, text: Mapping[str, str], overwrite: bool) -> None:
-    """Writes a PNG with `text` in its metadata, aside first and then renamed.
+def frames_of(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Each picture at its own size in the middle of light grey as large as the last one."""
+    frames = []
+    for picture in pictures:
+        frame = Image.new("RGB", pictures[-1].size, LIGHT_GREY)
+        room = (frame.width - picture.width, frame.height - picture.height)
+        frame.paste(picture, (room[0] // 2, room[1] // 2))
+        frames.append(frame)
+    return frames
+
+
+@contextmanager
+def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end of the body.
 
     Raises:
         OSError: if it can't be written, or `path` exists and may not be replaced.
     """
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_text(key, value)
     aside = path.with_name(f".swd-{os.getpid()}.part")
     try:
-        picture.save(aside, "PNG", pnginfo=info)
+        yield aside
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists by now; nothing was overwritten.")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_png(picture: Image.Image, path: Path, text: Mapping[str, str], overwrite: bool) -> None:
+    """Writes a PNG with `text` in its metadata; see `written_whole`."""
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    with written_whole(path, overwrite) as aside:
+        picture.save(aside, "PNG", pnginfo=info)
+
+
+def write_animation(pictures: Sequence[Image.Image], path: Path, overwrite: bool) -> None:
+    """Writes pictures that grow as an endless, lossless WebP; see `written_whole`."""
+    frames = frames_of(pictures)
+    shown = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
+    with written_whole(path, overwrite) as aside:
+        frames[0].save(
+            aside, "WEBP", save_all=True, append_images=frames[1:], duration=shown, loop=0,
+            lossless=True,
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..noise import NOISE_VERSION, SeededNoise
-from ..pictures import strip_of, write_png
+from ..pictures import strip_of, write_animation, write_png
 from ..sampling import ScaleState, sample_scalewise
 from ..schedule import ScaleSchedule
 from .student import EmojiStudent, TextConditioning
@@ -22,8 +22,8 @@ from .student import EmojiStudent, TextConditioning
 class Job:
     """What to generate and where to write it.
 
-    width, height: of the finished pictures, in pixels. paths: one per picture. strips: one per
-    picture, or none at all. overwrite: whether files that exist may be replaced.
+    width, height: of the finished pictures, in pixels. paths: one per picture. strips, animations:
+    one per picture, or none at all. overwrite: whether files that exist may be replaced.
     """
 
     prompt: str
@@ -34,6 +34,7 @@ class Job:
     paths: tuple[Path, ...]
     strips: tuple[Path, ...] = ()
     overwrite: bool = False
+    animations: tuple[Path, ...] = ()
 
     def metadata(self, image: int) -> dict[str, str]:
         """What makes picture number `image`, counted from 0, again."""
@@ -109,7 +110,10 @@ def generate(student: EmojiStudent, text: TextConditioning, job: Job) -> list[fl
             times.append(time.perf_counter())
             spent.append([b - a for a, b in zip(times, times[1:], strict=False)])
             write_png(picture, path, job.metadata(image), job.overwrite)
+            if job.strips or job.animations:
+                grown = [*(to_picture(student, x0) for x0 in smaller), picture]
             if job.strips:
-                strip = strip_of([*(to_picture(student, x0) for x0 in smaller), picture])
-                write_png(strip, job.strips[image], job.metadata(image), job.overwrite)
+                write_png(strip_of(grown), job.strips[image], job.metadata(image), job.overwrite)
+            if job.animations:
+                write_animation(grown, job.animations[image], job.overwrite)
     return [sum(column) / len(spent) for column in zip(*spent, strict=True)]

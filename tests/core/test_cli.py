@@ -76,6 +76,27 @@ def test_picture_does_not_depend_on_the_count(main, tmp_path):
     assert not np.array_equal(pixels(tmp_path / "cat_1.png"), pixels(tmp_path / "cat_2.png"))
 
 
+def test_animation_shows_every_scale_at_its_size_and_ends_with_the_picture(main, tmp_path):
+    status, out, _ = main(
+        "generate", "cat", "--seed", "3", "--size", "256x128", "--out", "cat.png", "--animation"
+    )
+    assert status == 0 and out.splitlines()[-2:] == ["cat.png", "cat_growing.webp"]
+    animation = Image.open(tmp_path / "cat_growing.webp")
+    assert animation.n_frames == 4 and animation.size == (256, 128)
+    grey = (224, 224, 224)
+    for frame, (width, height) in enumerate([(128, 64), (160, 80), (192, 96)]):
+        animation.seek(frame)
+        shown = np.asarray(animation.convert("RGB"))
+        inside = np.zeros((128, 256), bool)
+        top, left = (128 - height) // 2, (256 - width) // 2
+        inside[top : top + height, left : left + width] = True
+        assert (shown[~inside] == grey).all()
+        assert (shown[inside] != grey).any(-1).mean() > 0.5
+    animation.seek(3)
+    last = np.asarray(animation.convert("RGB"))
+    np.testing.assert_array_equal(last, pixels(tmp_path / "cat.png"))
+
+
 def test_strip_holds_every_scale_at_its_size(main, tmp_path):
     code, out, _ = main(
         "generate", "cat", "--seed", "3", "--size", "256x128", "--out", "cat.png", "--strip"
