@@ -180,33 +180,43 @@ def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(i) for i in indices) if indices is not None else tuple(range(count))
 
 
-def indices_from_noise(noise: Tensor, seed: int, most: int = 1 << 26) -> tuple[int, ...]:
+def indices_from_noise(noise: Tensor, seed: int, most: int = 1 << 27) -> tuple[int, ...]:
     """Recovers batch_index from the host's RandomNoise, the only trace of it that a SAMPLER sees.
 
     With a batch_index the host draws image after image from one generator and keeps the chosen
-    ones; without, it draws the batch at once. Any other noise means images 0, 1, 2 ...
+    ones; without, it draws the batch at once. No noise at all means images 0, 1, 2 ...
 
     Args:
+        noise: (B, C, H, W) or (B, C, T, H, W), in the latent's precision or rounded to it.
         most: how many numbers to draw before giving up.
+
+    Raises:
+        ValueError: for any other noise, and for a batch_index out of reach.
     """
     plain = tuple(range(noise.shape[0]))
-    marks = noise.flatten(1)[:, :16].cpu()
+    marks = noise.flatten(1)[:, :16].float().cpu()
+    halves = (torch.bfloat16, torch.float16)
+    precision = next((d for d in halves if torch.equal(marks.to(d).float(), marks)), torch.float32)
 
     def draws(shape: tuple[int, ...]) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            yield torch.randn(shape, generator=generator).flatten(1)[:, :16]
+            drawn = torch.randn(shape, generator=generator).flatten(1)[:, :16]
+            yield drawn.to(precision).float()
 
     if not marks.any() or torch.equal(next(draws(noise.shape)), marks):
         return plain
     found: dict[int, int] = {}
-    for index, mark in zip(
-        range(most // noise[0].numel()), draws((1, *noise.shape[1:])), strict=False
-    ):
+    reach = most // noise[0].numel()
+    for index, mark in zip(range(reach), draws((1, *noise.shape[1:])), strict=False):
         found |= {row: index for row in plain if torch.equal(marks[row], mark[0])}
         if len(found) == len(plain):
             return tuple(found[row] for row in plain)
-    return plain
+    raise ValueError(
+        f"This is not the noise of RandomNoise with seed {seed}, or that of an image beyond number "
+        f"{reach} of its batch. Every scale draws its own noise by seed and image number: connect "
+        "RandomNoise, or for such a batch use SwD Sample."
+    )
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,7 @@ class SwDLatentUpscale(io.ComfyNode):
                     tooltip="0: none. Else noise of this sigma is added afterwards; needs "
                     "the model.",
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, tooltip="Of the added noise."
-                ),
+                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Of the added noise."),
                 io.Model.Input(
                     "model", optional=True, tooltip="Says how noise is added; only for noise_sigma."
                 ),

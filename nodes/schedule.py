@@ -6,6 +6,7 @@ from typing import Any
 
 import folder_paths
 
+from ..swd_core.extend import extend_schedule
 from ..swd_core.schedule import Preset, ScaleSchedule, parse_steps, presets, read_presets
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported, ui
@@ -13,7 +14,9 @@ from .plot import schedule_plot
 
 log = logging.getLogger(__name__)
 AUTO, CUSTOM = "auto", "custom"
+STRETCH, EXTEND = "stretch", "extend"
 USER_FILE = "swd_presets.json"
+CELL, USUAL_TARGET = 8, 1024  # pixels
 
 
 def user_presets() -> dict[str, Preset]:
@@ -22,9 +25,28 @@ def user_presets() -> dict[str, Preset]:
     if not path.is_file():
         return {}
     found, problems = read_presets(path)
+    for name, preset in found.items():
+        try:
+            refuse_frames(name, preset)
+        except ValueError as error:
+            problems.append(f"{USER_FILE}: {error}")
     for problem in problems:
         log.warning("%s", problem)
-    return found
+    return {name: preset for name, preset in found.items() if not preset.frames}
+
+
+def refuse_frames(name: str, preset: Preset) -> None:
+    """Raises ValueError if a preset scales time too, which the sampler does not do."""
+    if preset.frames:
+        sizes, sigmas = (
+            " ".join(f"{value:.6g}" for value in values)
+            for values in (preset.schedule.scales, preset.schedule.sigmas)
+        )
+        raise ValueError(
+            f"The preset {name!r} begins with fewer frames; this pack scales height and width "
+            f"alone. To run it with all frames throughout, choose custom with sizes {sizes} and "
+            f"sigmas {sigmas}."
+        )
 
 
 def travelling_name(name: str, preset: Preset) -> str:
@@ -106,7 +128,32 @@ def choose(
             f"The preset {schedule.name} is for {meant} models; the loaded model is "
             f"{family or 'of no family that has SwD students'}. Choose auto."
         )
+    if entry:
+        refuse_frames(preset, entry)
     return schedule, entry
+
+
+def longer(schedule: ScaleSchedule, entry: Preset | None, samples: Any) -> ScaleSchedule:
+    """The schedule with steps added beyond its trained size, for a larger target.
+
+    Args:
+        samples: the target-size latent (B, C, H, W), if one is connected.
+
+    Raises:
+        ValueError: without a latent, or for video.
+    """
+    if samples is None:
+        raise ValueError(
+            "large_targets is extend, but latent_image is not connected: the steps that are added "
+            "depend on the finished size. Connect the latent that is sampled, or choose stretch."
+        )
+    if samples.ndim != 4:
+        raise ValueError(
+            "large_targets is extend, which is for pictures; a video can only stretch its sizes. "
+            "Choose stretch."
+        )
+    trained = (entry.target if entry else USUAL_TARGET) // CELL
+    return extend_schedule(schedule, *samples.shape[-2:], trained)
 
 
 def describe(
@@ -118,7 +165,7 @@ def describe(
     lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
     lines.append("step   size in px    sigma   share of cost")
     for i, (h, w) in enumerate(schedule.sizes(height, width, multiple)):
-        size, share = f"{w * 8:>4} x {h * 8:<4}", 100 * costs[i] / total
+        size, share = f"{w * CELL:>4} x {h * CELL:<4}", 100 * costs[i] / total
         lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %")
     return "\n".join(lines)
 
@@ -168,6 +215,14 @@ class SwDScaleSchedule(io.ComfyNode):
                     "0. 0 to 1 for "
                     "SD3.5 and FLUX; timesteps up to 1000 for SDXL.",
                 ),
+                io.Combo.Input(
+                    "large_targets",
+                    options=[STRETCH, EXTEND],
+                    default=STRETCH,
+                    optional=True,
+                    tooltip="For a latent_image larger than the student was trained for: stretch "
+                    "enlarges every step with it; extend keeps the trained sizes and adds steps.",
+                ),
             ],
             outputs=[
                 Schedule.Output(
@@ -193,7 +248,9 @@ class SwDScaleSchedule(io.ComfyNode):
         try:
             if preset == CUSTOM:
                 custom_schedule(custom_sizes, custom_sigmas)
-            elif preset != AUTO and preset not in presets():
+            elif preset in presets():
+                refuse_frames(preset, presets()[preset])
+            elif preset != AUTO:
                 read_travelling(preset)
         except ValueError as error:
             return str(error)
@@ -207,19 +264,24 @@ class SwDScaleSchedule(io.ComfyNode):
         custom_sizes: str,
         custom_sigmas: str,
         latent_image: Any = None,
+        large_targets: str = STRETCH,
     ) -> io.NodeOutput:
         family = _host.model_family(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas)
         _host.check_prediction(model, schedule)
+        samples = None
+        height = width = (entry.target if entry else USUAL_TARGET) // CELL
         if latent_image is not None:
-            height, width = _host.check_latent(latent_image, model)["samples"].shape[-2:]
-        else:
-            height = width = (entry.target if entry else 1024) // 8
+            samples = _host.check_latent(latent_image, model)["samples"]
+            height, width = samples.shape[-2:]
+        if large_targets == EXTEND:
+            schedule = longer(schedule, entry, samples)
         sigmas = _host.schedule_sigmas(model, schedule)
         multiple = _host.patch_multiple(model)
         table = describe(schedule, height, width, multiple, sigmas.tolist())
         plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist())
-        return io.NodeOutput(schedule, sigmas, table, plot, ui=ui.PreviewText(table))
+        shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
+        return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)
 
 
 NODES = [SwDScaleSchedule]

@@ -19,11 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("test_conditioning", "test_inpaint", "test_latents", "test_faults", "test_live")
+TESTS = (
+    "test_templates", "test_conditioning", "test_inpaint", "test_latents", "test_large",
+    "test_faults", "test_live",
+)  # fmt: skip
 TITLES = {
+    "test_templates": "The host's own template graphs, with our sampler in them (a real server)",
     "test_conditioning": "Prompts, regions, ControlNets, patches, guiders",
     "test_inpaint": "Inpainting, image to image, cut SIGMAS",
     "test_latents": "Kinds of latents, sizes, weights",
+    "test_large": "Targets from 256 to 4096 pixels",
     "test_faults": "Faults and bad input",
     "test_live": "Progress, previews, interrupt (a real server)",
 }
@@ -61,12 +66,26 @@ def version(host: Path) -> str:
     return re.search(r'"([\d.]+)"', text)[1]
 
 
-def run(host: Path, tests: tuple[str, ...], report: Path) -> dict[tuple[str, str], Case]:
+def templates(hosts: list[Path]) -> str:
+    """The folder of template graphs in the first environment that has them, for all hosts."""
+    code = "import sys; sys.path.append('tests/host'); import templates as t; print(t.folder())"
+    for host in hosts:
+        command = [interpreter(host), "-P", "-c", code]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        if Path(found.stdout.strip()).is_dir():
+            return found.stdout.strip()
+    return ""
+
+
+def run(
+    host: Path, tests: tuple[str, ...], report: Path, graphs: str
+) -> dict[tuple[str, str], Case]:
     """Runs the tests on one host: (file, feature) -> its case."""
     files = [f"tests/host/{name}.py" for name in tests]
     command = [interpreter(host), "-P", "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
     command += [f"--junitxml={report}", *files]
     env = {**os.environ, "COMFYUI_PATH": str(host), "OMP_NUM_THREADS": "1"}
+    env["COMFYUI_TEMPLATES"] = graphs
     ended = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     if ended not in (0, 1):  # cut short, or nothing to run: no table is better than half of one
         raise SystemExit(f"pytest ended with {ended} on {host.name}: nothing was written")
@@ -141,9 +160,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "COMPATIBILITY.md")
     parser.add_argument("--tests", nargs="*", default=list(TESTS), choices=TESTS)
     options = parser.parse_args()
+    graphs = templates(options.hosts)
     with tempfile.TemporaryDirectory() as folder:
         tables = [
-            run(host, tuple(options.tests), Path(folder) / f"{i}.xml")
+            run(host, tuple(options.tests), Path(folder) / f"{i}.xml", graphs)
             for i, host in enumerate(options.hosts)
         ]
     options.out.parent.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ INPUTS = {
         custom_sizes: STRING = 0.5 0.625 0.75 1
         custom_sigmas: STRING = 1 0.8959 0.7371 0.6022
         latent_image?: LATENT
+        large_targets?: COMBO = stretch
     """,
     "SwDSampler": """
         schedule: SWD_SCHEDULE
@@ -145,6 +146,7 @@ MENUS = {
         "sd35-large-6-2025", "flux-4", "flux-4-paper", "sdxl-4", "wan21-1.3b-4", "emoji-4",
         "custom",
     ],
+    ("SwDScaleSchedule", "large_targets"): ["stretch", "extend"],
     ("SwDSampler", "upscale_method"): UPSCALERS,
     ("SwDSample", "upscale_method"): UPSCALERS,
     ("SwDDrafts", "upscale_method"): UPSCALERS,

@@ -1,5 +1,7 @@
 """Every kind of latent: batches and their numbers, channels, sizes, video; and what is refused."""
 
+import re
+
 import pytest
 import torch
 from chain import FAMILIES, SIZE, call, cfg_guider, scalewise
@@ -53,6 +55,42 @@ def test_picked_and_repeated_images_keep_their_noise(pack, small, models, family
         cond,
     )
     assert relative(two[1:], other) <= 1e-5 and relative(two[1:], one) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_images_far_on_in_a_batch_keep_their_noise(pack, small, models, dtype):
+    """Also where the latent, and with it the host's noise, has half precision."""
+    seen = []
+
+    def stop(apply_model, call):
+        seen.append(call["input"].float())
+        raise KeyboardInterrupt
+
+    model = models["flux"].clone()
+    model.set_model_unet_function_wrapper(stop)
+    guider = cfg_guider(model, guided(small, "flux"))
+    for indices in ([3000], [7, 2, 7], [0, 1]):
+        samples = torch.zeros(len(indices), 16, *SIZE, dtype=dtype)
+        latent = {"samples": samples, "batch_index": indices}
+        with pytest.raises(KeyboardInterrupt):
+            scalewise(pack, "flux-4", guider, latent=latent)
+        wanted = draw_noise(SEED, indices, 0, seen[-1].shape[1:])
+        assert relative(seen[-1], wanted) <= (1e-6 if dtype == torch.float32 else 0.01)
+
+
+def test_noise_that_is_not_the_hosts_is_refused(pack, small, models):
+    """Noise of other nodes, or of an image too far on, is not taken for that of image 0."""
+    calls = []
+    model = models["flux"].clone()
+    model.set_model_unet_function_wrapper(lambda apply, a: calls.append(1))
+    schedule, sigmas = schedule_of(pack, model, "flux-4")
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    other = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(SEED + 1))
+    with pytest.raises(ValueError, match=f"not the noise of RandomNoise with seed {SEED}"):
+        cfg_guider(model, guided(small, "flux")).sample(
+            other, torch.zeros_like(other), sampler, sigmas, seed=SEED, disable_pbar=True
+        )
+    assert not calls
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,13 +204,20 @@ def wan(small):
     return small.patcher(comfy.supported_models.WAN21_T2V(config), state, torch.float32)
 
 
+def video_schedule(pack, model, sizes="0.333333 0.5 0.666667 1", sigmas="1 0.896 0.737 0.602"):
+    out = pack["SwDScaleSchedule"].execute(
+        model=model, preset="custom", custom_sizes=sizes, custom_sigmas=sigmas
+    )
+    return out.args[:2]
+
+
 def test_video_latents_scale_in_space(pack, wan, record_property):
     """The frames stay; their sides follow the schedule, as in the chain of host runs."""
     import comfy.samplers
 
     context = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1))
     guider = cfg_guider(wan, [[context, {}]])
-    schedule, sigmas = schedule_of(pack, wan, "wan21-1.3b-4")
+    schedule, sigmas = video_schedule(pack, wan)
     sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
     empty, shapes = torch.zeros(1, 16, 5, 24, 36), []
     ours = guider.sample(
@@ -193,8 +238,33 @@ def test_video_latents_scale_in_space(pack, wan, record_property):
     record_property("difference", relative(ours, x0))
     assert relative(ours, x0) <= 1e-5
     latent = {"samples": empty}
-    one = run_node(pack, wan, "wan21-1.3b-4", latent, [[context, {}]])
-    assert torch.equal(one, ours)
+    one = pack["SwDSample"].execute(
+        model=wan, positive=[[context, {}]], latent_image=latent, schedule=schedule, seed=SEED,
+        cfg=1.0, upscale_method="bicubic",
+    )  # fmt: skip
+    assert torch.equal(one.args[0]["samples"], ours)
+
+
+def test_video_is_not_extended(pack, wan):
+    large = {"samples": torch.zeros(1, 16, 5, 160, 160)}
+    with pytest.raises(ValueError, match="extend, which is for pictures"):
+        pack["SwDScaleSchedule"].execute(
+            model=wan, preset="custom", custom_sizes="0.5 1", custom_sigmas="1 0.6",
+            latent_image=large, large_targets="extend",
+        )  # fmt: skip
+
+
+def test_a_schedule_that_scales_time_is_refused_by_name(pack, wan):
+    """And the schedule in its place that the error names is one that runs."""
+    node = pack["SwDScaleSchedule"]
+    says = node.validate_inputs(preset="wan21-1.3b-4", custom_sizes="", custom_sigmas="")
+    assert "'wan21-1.3b-4' begins with fewer frames" in says
+    with pytest.raises(ValueError, match="'wan21-1.3b-4' begins with fewer frames"):
+        schedule_of(pack, wan, "wan21-1.3b-4")
+    sizes, sigmas = re.search(r"custom with sizes ([\d. ]+) and sigmas ([\d. ]+)\.$", says).groups()
+    schedule, levels = video_schedule(pack, wan, sizes, sigmas)
+    assert schedule.sizes(60, 104) == [(20, 34), (30, 52), (40, 70), (60, 104)]
+    assert levels.tolist() == pytest.approx([1, 0.896, 0.737, 0.602, 0])
 
 
 def test_weights_of_8_bits(pack, small, record_property):

@@ -217,6 +217,30 @@ def test_latent_off_the_models_grid_is_refused(pack, model_of):
         run(pack, model_of("sdxl"), latent_image=latent(1024, 784))
 
 
+def test_extend_refuses_what_it_cannot_know(pack, model_of):
+    with pytest.raises(ValueError, match="latent_image is not connected"):
+        run(pack, model_of("flux"), large_targets="extend")
+    with pytest.raises(ValueError, match="ends at pure noise"):
+        run(
+            pack, model_of("flux"), "custom", "1", "1", latent_image=latent(2048, 2048),
+            large_targets="extend",
+        )  # fmt: skip
+
+
+def test_extend_counts_from_the_presets_own_size(pack, model_of):
+    """The emoji student is of 256 px; a custom schedule counts as one of 1024 px."""
+    extend = {"latent_image": latent(1024, 512), "large_targets": "extend"}
+    schedule, sigmas, table, _ = run(pack, model_of("emoji"), **extend)
+    assert schedule.steps == 7 and len(sigmas) == 8
+    assert [row.split()[1:4:2] for row in table.splitlines()[5:]] == [
+        ["368", "176"], ["512", "256"], ["720", "368"], ["1024", "512"],
+    ]  # fmt: skip
+    schedule, *_ = run(pack, model_of("emoji"), "custom", "0.5 1", "1 0.6", **extend)
+    assert schedule.steps == 2
+    stretched = run(pack, model_of("emoji"), latent_image=latent(1024, 512))[0]
+    assert stretched.steps == 4, "stretch is what saved graphs get"
+
+
 MINE = {
     "family": "flux", "provenance": "mine", "title": "Mine", "scales": [1 / 3, 1],
     "sigmas": [1, 0.123456789],
@@ -258,6 +282,13 @@ def test_broken_users_preset_is_reported_and_the_others_load(pack, user_folder, 
         assert any("swd_presets.json" in m and repr(name) in m for m in caplog.messages), (
             f"{name} is not reported"
         )
+
+
+def test_users_presets_that_scale_time_are_reported_and_left_out(pack, user_folder, caplog):
+    film = {**MINE, "family": "wan", "frames": [0.5, 1]}
+    (user_folder / "swd_presets.json").write_text(json.dumps({"film": film, "mine": MINE}))
+    assert [entry[:4] for entry in menu(pack)[11:]] == ["mine", "cust"]
+    assert any("swd_presets.json: The preset 'film' begins" in m for m in caplog.messages)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\\xff"], ids=lambda t: t[:5])

@@ -1,0 +1,173 @@
+"""Targets from 256 to 4096 pixels, and what happens above the trained size: stretch or extend."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from chain import call, cfg_guider
+from paper import SEED, guided, relative
+
+from swd_core.noise import draw_noise
+
+MULTIPLES = {"sd35-medium": 2, "flux": 2, "sdxl": 4}
+# Latent (height, width) of the target, and by hand, those of the steps for patches of 2 and 4.
+STRETCHED = {
+    (32, 32): [(16, 16), (20, 20), (24, 24), (32, 32)],
+    (256, 256): [(128, 128), (160, 160), (192, 192), (256, 256)],
+    (512, 512): [(256, 256), (320, 320), (384, 384), (512, 512)],
+    (512, 128): [(256, 64), (320, 80), (384, 96), (512, 128)],
+}
+TRAINED = [(64, 64), (80, 80), (96, 96), (128, 128)]
+EXTENDED = {
+    (2, (32, 32)): STRETCHED[32, 32],
+    (2, (160, 160)): [*TRAINED, (160, 160)],
+    (2, (256, 256)): [*TRAINED, (182, 182), (256, 256)],
+    (4, (256, 256)): [*TRAINED, (180, 180), (256, 256)],
+    (2, (512, 512)): [*TRAINED, (182, 182), (256, 256), (362, 362), (512, 512)],
+    (4, (512, 512)): [*TRAINED, (180, 180), (256, 256), (364, 364), (512, 512)],
+    (2, (128, 512)): [(32, 128), (40, 160), (48, 192), (64, 256), (90, 362), (128, 512)],
+    (4, (512, 128)): [(128, 32), (160, 40), (192, 48), (256, 64), (364, 92), (512, 128)],
+}
+CASES = [("stretch", m, size, sizes) for size, sizes in STRETCHED.items() for m in (2, 4)]
+CASES += [("extend", m, size, sizes) for (m, size), sizes in EXTENDED.items()]
+
+
+@pytest.fixture(autouse=True)
+def as_the_host_runs_its_nodes():
+    with torch.inference_mode():
+        yield
+
+
+def schedule_for(pack, model, latent, mode) -> tuple:
+    """Schedule, SIGMAS and table for a target."""
+    return (
+        pack["SwDScaleSchedule"]
+        .execute(
+            model=model, preset="auto", custom_sizes="", custom_sigmas="", latent_image=latent,
+            large_targets=mode,
+        )
+        .args[:3]
+    )  # fmt: skip
+
+
+def run_both(pack, model, cond, latent, schedule, sigmas) -> tuple:
+    """The latents of SwDSample and of SamplerCustomAdvanced with SwDSampler."""
+    one = pack["SwDSample"].execute(
+        model=model, positive=cond, latent_image=latent, schedule=schedule, seed=SEED, cfg=1.0,
+        upscale_method="bicubic",
+    ).args[0]  # fmt: skip
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    custom = "comfy_extras.nodes_custom_sampler:"
+    other = call(
+        custom + "SamplerCustomAdvanced", call(custom + "RandomNoise", SEED),
+        cfg_guider(model, cond), sampler, sigmas, latent,
+    )  # fmt: skip
+    return one["samples"], other["samples"]
+
+
+def table_sizes(table: str) -> list[tuple[int, int]]:
+    """The sizes that the schedule node shows, in latent cells."""
+    rows = [line.split()[1:4] for line in table.splitlines()[2:]]
+    return [(int(height) // 8, int(width) // 8) for width, _, height in rows]
+
+
+@pytest.mark.parametrize(("mode", "multiple", "size", "sizes"), CASES, ids=str)
+def test_sizes_are_those_of_the_table(pack, small, models, mode, multiple, size, sizes):
+    """A cheap stand-in answers for the model: 65,000 tokens of attention take a CPU minutes."""
+    for family in [name for name, m in MULTIPLES.items() if m == multiple]:
+        seen = []
+
+        def answer(apply_model, call, seen=seen):
+            seen.append(tuple(call["input"].shape[-2:]))
+            return F.avg_pool2d(call["input"], 3, 1, 1) * 0.5
+
+        model = models[family].clone()
+        model.set_model_unet_function_wrapper(answer)
+        latent = {"samples": torch.zeros(1, small.KINDS[family].channels, *size)}
+        schedule, sigmas, table = schedule_for(pack, model, latent, mode)
+        assert table_sizes(table) == sizes
+        one, other = run_both(pack, model, guided(small, family), latent, schedule, sigmas)
+        assert seen == [*sizes, *sizes]
+        assert torch.equal(one, other) and one.isfinite().all()
+        assert tuple(one.shape[-2:]) == size
+
+
+@pytest.fixture(scope="module")
+def emoji(pack) -> tuple:
+    """The embedded student, trained at 256 px, and the conditioning of a prompt."""
+    model, clip, *_ = pack["SwDEmojiStudent"].execute(strength=1.0).args
+    return model, call("nodes:CLIPTextEncode", clip, "red apple")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 72), (128, 96)], ids=str)
+def test_an_extended_run_is_the_chain_of_host_runs(pack, emoji, size, record_property):
+    import comfy.samplers
+
+    model, cond = emoji
+    latent = {"samples": torch.zeros(1, 16, *size)}
+    schedule, sigmas, table = schedule_for(pack, model, latent, "extend")
+    sizes = table_sizes(table)
+    assert len(sizes) == schedule.steps > 4 and sizes[-1] == size
+    one, other = run_both(pack, model, cond, latent, schedule, sigmas)
+    guider = cfg_guider(model, cond)
+    x0 = torch.zeros(1, 16, *sizes[0])
+    for step, here in enumerate(sizes):
+        x0 = F.interpolate(x0, here, mode="bicubic") if step else x0
+        x0 = guider.sample(
+            draw_noise(SEED, (0,), step, x0.shape[1:]), x0, comfy.samplers.sampler_object("lcm"),
+            torch.stack([sigmas[step], torch.tensor(0.0)]), disable_pbar=True, seed=SEED,
+        )  # fmt: skip
+    record_property("difference", relative(one, x0))
+    assert relative(one, x0) <= 1e-5 and torch.equal(one, other)
+
+
+def test_extend_goes_on_from_the_picture_of_the_trained_size(pack, emoji):
+    """After the trained steps it holds what a run that ends there gives."""
+    model, cond = emoji
+    small_latent, latent = ({"samples": torch.zeros(1, 16, s, s)} for s in (32, 96))
+    ending, _ = run_both(
+        pack, model, cond, small_latent, *schedule_for(pack, model, small_latent, "extend")[:2]
+    )
+    schedule, sigmas, _ = schedule_for(pack, model, latent, "extend")
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    steps = []
+    cfg_guider(model, cond).sample(
+        latent["samples"], latent["samples"], sampler, sigmas, seed=SEED, disable_pbar=True,
+        callback=lambda step, x0, x, total: steps.append(x0),
+    )  # fmt: skip
+    assert len(steps) > 4
+    assert relative(model.model.process_latent_out(steps[3]), ending) <= 1e-6
+
+
+def peak_memory(run) -> int:
+    """The most bytes of tensors alive at a time, beyond those from before."""
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    level = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        most = max(most, level)
+    return most
+
+
+@pytest.mark.parametrize("mode", ["stretch", "extend"])
+def test_memory_is_that_of_one_step_at_the_target(pack, emoji, mode):
+    import comfy.samplers
+
+    (model, cond), side = emoji, 64
+    latent = {"samples": torch.zeros(1, 16, side, side)}
+    schedule, sigmas, _ = schedule_for(pack, model, latent, mode)
+    guider = cfg_guider(model, cond)
+
+    def one_step():
+        guider.sample(
+            torch.randn(1, 16, side, side), latent["samples"],
+            comfy.samplers.sampler_object("lcm"), torch.tensor([0.6, 0.0]), disable_pbar=True,
+            seed=SEED,
+        )  # fmt: skip
+
+    one_step()  # whatever the first run keeps for ever
+    alone = peak_memory(one_step)
+    whole = peak_memory(lambda: run_both(pack, model, cond, latent, schedule, sigmas))
+    assert whole <= 1.1 * alone, (whole, alone)
