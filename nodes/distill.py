@@ -88,7 +88,7 @@ class SwDDistillData(io.ComfyNode):
         }
         known = {line: encode_text(clip, line) for line in dict.fromkeys([*lines, ""])}
         context, pooled = (torch.cat([known[line][i] for line in lines]) for i in range(2))
-        data = MemoryData(schedule, tuple(sizes), latents, context, pooled, known[""])
+        data = MemoryData(schedule, tuple(sizes), latents, context, pooled, known[""], tuple(lines))
         return io.NodeOutput(data)
 
 

@@ -9,22 +9,18 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from ..swd_core.distill.adapters import adapter, add_adapters
+from ..swd_core.distill.adapters import add_adapters
 from ..swd_core.distill.config import Settings, parse_settings
+from ..swd_core.distill.evaluation import grid, student_latents
+from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
-from ..swd_core.distill.scalewise import intervals
-from ..swd_core.distill.session import CHECKPOINT, rate_factor, restore, seeded, write_lora
+from ..swd_core.distill.session import CHECKPOINT, restore, training, write_lora
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.emoji.model import MMDiT
 from ..swd_core.emoji.train_student import TARGETS, EmojiModel
-from ..swd_core.noise import SeededNoise
-from ..swd_core.process import FlowMatching
-from ..swd_core.sampling import ScaleState, sample_scalewise
 from ..swd_core.schedule import presets
 from . import _host
 
@@ -55,7 +51,7 @@ def settings_for(data: MemoryData, name: str, rank: int, train: dict[str, Any]) 
             "model": {"family": "emoji", "rank": rank},
             "schedule": chosen,
             "train": train,
-            "output": {"run": loras, "name": name},
+            "output": {"run": loras, "name": name, "save_every": max(1, train["steps"] // 20)},
         }
     )
 
@@ -112,24 +108,11 @@ def losses_plot(history: dict[str, list[float]], step: int, steps: int) -> Image
 
 
 @torch.no_grad()
-def student_samples(trainer: Trainer, data: MemoryData, model: Any, vae: Any) -> Image.Image:
-    """Pictures of the student for the first captions, side by side."""
-    count = min(SAMPLES, data.count)
-    text = (data.context[:count], data.pooled[:count])
-
-    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-        level = torch.full((count,), float(sigma))
-        with adapter(trainer.model.module, "student"):
-            return trainer.model.predict(x, level, text)
-
-    noise = SeededNoise(0, tuple(range(count)))
-    like = next(iter(data.latents.values()))[:count]
-    state = sample_scalewise(
-        denoise, data.schedule.sigmas, data.sizes, ScaleState(), noise,
-        process=FlowMatching(), like=like,
-    )  # fmt: skip
-    pixels = vae.decode(model.model.process_latent_out(state.x0)).clamp(0, 1)
-    return Image.fromarray(np.hstack([(p.cpu().numpy() * 255).astype(np.uint8) for p in pixels]))
+def student_samples(trainer: Trainer, shown: Shown, model: Any, vae: Any) -> Image.Image:
+    """Pictures of the averaged student for the first captions."""
+    latents = student_latents(trainer, shown)
+    pixels = vae.decode(model.model.process_latent_out(latents))
+    return grid(list(pixels), shown.captions)
 
 
 def stacked(top: Image.Image, below: Image.Image | None) -> Image.Image:
@@ -155,8 +138,8 @@ def train(
         torch.manual_seed(config.seed)
         module, data = teacher_module(model), copied(data, model)
         add_adapters(module, TARGETS, ("student", "fake"), settings.model.rank)
-        steps = intervals(list(data.sizes), data.schedule.sigmas)
-        trainer = Trainer(EmojiModel(module), MemoryBatches(data), steps, config)
+        shown = data.first(SAMPLES, data.schedule.sigmas)
+        trainer = Trainer(EmojiModel(module), MemoryBatches(data), shown.steps, config)
         checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
         if resume:
             restore(trainer, checkpoint)
@@ -165,12 +148,11 @@ def train(
             trainer.save(checkpoint)
             return write_lora(trainer, settings)
 
-        picture = _loop(trainer, settings, save, lambda: _samples(trainer, data, model, vae))
+        def samples() -> Image.Image | None:
+            return None if vae is None else student_samples(trainer, shown, model, vae)
+
+        picture = _loop(trainer, settings, save, samples)
         return save(), picture
-
-
-def _samples(trainer: Trainer, data: MemoryData, model: Any, vae: Any) -> Image.Image | None:
-    return None if vae is None else student_samples(trainer, data, model, vae)
 
 
 def _loop(
@@ -179,23 +161,21 @@ def _loop(
     save: Callable[[], Path],
     samples: Callable[[], Image.Image | None],
 ) -> Image.Image:
+    """Trains with the host's progress bar, plot and interruption."""
     config = settings.train
-    bar, history, shown = comfy.utils.ProgressBar(config.steps), {}, None
-    every = max(1, config.steps // 20)
+    bar, history, below = comfy.utils.ProgressBar(config.steps), {}, None
     try:
-        while trainer.step < config.steps:
-            trainer.optimiser.param_groups[0]["lr"] = config.lr * rate_factor(trainer.step, config)
-            trainer.student_step(seeded(config, trainer.step))
+        for step in training(trainer, config):
             for name, value in trainer.means().items():
                 history.setdefault(name, []).append(value)
-            if trainer.step % every == 0 or trainer.step == config.steps:
-                shown = samples()
+            if step % settings.output.save_every == 0 or step == config.steps:
+                below = samples()
                 save()
-            picture = stacked(losses_plot(history, trainer.step, config.steps), shown)
-            bar.update_absolute(trainer.step, config.steps, ("JPEG", picture, 768))
+            picture = stacked(losses_plot(history, step, config.steps), below)
+            bar.update_absolute(step, config.steps, ("JPEG", picture, 768))
             comfy.model_management.throw_exception_if_processing_interrupted()
     except comfy.model_management.InterruptProcessingException:
         save()
         raise
     plot = losses_plot(history, trainer.step, config.steps)
-    return stacked(plot, shown if history else samples())
+    return stacked(plot, below if history else samples())

@@ -46,8 +46,13 @@ def _columns(count: int, width: int, height: int) -> int:
     return min(range(1, min(count, WIDE // wide) + 1), key=fault)
 
 
-def contact_sheet(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Sheet:
+def contact_sheet(
+    pictures: Sequence[Image.Image], labels: Sequence[str], *, most: int = MOST
+) -> Sheet:
     """Pictures of one size in a near-square grid, each over its number (from 1) and a label.
+
+    Args:
+        most: the longer side of a picture on the sheet, in pixels, at most.
 
     Raises:
         ValueError: if there are none.
@@ -58,7 +63,7 @@ def contact_sheet(pictures: Sequence[Image.Image], labels: Sequence[str]) -> She
     columns = _columns(count, width, height)
     rows = math.ceil(count / columns)
     longer = max(width, height)
-    side = max(LEAST, min(longer, MOST, WIDE // columns - GAP))
+    side = max(LEAST, min(longer, most, WIDE // columns - GAP))
     size = tuple(max(1, round(s * side / longer)) for s in (width, height))
     cell = (max(size[0], LEAST) + GAP, size[1] + BAND + GAP)
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), PAPER)

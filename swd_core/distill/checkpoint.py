@@ -27,7 +27,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Reads a checkpoint of `save_checkpoint`; None where there is none yet."""
-    return torch.load(path, weights_only=True) if path.is_file() else None
+    if not path.is_file():
+        return None
+    # Not onto the graphics card that it was saved from: each process has its own.
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def save_training(path: Path, parts: dict[str, Any], step: int, seconds: float) -> None:

@@ -14,6 +14,7 @@ The three steps, each of which goes on where it was stopped:
   python -m swd_core prepare --config configs/sd35_medium.toml          encodes them, once
   python -m swd_core distill --config configs/sd35_medium.toml          trains the student
 Several graphics cards: accelerate launch -m swd_core distill --config configs/sd35_medium.toml
+A base that is too large for one of them: accelerate launch --use_fsdp -m swd_core distill ...
 """
 
 

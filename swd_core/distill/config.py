@@ -75,13 +75,18 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """run: folder of checkpoint, log and LoRA. save_every and log_every in steps."""
+    """run: folder of checkpoint, log and LoRA. save_every and log_every in steps.
+
+    samples: how many of the prepared captions the student is shown for in RUN/samples and measured
+    on at every save; 0 for none.
+    """
 
     run: str = "runs/distill"
     name: str = "swd_lora"
     save_every: int = 250
     log_every: int = 10
     tensorboard: bool = True
+    samples: int = 4
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,7 @@ def _check(s: Settings) -> None:
         "[data] shard_size": (s.data.shard_size, 1), "[train] lr": (s.train.lr, 0),
         "[output] save_every": (s.output.save_every, 1), "[train] lr_fake": (s.train.lr_fake, 0),
         "[data] encode_batch": (s.data.encode_batch, 1), "[teacher] steps": (s.teacher.steps, 1),
+        "[output] samples": (s.output.samples, 0),
         "[output] log_every": (s.output.log_every, 1),
         "[data] most_oblong": (s.data.most_oblong, 1),
         "[teacher] per_prompt": (s.teacher.per_prompt, 1), "[train] mmd": (s.train.mmd, 0),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..schedule import ScaleSchedule
-from .interface import Conditioning
+from .interface import Conditioning, Shown
 from .prepare import INDEX
 from .scalewise import Interval, intervals
 
@@ -84,13 +84,27 @@ class PreparedBatches:
         previous = None
         if interval.previous:
             previous = self._rows(bucket, "latent_{}x{}".format(*interval.previous), chosen)
-        target = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32).to(self.device)
-        text = (self._rows(bucket, "context", chosen), self._rows(bucket, "pooled", chosen))
-        return real, previous, (*text, target)
+        return real, previous, self._text(bucket, chosen)
+
+    def first(self, count: int) -> Shown:
+        """The first pictures of the bucket that has most; `count` of them where it has as many."""
+        bucket = max(self.buckets.values(), key=lambda b: b.ends[-1])
+        steps, chosen = self._steps[bucket.name], list(range(min(count, bucket.ends[-1])))
+        captions: list[str] = []
+        for file in bucket.files:
+            if len(captions) < len(chosen):
+                header = self._file(file).metadata()
+                captions += json.loads(header.get("captions") or header["names"])
+        real = self._rows(bucket, "latent_{}x{}".format(*steps[-1].size), chosen)
+        return Shown(tuple(captions[: len(chosen)]), steps, real, self._text(bucket, chosen))
 
     def unconditional(self, count: int) -> Conditioning:
         context, pooled = self.empty
         return context.float().expand(count, -1, -1), pooled.float().expand(count, -1)
+
+    def _text(self, bucket: Bucket, chosen: list[int]) -> Conditioning:
+        target = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32).to(self.device)
+        return (*(self._rows(bucket, name, chosen) for name in ("context", "pooled")), target)
 
     def _rows(self, bucket: Bucket, name: str, chosen: list[int]) -> Tensor:
         rows = []

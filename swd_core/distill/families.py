@@ -1,7 +1,8 @@
 """What each model family brings: the teacher for the trainer, encoders, published layer names."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .adapters import add_adapters
 from .config import Settings
 from .diffusers_models import SDXL_BETAS, wrap
 from .interface import DistillModel
+from .sharding import shard, wants_sharding
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 PIPELINES = {
@@ -41,10 +43,11 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def pretrained(kind: str, base: str, **options: Any) -> Any:
-    """A diffusers class loaded from `base`; one ValueError where that isn't possible."""
+@contextmanager
+def _loading(kind: str, base: str) -> Iterator[None]:
+    """Turns diffusers' many errors into one ValueError."""
     try:
-        return getattr(_diffusers(), kind).frompretrained(base, **options)
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"[model] base {base!r} can't be loaded as a {kind} ({str(error).splitlines()[0]}). "
@@ -52,19 +55,78 @@ def pretrained(kind: str, base: str, **options: Any) -> Any:
         ) from error
 
 
+def pretrained(kind: str, base: str, **options: Any) -> Any:
+    """A diffusers class loaded from `base`.
+
+    Raises:
+        ValueError: if that isn't possible.
+    """
+    with _loading(kind, base):
+        return getattr(_diffusers(), kind).from_pretrained(base, **options)
+
+
+def shape_of(settings: Settings) -> dict[str, Any]:
+    """The config of the base's transformer or UNet, read without its weights.
+
+    Raises:
+        ValueError: if there is none, or it is one of another family.
+    """
+    pipeline, kind, part = PIPELINES[settings.kind]
+    with _loading(pipeline, settings.model.base):
+        config = getattr(_diffusers(), kind).load_config(settings.model.base, subfolder=part)
+    if config["_class_name"] != kind:
+        raise ValueError(
+            f"[model] base {settings.model.base!r} has a {config['_class_name']}, but family "
+            f"{settings.model.family} needs a {kind}. Change one of them."
+        )
+    return config
+
+
+def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
+    """The teacher's number format; float32 on a processor."""
+    return getattr(torch, settings.model.dtype if device.type != "cpu" else "float32")
+
+
+def load_pipeline(settings: Settings, device: torch.device, **parts: Any) -> Any:
+    """The family's diffusers pipeline, on the CPU. SD3's third text encoder may be absent.
+
+    Args:
+        parts: components to take instead of the base's own; None leaves one out.
+
+    Raises:
+        ValueError: if it can't be loaded, or is of another family.
+    """
+    shape_of(settings)
+    base = Path(settings.model.base)
+    if settings.kind == "sd3" and base.is_dir() and not (base / "text_encoder_3").is_dir():
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    kind = PIPELINES[settings.kind][0]
+    return pretrained(kind, settings.model.base, torch_dtype=dtype_of(settings, device), **parts)
+
+
 def load_model(settings: Settings, device: torch.device) -> DistillModel:
-    """The teacher with both adapters in it.
+    """The teacher with both adapters in it; its weights spread where FSDP is asked for.
 
     Raises:
         ValueError: if it can't be loaded. FileNotFoundError: if a file is missing.
     """
-    m = settings.model
     torch.manual_seed(settings.train.seed)
-    if settings.kind == "emoji":
-        return _emoji_model(settings, device)
+    build = _emoji_model if settings.kind == "emoji" else _diffusers_model
+    if not wants_sharding():
+        return build(settings, device, device)
+    # Block by block onto the graphics card, which may be too small for all of them.
+    model = build(settings, device, torch.device("cpu"))
+    shard(model.module, device)
+    return model
+
+
+def _diffusers_model(settings: Settings, device: torch.device, first: torch.device) -> DistillModel:
+    """Loaded onto `first`, in the number format for `device`."""
+    m = settings.model
+    shape_of(settings)
     _, kind, part = PIPELINES[settings.kind]
-    dtype = getattr(torch, m.dtype if device.type != "cpu" else "float32")
-    module = pretrained(kind, m.base, subfolder=part, torch_dtype=dtype).to(device)
+    dtype = dtype_of(settings, device)
+    module = pretrained(kind, m.base, subfolder=part, torch_dtype=dtype).to(first)
     options: dict[str, Any] = {"rank": m.rank, "checkpointing": m.checkpointing}
     options["block"] = None if m.block < 0 else m.block
     if settings.kind == "flux":
@@ -73,14 +135,14 @@ def load_model(settings: Settings, device: torch.device) -> DistillModel:
     return wrap(module, **options)
 
 
-def _emoji_model(settings: Settings, device: torch.device) -> DistillModel:
+def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
     from ..emoji.model import MMDiT
     from ..emoji.student import MODEL_FILE, WEIGHTS, read_weights
     from ..emoji.train_student import TARGETS, EmojiModel
 
     folder = Path(settings.model.base) if settings.model.base else WEIGHTS
     state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
-    module = MMDiT.from_state_dict(state).to(device)
+    module = MMDiT.from_state_dict(state).to(first)
     add_adapters(module, TARGETS, ("student", "fake"), settings.model.rank)
     return EmojiModel(module)
 
@@ -123,59 +185,83 @@ class EmojiEncoder:
         text = self.student.encode(list(prompts))
         return text.context, text.pooled
 
+    def unconditional(self) -> tuple[Tensor, Tensor]:
+        return self.text([""])
+
     def pictures(self, latents: Tensor) -> Tensor:
         """Latents to pictures (B, H, W, 3) in [0, 1]."""
-        return self.student.decode(latents)
+        return self.student.decode(latents.cpu())
+
+
+class DiffusersVae:
+    """The VAE of a diffusers model, in the model's units."""
+
+    def __init__(self, vae: Any, device: torch.device):
+        upcast = getattr(vae.config, "force_upcast", False)
+        self.vae = vae.to(device, torch.float32 if upcast else vae.dtype)
+        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        scaled = pictures.to(self.vae.device, self.vae.dtype) * 2 - 1
+        coded = self.vae.encode(scaled).latent_dist.mode()
+        return (coded.float() - self.shift) * self.vae.config.scaling_factor
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Latents to pictures (B, H, W, 3) in [0, 1]."""
+        scaled = latents / self.vae.config.scaling_factor + self.shift
+        decoded = self.vae.decode(scaled.to(self.vae.device, self.vae.dtype)).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
 
 class DiffusersEncoder:
     """VAE and text encoders of a diffusers pipeline, without its transformer or UNet."""
 
-    factor = 8
-
     def __init__(self, settings: Settings, device: torch.device):
-        kind, _, part = PIPELINES[settings.kind]
-        self.family = settings.kind
+        self.family, self.device = settings.kind, device
         self.multiple = 4 if self.family == "sdxl" else 2
-        dtype = getattr(torch, settings.model.dtype if device.type != "cpu" else "float32")
-        self.pipe = pretrained(kind, settings.model.base, torch_dtype=dtype, **{part: None})
-        self.pipe.to(device)
+        part = PIPELINES[self.family][2]
+        self.pipe = load_pipeline(settings, device, **{part: None}).to(device)
+        if self.family == "sd3" and self.pipe.text_encoder_3 is None:
+            # The pipeline asks its transformer, which needs no weights for that, for T5's width.
+            with torch.device("meta"):
+                shape = _diffusers().SD3Transformer2DModel.from_config(shape_of(settings))
+            self.pipe.register_modules(transformer=shape)
         self.factor = self.pipe.vae_scale_factor
-        self.vae = self.pipe.vae
-        if getattr(self.vae.config, "force_upcast", False):
-            self.vae.to(torch.float32)
+        self.vae = DiffusersVae(self.pipe.vae, device)
 
     def latents(self, pictures: Tensor) -> Tensor:
-        like = next(self.vae.parameters())
-        coded = self.vae.encode(pictures.to(like.device, like.dtype) * 2 - 1).latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (coded.float() - shift) * self.vae.config.scaling_factor
+        return self.vae.latents(pictures)
 
+    @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        prompts = list(prompts)
-        if self.family == "sd3":
-            context, _, pooled, _ = self.pipe.encode_prompt(
-                prompts, None, None, do_classifier_free_guidance=False
-            )
-        elif self.family == "flux":
-            context, pooled, _ = self.pipe.encode_prompt(prompts, None)
-        else:
-            context, _, pooled, _ = self.pipe.encode_prompt(
-                prompts, do_classifier_free_guidance=False
-            )
+        prompts, device = list(prompts), self.device
+        if self.family == "flux":
+            context, pooled, _ = self.pipe.encode_prompt(prompts, None, device=device)
+            return context, pooled
+        others = (None, None) if self.family == "sd3" else ()
+        context, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, *others, device=device, do_classifier_free_guidance=False
+        )
         return context, pooled
 
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Latents to pictures (B, H, W, 3) in [0, 1]."""
-        like = next(self.vae.parameters())
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = latents / self.vae.config.scaling_factor + shift
-        decoded = self.vae.decode(scaled.to(like.device, like.dtype)).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+    def unconditional(self) -> tuple[Tensor, Tensor]:
+        """What the pipeline's guidance compares with; SDXL's is zero, not the empty prompt."""
+        context, pooled = self.text([""])
+        if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
+            return torch.zeros_like(context), torch.zeros_like(pooled)
+        return context, pooled
 
 
 def load_encoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersEncoder:
-    """The family's encoders for `prepare`."""
+    """The family's encoders for `prepare`; the text encoders take most of their memory."""
     if settings.kind == "emoji":
         return EmojiEncoder(Path(settings.model.base) if settings.model.base else None)
     return DiffusersEncoder(settings, device)
+
+
+def load_decoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersVae:
+    """What makes pictures of latents; no text encoders with it."""
+    if settings.kind == "emoji":
+        return load_encoder(settings, device)
+    options = {"subfolder": "vae", "torch_dtype": dtype_of(settings, device)}
+    return DiffusersVae(pretrained("AutoencoderKL", settings.model.base, **options), device)

@@ -1,6 +1,7 @@
 """What the trainer needs of a model and of data, and its settings."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +47,19 @@ class Batches(Protocol):
 
     # Optional: `steps(rng)` chooses among buckets of sizes; `draw(..., part=slice)` loads only a
     # part of the batch, for training in several processes.
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of the training data, all of one size, that the student is compared with.
+
+    steps: the schedule at that size. real: their latents (B, C, H, W) at the finished size.
+    """
+
+    captions: tuple[str, ...]
+    steps: Sequence[Interval]
+    real: Tensor
+    text: Conditioning
 
 
 @dataclass(frozen=True)

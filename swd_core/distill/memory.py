@@ -1,14 +1,15 @@
 """Training data that fits into memory, as the node makes it from a batch of pictures."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..schedule import ScaleSchedule
-from .interface import Conditioning
-from .scalewise import Interval
+from .interface import Conditioning, Shown
+from .scalewise import Interval, intervals
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,17 @@ class MemoryData:
     context: Tensor
     pooled: Tensor
     empty: tuple[Tensor, Tensor]
+    captions: tuple[str, ...]
 
     @property
     def count(self) -> int:
         return len(self.context)
+
+    def first(self, count: int, sigmas: Sequence[float]) -> Shown:
+        """The first pictures, `count` of them where there are as many."""
+        real = self.latents[self.sizes[-1]][:count]
+        text = (self.context[:count], self.pooled[:count])
+        return Shown(self.captions[:count], intervals(list(self.sizes), sigmas), real, text)
 
 
 @dataclass

@@ -41,6 +41,9 @@ class Encoder(Protocol):
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """context (B, T, C) and pooled (B, P)."""
 
+    def unconditional(self) -> tuple[Tensor, Tensor]:
+        """context (1, T, C) and pooled (1, P) of the teacher's guidance."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -109,7 +112,7 @@ def prepare(
     for old in folder.glob("*x*-*.safetensors"):
         if old.name not in {f["file"] for f in files}:
             old.unlink()
-    empty = encoder.text([""])
+    empty = encoder.unconditional()
     _write(folder / "empty.safetensors", {"context": empty[0].half(), "pooled": empty[1].half()})
     index = {**settings, "side": side, "factor": encoder.factor, "multiple": encoder.multiple}
     aside = folder / f"{INDEX}.tmp"
@@ -195,7 +198,7 @@ def _encode_shard(
 ) -> dict[str, str]:
     sizes = schedule.sizes(size[0] // encoder.factor, size[1] // encoder.factor, encoder.multiple)
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    names, skipped = [], {}
+    names, captions, skipped = [], [], {}
     for start in range(0, len(group), batch):
         pictures, prompts = [], []
         for sample in group[start : start + batch]:
@@ -205,6 +208,7 @@ def _encode_shard(
                 skipped[sample.name] = f"broken: {error}".replace("\n", " ")
                 continue
             prompts.append(sample.caption)
+            captions.append(sample.caption)
             names.append(sample.name)
         if not pictures:
             continue
@@ -219,6 +223,7 @@ def _encode_shard(
         "key": key,
         "count": str(len(names)),
         "names": json.dumps(names),
+        "captions": json.dumps(captions),
         "skipped": json.dumps(skipped),
     }
     tensors = {name: torch.cat(values) for name, values in parts.items()}

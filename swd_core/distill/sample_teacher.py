@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..noise import draw_noise
 from .config import Settings
-from .families import PIPELINES, device_of, pretrained
+from .families import device_of, load_pipeline
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -47,7 +47,7 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
     make = _emoji_teacher if settings.kind == "emoji" else _diffusers_teacher
     done = len(jobs) - len(waiting)
     on_picture(done, len(jobs))
-    for i, picture in make(settings, jobs, waiting):
+    for i, picture in make(settings, jobs, waiting) if waiting else ():
         _write(folder, i, jobs[i], picture)
         done += 1
         on_picture(done, len(jobs))
@@ -93,8 +93,7 @@ def _diffusers_teacher(
 ) -> Iterator[tuple[int, Image.Image]]:
     """The family's own diffusers pipeline with its own scheduler."""
     t, device = settings.teacher, device_of(settings)
-    dtype = getattr(torch, settings.model.dtype if device.type != "cpu" else "float32")
-    pipe = pretrained(PIPELINES[settings.kind][0], settings.model.base, torch_dtype=dtype)
+    pipe = load_pipeline(settings, device)
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()

@@ -3,10 +3,9 @@
 import json
 import logging
 import os
-import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,16 @@ from ..lora_config import CONFIG_NAME
 from .checkpoint import load_checkpoint
 from .config import FAMILIES, Settings, TrainConfig
 from .data import PreparedBatches, read_index
-from .families import device_of, load_model, publisher, schedule_sigmas
+from .evaluation import grid, measures, student_latents
+from .families import device_of, load_decoder, load_model, publisher, schedule_sigmas
+from .interface import Shown
+from .record import Record
 from .stopping import stoppable
 from .trainer import Trainer
 from .world import World, join_world
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
-LOSSES = "losses.jsonl"
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
@@ -35,11 +36,6 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     if config.decay:
         factor = min(factor, max(0.02, (1 - step / config.steps) / config.decay))
     return factor
-
-
-def seeded(config: TrainConfig, step: int) -> random.Random:
-    """All the randomness of one step: resuming needs no other state."""
-    return random.Random(config.seed * 1_000_003 + step)
 
 
 def build_trainer(settings: Settings, world: World) -> Trainer:
@@ -119,55 +115,35 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.resume(path)
 
 
-class Scalars:
-    """TensorBoard's scalars where tensorboard is installed; losses.jsonl always."""
+@dataclass
+class Evaluator:
+    """Shows and measures the student; the VAE is loaded when it is first needed, if it is."""
 
-    def __init__(self, run: Path, step: int, tensorboard: bool):
-        self.path = run / LOSSES
-        self._forget_after(step)
-        self.board: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
+    settings: Settings
+    shown: Shown
+    decoder: Any = None
 
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
-            except ImportError:
-                log.info("tensorboard is not installed; the losses are in %s", self.path)
-
-    def _forget_after(self, step: int) -> None:
-        """Drops the lines of steps that will be done again, and a half-written last one."""
-        if not self.path.is_file():
+    @torch.no_grad()
+    def __call__(self, trainer: Trainer, record: Record | None) -> None:
+        """All processes sample, since all may hold a part of the model; the first one records."""
+        x0 = student_latents(trainer, self.shown)
+        values = measures(trainer, x0, self.shown)
+        if record is None:
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                break
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(aside, self.path)
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-
-    def picture(self, step: int, name: str, value: torch.Tensor) -> None:
-        """A picture (H, W, 3) in [0, 1]."""
-        if self.board is not None:
-            self.board.add_image(name, value, step, dataformats="HWC")
+        if self.decoder is None:
+            self.decoder = load_decoder(self.settings, trainer.device)
+        pictures = [self.decoder.pictures(x[None])[0] for x in x0]  # one by one, for the memory
+        record.evaluation(trainer.step, values, grid(pictures, self.shown.captions))
 
 
-def train(
-    settings: Settings,
-    *,
-    resume: bool = False,
-    on_save: Callable[[Trainer, Scalars], None] | None = None,
-) -> tuple[Path, int]:
+def training(trainer: Trainer, config: TrainConfig) -> Iterator[int]:
+    """Trains to the config's number of steps, and gives the number of each one when it is done."""
+    while trainer.step < config.steps:
+        trainer.train_step(rate_factor(trainer.step, config))
+        yield trainer.step
+
+
+def train(settings: Settings, *, resume: bool = False) -> tuple[Path, int]:
     """Trains to [train] steps, or until it is asked to stop; both end with a checkpoint.
 
     Returns:
@@ -177,7 +153,7 @@ def train(
         ValueError: if the config, the data or the checkpoint doesn't fit. FloatingPointError: if
             a loss is not finite; the checkpoint before stays. OSError: if the disk is full.
     """
-    config, run = settings.train, Path(settings.output.run)
+    config, output, run = settings.train, settings.output, Path(settings.output.run)
     checkpoint = run / CHECKPOINT
     if checkpoint.is_file() and not resume:
         raise ValueError(
@@ -190,39 +166,45 @@ def train(
     restore(trainer, checkpoint)
     world.barrier()
     run.mkdir(parents=True, exist_ok=True)
-    scalars = Scalars(run, trainer.step, settings.output.tensorboard) if world.is_first else None
-    folder = run / settings.output.name
+    record = Record(run, trainer.step, output.tensorboard) if world.is_first else None
+    evaluate = None
+    if output.samples:
+        evaluate = Evaluator(settings, trainer.batches.first(output.samples))
 
     def save() -> None:
-        if scalars is not None:
-            try:
-                trainer.save(checkpoint)
-                write_lora(trainer, settings)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                raise OSError(
-                    f"Step {trainer.step} can't be saved in {run} ({error}). The checkpoint before "
-                    "is whole: make room and go on with --resume."
-                ) from error
-            if on_save is not None:
-                on_save(trainer, scalars)
+        if not world.is_first:
+            return
+        try:
+            trainer.save(checkpoint)
+            write_lora(trainer, settings)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"Step {trainer.step} can't be saved in {run} ({error}). The checkpoint before "
+                "is whole: make room and go on with --resume."
+            ) from error
 
     bar = tqdm(initial=trainer.step, total=config.steps, unit="step") if world.is_first else None
     saved = -1
     with stoppable() as asked, bar or nullcontext():
-        while trainer.step < config.steps and not world.any(asked()):
-            trainer.optimiser.param_groups[0]["lr"] = config.lr * rate_factor(trainer.step, config)
-            trainer.student_step(seeded(config, trainer.step))
+        for step in training(trainer, config):
             if bar is not None:
                 bar.update()
-            if trainer.step % settings.output.log_every == 0:
+            if step % output.log_every == 0:
                 means = world.mean(trainer.means())
-                if scalars is not None:
-                    scalars.add(trainer.step, means)
+                if record is not None:
+                    record.losses(step, means)
                     bar.set_postfix(means)
-            if trainer.step % settings.output.save_every == 0:
-                save()
-                saved = trainer.step
+            if step % output.save_every == 0 or step == config.steps:
+                # Evaluated first: a checkpoint then means that its step's evaluation is recorded.
+                try:
+                    if evaluate is not None:
+                        evaluate(trainer, record)
+                finally:
+                    save()
+                saved = step
+            if world.any(asked()):
+                break
         if saved != trainer.step:
             save()
     world.barrier()
-    return folder, trainer.step
+    return run / output.name, trainer.step

@@ -81,6 +81,14 @@ class Trainer:
     def needs_fake(self) -> bool:
         return self.config.dmd > 0 or self.config.gan > 0
 
+    def train_step(self, factor: float) -> None:
+        """The next step, at `factor` times the student's rate.
+
+        All its randomness comes from the seed and its number: resuming needs no other state.
+        """
+        self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
+        self.student_step(random.Random(self.config.seed * 1_000_003 + self.step))
+
     def student_step(self, rng: random.Random) -> None:
         """One step of the student, after the fake score's own steps."""
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
@@ -91,7 +99,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         with frozen(self.fake):
             for _ in range(self.config.accumulate):
-                with self._autocast():
+                with self.autocast():
                     real, fake, text = self._generate(self._interval(rng), rng, generator)
                     losses = self._student_losses(real, fake, text, generator)
                     total = sum(losses.values()) / self.config.accumulate
@@ -106,7 +114,7 @@ class Trainer:
         for name, value in sums.items():
             self._note(name, value)
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
         return fast_autocast(self.device) if self.config.autocast else nullcontext()
 
     def _interval(self, rng: random.Random) -> Interval:
@@ -150,12 +158,16 @@ class Trainer:
         noise = torch.randn((total, *like.shape[1:]), generator=generator)
         return noise[self.world.part(total)].to(like.device)
 
+    def level(self, t: Tensor) -> Tensor:
+        """The process's noise level for times 0..1, on the training's device."""
+        t = t.to(self.device)
+        return self.model.level(t) if hasattr(self.model, "level") else t
+
     def _renoise(self, low_high: tuple[float, float], generator: torch.Generator, *latents: Tensor):
         """The latents at one common random level with common noise, and that level."""
         total = len(latents[0]) * self.world.size
-        sigma = uniform_sigma(total, *low_high, generator)[self.world.part(total)].to(self.device)
-        if hasattr(self.model, "level"):
-            sigma = self.model.level(sigma)
+        sigma = uniform_sigma(total, *low_high, generator)[self.world.part(total)]
+        sigma = self.level(sigma)
         noise = self._noise(latents[0], generator)
         level = sigma.view(-1, *[1] * (noise.ndim - 1))
         return sigma, [self.process.add_noise(x, noise, level) for x in latents]
@@ -206,7 +218,7 @@ class Trainer:
         self.optimiser_fake.zero_grad(set_to_none=True)
         sums = {"fake": 0.0}
         for _ in range(self.config.accumulate):
-            with self._autocast():
+            with self.autocast():
                 losses = self._fake_losses(rng, generator)
                 sum(losses.values()).div(self.config.accumulate).backward()
             for name, value in losses.items():
@@ -271,8 +283,7 @@ class Trainer:
             while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
                 left = max(0.02, (1 - elapsed / (60 * minutes)) / decay)
                 factor = min(1.0, (self.step + 1) / self.config.warmup, left)
-                self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
-                self.student_step(random.Random(self.config.seed * 1_000_003 + self.step))
+                self.train_step(factor)
                 if self.step % log_every == 0:
                     log.info("step %d %.1f min %s", self.step, elapsed / 60, self.means())
                 if time.monotonic() - last_save > save_seconds:
@@ -301,11 +312,9 @@ class Trainer:
         if state is None:
             return
         with torch.no_grad():
-            for now, saved in zip(
-                (*self.student, *self.fake), (*state["student"], *state["fake"]), strict=True
-            ):
-                now.copy_(saved)
-        self.average = state["average"]
+            for name in ("student", "fake", "average"):
+                for now, saved in zip(getattr(self, name), state[name], strict=True):
+                    now.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -317,3 +326,15 @@ class Trainer:
         names = adapter_state(self.model.module, "student")
         values = iter(self.average)
         return {name: (next(values), next(values)) for name in names}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Runs the body with the student's averaged weights in its adapter."""
+        kept = [p.detach().clone() for p in self.student]
+        with torch.no_grad():
+            torch._foreach_copy_(self.student, self.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.student, kept)

@@ -39,6 +39,7 @@ lr = 1e-3
 run = "{folder}/run"
 save_every = 2
 log_every = 1
+samples = 2
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -79,12 +80,20 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "swd_core", "distill", "--config", "config.toml", *arguments]
 
 
-def losses(run: Path) -> list[dict]:
+def record(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]
 
 
+def losses(run: Path) -> list[dict]:
+    return [line for line in record(run) if "evaluation" not in line]
+
+
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    return {line["step"]: line["evaluation"] for line in record(run) if "evaluation" in line}
+
+
 def assert_same(run: Path, straight: Path) -> None:
-    """The same losses, step by step, and the same student."""
-    assert losses(run) == losses(straight)
+    """The same losses and measures, step by step, and the same student."""
+    assert record(run) == record(straight)
     a, b = (load_file(r / "swd_lora" / "adapter_model.safetensors") for r in (run, straight))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

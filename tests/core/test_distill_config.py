@@ -42,6 +42,7 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"mmd_sigma": [0.5, 0.2]}}, r"mmd_sigma must rise"),
         ({"train": {"kernel": "cubic"}}, "kernel is 'cubic'; use one of linear, rbf"),
         ({"train": {"mmd": 0, "dmd": 0, "gan": 0}}, "nothing to learn"),
+        ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of emoji"),
         ({"model": {"family": "flux"}}, r"\[model\] base is missing"),
         ({"model": {"base": "x"}}, "needs a family"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
@@ -53,8 +54,6 @@ def run(source, folder, encoder, **options):
 
 def rows(folder) -> dict[str, dict[str, torch.Tensor]]:
     """Every picture's tensors by its name."""
-    from safetensors import safe_open
-
     found = {}
     for path in sorted(folder.glob("*x*-*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -238,3 +237,32 @@ def test_parts_are_the_rows_of_the_whole_batch(source, tmp_path, encoder):
     ]
     assert torch.equal(whole[0], torch.cat([h[0] for h in halves]))
     assert torch.equal(whole[1], torch.cat([h[1] for h in halves]))
+
+
+def test_shown_are_the_first_pictures_of_the_most_common_ratio(source, tmp_path, encoder):
+    """Three of the six are square; a shard made before captions were kept shows names."""
+    run(source, tmp_path / "out", encoder)
+    batches, stored = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas), rows(tmp_path / "out")
+    names = ["0.png", "1.png", "4.png"]
+    for count in (1, 99):
+        shown, wanted = batches.first(count), names[:count]
+        assert list(shown.captions) == [
+            (source / name).with_suffix(".txt").read_text() for name in wanted
+        ]
+        assert [(s.size, s.sigma) for s in shown.steps] == [
+            ((8, 8), 1.0), ((12, 12), 0.8), ((16, 16), 0.6)
+        ]  # fmt: skip
+        context, pooled, target = shown.text
+        assert target.tolist() == [[128, 128]] * len(wanted)
+        for i, name in enumerate(wanted):
+            assert torch.equal(shown.real[i], stored[name]["latent_16x16"].float())
+            assert torch.equal(context[i], stored[name]["context"].float())
+            assert torch.equal(pooled[i], stored[name]["pooled"].float())
+    for path in (tmp_path / "out").glob("128x128-*.safetensors"):
+        with safe_open(path, "pt") as file:
+            header = {k: v for k, v in file.metadata().items() if k != "captions"}
+        save_file(load_file(path), path, header)
+    assert PreparedBatches(tmp_path / "out", SCHEDULE.sigmas).first(2).captions == (
+        "0.png",
+        "1.png",
+    )

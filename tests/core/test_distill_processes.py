@@ -1,22 +1,35 @@
 """Several processes of `accelerate launch`, and a training killed at random moments."""
 
+import contextlib
 import importlib.util
 import multiprocessing
 import random
+import re
 import subprocess
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from swd_core.distill import session
+from swd_core.distill.config import read_settings
+from swd_core.distill.families import load_encoder
+from swd_core.distill.prepare import prepare
 
 _spec = importlib.util.spec_from_file_location(
     "distill_runs", Path(__file__).with_name("distill_runs.py")
 )
 runs = sys.modules["distill_runs"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(runs)
+
+
+_models = importlib.util.spec_from_file_location(
+    "distill_pipelines", Path(__file__).with_name("distill_pipelines.py")
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +86,58 @@ def test_two_processes_are_one_with_the_doubled_batch(place):
     pytest.importorskip("accelerate")
     text = (place / "config.toml").read_text()
     (place / "config.toml").write_text(text.replace("batch_tokens = 16", "batch_tokens = 144"))
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # gloo: no GPU
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0"]
+    launched(place, "--multi_gpu")  # gloo: no GPU
+    compare(place / "pair", runs.train(place, "one", steps=3, batch_tokens=288))
+
+
+def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp_path):
+    """FSDP, with a diffusers model loaded from the disk and checkpointing."""
+    for package in ("accelerate", "diffusers", "transformers"):
+        pytest.importorskip(package)
+    small = importlib.util.module_from_spec(_models)
+    _models.loader.exec_module(small)
+    place = small.make_place("sd3", tmp_path)
+    text = (place / "config.toml").read_text().replace("batch_tokens = 16", "batch_tokens = 144")
+    (place / "config.toml").write_text(text)
+    (place / "pictures").mkdir()
+    for i, prompt in enumerate(small.PROMPTS):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(place / "pictures" / f"{i}.png")
+        (place / "pictures" / f"{i}.txt").write_text(prompt)
+    with contextlib.chdir(place):
+        settings = read_settings(Path("config.toml"))
+        encoder = load_encoder(settings, torch.device("cpu"))
+        prepare(Path("pictures"), Path("prepared"), encoder, settings.scale_schedule(), 64)
+        alone = runs.changed(settings, "train", batch_tokens=288)
+        session.train(runs.changed(alone, "output", run="one"))
+    written = launched(place, "--use_fsdp", "--fsdp_version", "2")
+    spread, processes, each = map(int, re.search(SPREAD, written).groups())
+    assert processes == 2 and spread > each
+    compare(place / "pair", place / "one")
+
+
+SPREAD = r"(\d+) weights spread over (\d+) processes, (\d+) in each"
+
+
+def launched(place: Path, *options: str) -> str:
+    """Three steps of two processes of `accelerate launch`, into PLACE/pair: what they wrote."""
+    launch = ["accelerate.commands.launch", *options, "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     arguments = runs.command("--run", "pair", "--steps", "3")[2:]
     done = subprocess.run(
         [sys.executable, "-m", *launch, "-m", *arguments],
-        cwd=place, env=runs.ENVIRONMENT, capture_output=True, text=True, timeout=200,
+        cwd=place, env=runs.ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    pair = runs.losses(place / "pair")
-    single = runs.losses(runs.train(place, "one", steps=3, batch_tokens=288))
-    assert len(pair) == len(single) == 3
-    for a, b in zip(pair, single, strict=True):
+    return done.stderr
+
+
+def compare(pair: Path, single: Path) -> None:
+    """The same losses and measures, but for the order of sums."""
+    assert len(runs.losses(pair)) == len(runs.losses(single)) == 3
+    for a, b in zip(runs.losses(pair), runs.losses(single), strict=True):
         assert a == pytest.approx(b, rel=2e-3, abs=2e-5)
+    ours, theirs = runs.evaluations(pair), runs.evaluations(single)
+    assert ours.keys() == theirs.keys() == {2, 3}
+    for step, values in ours.items():
+        assert values == pytest.approx(theirs[step], rel=5e-3, abs=2e-4)

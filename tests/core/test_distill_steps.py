@@ -1,6 +1,7 @@
 """Twenty steps of every loss on every family of diffusers models."""
 
 import importlib.util
+import math
 import random
 import signal
 import sys
@@ -13,6 +14,8 @@ pytest.importorskip("diffusers")
 
 from swd_core.distill.adapters import adapter_state  # noqa: E402
 from swd_core.distill.diffusers_models import wrap  # noqa: E402
+from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
+from swd_core.distill.interface import Shown  # noqa: E402
 from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
@@ -24,8 +27,8 @@ _spec.loader.exec_module(models)
 RANK = 4
 
 
-def trainer_for(family: str, **options) -> Trainer:
-    wrapped = wrap(models.small_model(family), rank=RANK)
+def trainer_for(family: str, base: torch.dtype = torch.float32, **options) -> Trainer:
+    wrapped = wrap(models.small_model(family).to(base), rank=RANK)
     config = DistillConfig(
         **{"batch_tokens": 16, "fake_steps": 1, "warmup": 1, "lr": 2e-3, **options}
     )
@@ -59,6 +62,25 @@ def test_twenty_steps_of_each_loss(case):
     assert sum(bool(up.abs().max() > 0) for up in ups) > len(ups) / 2
     now = dict(trainer.model.module.named_parameters())
     assert all(torch.equal(now[n], p) for n, p in frozen.items()), "the base never changes"
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+def test_a_base_in_bfloat16_trains_and_is_sampled(family):
+    """As on a graphics card: the base in half precision, adapters and losses in full."""
+    trainers = [trainer_for(family), trainer_for(family, base=torch.bfloat16)]
+    interval = models.steps(family)[-1]
+    real, _, text = models.RandomBatches(family).draw(interval, 3, random.Random(7))
+    shown = Shown(("a", "b", "c"), models.steps(family), real, text)
+    found = []
+    for trainer in trainers:
+        for _ in range(2):
+            trainer.train_step(1.0)
+        assert all(p.dtype == torch.float32 for p in trainer.average)
+        x0 = student_latents(trainer, shown)
+        assert x0.shape == real.shape and x0.dtype == torch.float32
+        assert all(math.isfinite(v) for v in measures(trainer, x0, shown).values())
+        found.append(x0)
+    assert (found[0] - found[1]).abs().mean() < 0.05 * found[0].abs().mean()
 
 
 def test_mmd_alone_makes_the_students_means_those_of_the_data():

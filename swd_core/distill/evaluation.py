@@ -1,0 +1,85 @@
+"""The student as it is sampled: pictures of its averaged weights, and their distance to data."""
+
+from collections.abc import Sequence
+from textwrap import shorten
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..contact import contact_sheet
+from ..noise import SeededNoise, draw_noise
+from ..sampling import ScaleState, sample_scalewise
+from ..spectrum import top_octave_energy
+from .adapters import adapter
+from .interface import Shown
+from .losses import mmd_loss
+from .trainer import Trainer
+
+SEED = 0
+LEVELS = 3
+LARGEST = 1024  # the longer side of a picture in the grid, in pixels
+LABEL = 40  # letters of a caption
+
+
+@torch.no_grad()
+def student_latents(trainer: Trainer, shown: Shown) -> Tensor:
+    """The averaged student's x0 (B, C, H, W) at the finished size.
+
+    The noise is always the same and drawn apart: the training's random state is left alone.
+    """
+    count = len(shown.real)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return trainer.model.predict(x, torch.full((count,), sigma, device=x.device), shown.text)
+
+    with trainer.averaged(), adapter(trainer.model.module, "student"), trainer.autocast():
+        state = sample_scalewise(
+            denoise,
+            [step.sigma for step in shown.steps],
+            [step.size for step in shown.steps],
+            ScaleState(),
+            SeededNoise(SEED, tuple(range(count))),
+            process=trainer.process,
+            like=shown.real,
+        )
+    return state.x0.float()
+
+
+@torch.no_grad()
+def measures(trainer: Trainer, x0: Tensor, shown: Shown) -> dict[str, float]:
+    """How the student's latents differ from the real ones of the same captions.
+
+    Returns:
+        mmd: the patch loss between them by the teacher's features, its mean over fixed noise
+        levels. squared: their mean squared distance. top_octave: energy of the finest details
+        relative to the real ones, 1 where it is right and less where the pictures are blurred.
+    """
+    c, count = trainer.config, len(x0)
+    noise = draw_noise(SEED, range(count), len(shown.steps), x0.shape[1:]).to(x0.device)
+    low, high = c.mmd_sigma
+    distances = []
+    for k in range(1, LEVELS + 1):
+        sigma = trainer.level(torch.full((count,), low + (high - low) * k / LEVELS))
+        level = sigma.view(-1, 1, 1, 1)
+        tokens = []
+        with adapter(trainer.model.module, None), trainer.autocast():
+            for latents in (shown.real, x0):
+                x_t = trainer.process.add_noise(latents, noise, level)
+                tokens.append(trainer.model.features(x_t, sigma, shown.text))
+        distances.append(float(mmd_loss(*tokens, c.kernel, c.mmd_per_batch)))
+    return {
+        "mmd": round(sum(distances) / LEVELS, 5),
+        "squared": round(float((x0 - shown.real).square().mean()), 5),
+        "top_octave": round(top_octave_energy(x0) / max(top_octave_energy(shown.real), 1e-12), 5),
+    }
+
+
+def grid(pictures: Sequence[Tensor], captions: Sequence[str]) -> Image.Image:
+    """Pictures (H, W, 3) in [0, 1] on one sheet, each over its number and caption."""
+    images = [
+        Image.fromarray(np.asarray(p.clamp(0, 1).mul(255).round().byte().cpu())) for p in pictures
+    ]
+    labels = [shorten(caption, LABEL, placeholder=" …") for caption in captions]  # one line each
+    return contact_sheet(images, labels, most=LARGEST).picture

@@ -1,0 +1,182 @@
+"""Small random diffusers pipelines of the three families, as folders on the disk."""
+
+import shutil
+import string
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+WIDTH, POOLED, SIDE = 32, 32, 64
+LETTERS = sorted(set(pre_tokenizers.ByteLevel.alphabet()) | set(string.ascii_lowercase))
+FAMILIES = {"sd3": "sd35-medium", "sd3-two": "sd35-large", "flux": "flux", "sdxl": "sdxl"}
+PROMPTS = ("red apple", "happy dog", "a rocket")
+SCHEDULES = {
+    "sdxl": "scales = [0.5, 1.0]\nsigmas = [1000, 500]",
+    "flow": "scales = [0.5, 0.75, 1.0]\nsigmas = [1.0, 0.8, 0.6]",
+}
+CONFIG = """
+[model]
+family = "{family}"
+base = '{base}'
+device = "cpu"
+rank = 4
+[schedule]
+{schedule}
+[teacher]
+prompts = "prompts.txt"
+steps = 2
+guidance = 3.0
+seed = 5
+[data]
+source = "pictures"
+prepared = "prepared"
+size = 64
+shard_size = 2
+encode_batch = 2
+[train]
+steps = 3
+batch_tokens = 16
+fake_steps = 1
+warmup = 1
+lr = 2e-2
+[output]
+run = "run"
+save_every = 2
+log_every = 1
+"""
+TRANSFORMER = {
+    "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED,
+}  # fmt: skip
+
+
+def clip_tokenizer() -> transformers.CLIPTokenizer:
+    """Every letter is a token; so is each of them at the end of a word."""
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def t5_tokenizer() -> transformers.T5Tokenizer:
+    words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
+    return transformers.T5Tokenizer(
+        vocab=[(w, -float(i)) for i, w in enumerate(words)], extra_ids=0
+    )
+
+
+def clip_encoder(width: int, projected: int, kind: type) -> torch.nn.Module:
+    tokenizer = clip_tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
+        num_attention_heads=2, num_hidden_layers=3, projection_dim=projected,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return kind(config)
+
+
+def t5_encoder() -> transformers.T5EncoderModel:
+    config = transformers.T5Config(
+        vocab_size=len(t5_tokenizer()), d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+    )
+    return transformers.T5EncoderModel(config)
+
+
+def autoencoder(channels: int, **options) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), latent_channels=channels, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=SIDE, **options,
+    )  # fmt: skip
+
+
+def sd3() -> diffusers.StableDiffusion3Pipeline:
+    projected = transformers.CLIPTextModelWithProjection
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=32, in_channels=16, caption_projection_dim=32, pos_embed_max_size=16,
+        qk_norm="rms_norm", dual_attention_layers=(0,), **TRANSFORMER,
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+                        use_post_quant_conv=False),
+        text_encoder=clip_encoder(16, 16, projected), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(16, 16, projected), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(),
+        tokenizer_3=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def flux() -> diffusers.FluxPipeline:
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64, num_single_layers=2, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        **TRANSFORMER,
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+                        use_post_quant_conv=False),
+        text_encoder=clip_encoder(POOLED, POOLED, transformers.CLIPTextModel),
+        tokenizer=clip_tokenizer(), text_encoder_2=t5_encoder(), tokenizer_2=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def sdxl() -> diffusers.StableDiffusionXLPipeline:
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=SIDE // 8, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, norm_num_groups=8,
+        projection_class_embeddings_input_dim=POOLED + 48, cross_attention_dim=WIDTH,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+            timestep_spacing="leading", steps_offset=1,
+        ),
+        vae=autoencoder(4, scaling_factor=0.13025, force_upcast=True),
+        text_encoder=clip_encoder(16, 16, transformers.CLIPTextModel),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(16, POOLED, transformers.CLIPTextModelWithProjection),
+        tokenizer_2=clip_tokenizer(), force_zeros_for_empty_prompt=True,
+    )  # fmt: skip
+
+
+BUILDERS = {"sd3": sd3, "sd3-two": sd3, "flux": flux, "sdxl": sdxl}
+
+
+def shake(module: torch.nn.Module) -> None:
+    """Biases, norms and zero layers too get random parts, so that each of them matters."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+
+
+def make_place(name: str, folder: Path) -> Path:
+    """A folder with the pipeline, prompts and a config, as a user would set it up."""
+    save_pipeline(name, folder / "base")
+    schedule = SCHEDULES["sdxl" if name == "sdxl" else "flow"]
+    text = CONFIG.format(family=FAMILIES[name], base="base", schedule=schedule)
+    (folder / "config.toml").write_text(text)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    return folder
+
+
+def save_pipeline(name: str, folder: Path) -> Path:
+    """sd3-two is one whose third text encoder was deleted."""
+    torch.manual_seed(4)
+    pipe = BUILDERS[name]()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            shake(part)
+    pipe.save_pretrained(folder)
+    if name == "sd3-two":
+        for part in ("text_encoder_3", "tokenizer_3"):
+            shutil.rmtree(folder / part)
+    return folder

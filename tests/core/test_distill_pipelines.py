@@ -1,0 +1,261 @@
+"""From a diffusers pipeline on the disk to a student: the commands, as a user gives them.
+
+The truth is diffusers itself: what its pipelines hand to their transformer or UNet when they run,
+and what they make with the LoRA that comes out.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+diffusers = pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+from swd_core.cli import main  # noqa: E402
+from swd_core.distill import families, session  # noqa: E402
+from swd_core.distill.adapters import adapter  # noqa: E402
+from swd_core.distill.config import read_settings  # noqa: E402
+from swd_core.distill.world import World  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "distill_pipelines", Path(__file__).with_name("distill_pipelines.py")
+)
+small = sys.modules["distill_pipelines"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+
+CPU = torch.device("cpu")
+COMMANDS = ("sample-teacher", "prepare", "distill")
+
+
+@dataclass
+class Made:
+    """What the three commands left behind."""
+
+    name: str
+    place: Path
+
+    @property
+    def settings(self):
+        return read_settings(self.place / "config.toml")
+
+    def inside(self):
+        return contextlib.chdir(self.place)
+
+    def pipe(self):
+        """diffusers' own pipeline, loaded from the same folder."""
+        kind = families.PIPELINES[self.settings.kind][0]
+        absent = {"text_encoder_3": None, "tokenizer_3": None} if self.name == "sd3-two" else {}
+        pipe = getattr(diffusers, kind).from_pretrained(self.place / "base", **absent)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def rows(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every prepared picture's tensors by its name."""
+        found = {}
+        for path in (self.place / "prepared").glob("*x*-*.safetensors"):
+            with safe_open(path, "pt") as file:
+                names = json.loads(file.metadata()["names"])
+            tensors = load_file(path)
+            found |= {n: {k: v[i].float() for k, v in tensors.items()} for i, n in enumerate(names)}
+        return found
+
+
+def run(place: Path, *arguments: str) -> tuple[int, str]:
+    """`python -m swd_core ARGUMENTS` in this process: (exit code, what it wrote)."""
+    written = io.StringIO()
+    with contextlib.chdir(place):
+        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+            code = main(list(arguments))
+    return code, written.getvalue()
+
+
+@pytest.fixture(scope="module", params=small.BUILDERS)
+def made(request, tmp_path_factory) -> Made:
+    place = small.make_place(request.param, tmp_path_factory.mktemp(request.param))
+    for name in COMMANDS:
+        code, written = run(place, name, "--config", "config.toml")
+        assert code == 0, written
+    return Made(request.param, place)
+
+
+def handed_over(pipe, **options) -> dict:
+    """The keyword arguments of the first call that a running pipeline makes of its model."""
+    model, seen = getattr(pipe, "unet", None) or pipe.transformer, []
+    handle = model.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    pipe(height=small.SIDE, width=small.SIDE, num_inference_steps=1, **options)
+    handle.remove()
+    call = dict(seen[0])
+    extra = call.get("added_cond_kwargs") or {}
+    pooled = extra.get("text_embeds", call.get("pooled_projections"))
+    return {"context": call["encoder_hidden_states"], "pooled": pooled, **extra}
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, share: float = 2e-3) -> None:
+    """Equal but for half precision."""
+    assert got.shape == wanted.shape
+    worst = float((got.float() - wanted.float()).abs().max())
+    assert worst <= share * float(wanted.abs().max())
+
+
+def test_the_teachers_pictures_are_the_pipelines_own(made):
+    pipe = made.pipe()
+    assert sorted(p.name for p in (made.place / "pictures").glob("*.png")) == [
+        "000000.png", "000001.png", "000002.png"
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(5 * 1_000_003 + 1)
+    expected = pipe(
+        small.PROMPTS[1], height=64, width=64, num_inference_steps=2, guidance_scale=3.0,
+        generator=generator,
+    ).images[0]  # fmt: skip
+    picture = np.asarray(Image.open(made.place / "pictures" / "000001.png"), np.int16)
+    assert abs(picture - np.asarray(expected, np.int16)).max() <= 1
+    assert picture.std() > 1, "not one flat colour"
+    assert (made.place / "pictures" / "000001.txt").read_text() == small.PROMPTS[1]
+
+
+def test_prepared_text_is_what_the_pipeline_hands_to_its_model(made):
+    pipe, rows = made.pipe(), made.rows()
+    for i, prompt in enumerate(small.PROMPTS):
+        wanted = handed_over(pipe, prompt=prompt, guidance_scale=1.0)
+        close(rows[f"{i:06}.png"]["context"], wanted["context"][0])
+        close(rows[f"{i:06}.png"]["pooled"], wanted["pooled"][0])
+
+
+def test_prepared_guidance_is_what_the_pipeline_guides_with(made):
+    """FLUX has its guidance inside the model; its empty text is the empty prompt's."""
+    empty, pipe = load_file(made.place / "prepared" / "empty.safetensors"), made.pipe()
+    if made.settings.kind == "flux":
+        wanted = handed_over(pipe, prompt="", guidance_scale=3.5)
+    else:  # the pipeline puts what it guides with first
+        wanted = handed_over(pipe, prompt="red apple", guidance_scale=3.0)
+    for key in ("context", "pooled"):
+        if float(wanted[key][0].abs().max()):
+            close(empty[key][0], wanted[key][0])
+        else:
+            assert not empty[key].any()
+
+
+def test_prepared_latents_are_the_pipelines_vae(made):
+    pipe, rows = made.pipe(), made.rows()
+    for name, row in rows.items():
+        pixels = pipe.image_processor.preprocess(Image.open(made.place / "pictures" / name))
+        half = pixels.reshape(1, 3, 32, 2, 32, 2).mean((3, 5))
+        for side, picture in ((8, pixels), (4, half)):
+            with torch.no_grad():
+                coded = pipe.vae.encode(picture).latent_dist.mode()[0]
+            coded = coded - (pipe.vae.config.shift_factor or 0)
+            close(row[f"latent_{side}x{side}"], coded * pipe.vae.config.scaling_factor, 3e-3)
+
+
+@torch.no_grad()
+def test_decoded_latents_are_the_pipelines_picture(made):
+    pipe = made.pipe()
+    options = {"prompt": "red apple", "height": 64, "width": 64, "num_inference_steps": 2}
+    with made.inside():
+        decoder = families.load_decoder(made.settings, CPU)
+    results = []
+    for kind in ("latent", "np"):
+        generator = torch.Generator().manual_seed(0)
+        results.append(pipe(**options, generator=generator, output_type=kind).images)
+    latents, expected = results
+    if made.settings.kind == "flux":
+        latents = pipe._unpack_latents(latents, 64, 64, 8)
+    close(decoder.pictures(latents), torch.from_numpy(expected), 1e-5)
+
+
+def sampled(pipe) -> torch.Tensor:
+    """The pipeline's own run on whatever its model is now."""
+    return pipe(
+        "red apple", height=64, width=64, num_inference_steps=3, guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).images  # fmt: skip
+
+
+def test_diffusers_makes_the_same_of_the_lora_as_the_trainer(made):
+    part = families.PIPELINES[made.settings.kind][2]
+    with made.inside():
+        trainer = session.build_trainer(made.settings, World())
+        session.restore(trainer, made.place / "run" / "checkpoint.pt")
+    assert trainer.step == 3
+    pipe = made.pipe()
+    bare = sampled(pipe)
+
+    pipe.register_modules(**{part: trainer.model.module.eval()})
+    close(sampled(pipe), bare, 1e-5)
+    with trainer.averaged(), adapter(trainer.model.module, "student"):
+        expected = sampled(pipe)
+    assert float((expected - bare).abs().max()) > 0.05 * float(bare.abs().max())
+
+    lora = made.place / "run" / "swd_lora"
+    by_peft = made.pipe()
+    model = peft.PeftModel.from_pretrained(getattr(by_peft, part), lora)
+    by_peft.register_modules(**{part: model.merge_and_unload()})
+    close(sampled(by_peft), expected)
+
+    by_diffusers = made.pipe()
+    tensors = load_file(lora / "adapter_model.safetensors")
+    by_diffusers.load_lora_weights(
+        {k.replace("base_model.model", part, 1): v for k, v in tensors.items()}
+    )
+    close(sampled(by_diffusers), expected)
+
+
+def test_pictures_of_ones_own(tmp_path):
+    """Not made by the teacher: any ratio, a caption beside each."""
+    place = small.make_place("sd3", tmp_path)
+    (place / "pictures").mkdir()
+    for i, (width, height) in enumerate([(64, 64), (100, 80), (128, 64), (70, 140)]):
+        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(place / "pictures" / f"{i}.jpg")
+        (place / "pictures" / f"{i}.txt").write_text(small.PROMPTS[i % 3])
+    for name in COMMANDS[1:]:
+        code, written = run(place, name, "--config", "config.toml")
+        assert code == 0, written
+    assert written.splitlines()[-1] == str(Path("run/swd_lora"))
+    with safe_open(place / "run" / "swd_lora" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["swd_step"] == "3"
+
+
+OTHERS = {
+    "sd3": ("base", "'base' has a SD3Transformer2DModel, but family flux needs a Flux"),
+    "sdxl": ("base", "'base' can't be loaded as a FluxPipeline"),
+    "flux": ("./nowhere", "'./nowhere' can't be loaded as a FluxPipeline"),
+}
+
+
+@pytest.mark.parametrize("made", OTHERS, indirect=True)
+def test_a_base_of_another_family_or_none_is_one_line(made):
+    base, message = OTHERS[made.name]
+    text = (made.place / "config.toml").read_text()
+    for old, new in (
+        (f'"{made.settings.model.family}"', '"flux"'), ("'base'", f"'{base}'"),
+        ('"prepared"', '"other"'), (small.SCHEDULES["sdxl"], small.SCHEDULES["flow"]),
+    ):  # fmt: skip
+        text = text.replace(old, new)
+    (made.place / "other.toml").write_text(text)
+    code, written = run(made.place, "prepare", "--config", "other.toml")
+    assert code == 2 and written.splitlines()[-1].startswith(f"error: [model] base {message}")
+    with made.inside(), pytest.raises(ValueError, match="base"):
+        families.load_model(read_settings(Path("other.toml")), CPU)
+
+
+@pytest.mark.parametrize("made", ["flux"], indirect=True)
+def test_what_is_made_is_not_made_again(made, monkeypatch):
+    """Nothing is loaded for it either."""
+    monkeypatch.setattr(families, "pretrained", None)
+    code, written = run(made.place, "sample-teacher", "--config", "config.toml")
+    assert code == 0 and written.splitlines()[-1] == "0 pictures made in pictures"
