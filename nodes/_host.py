@@ -30,6 +30,7 @@ __all__ = ["ComfyExtension", "io", "ui"]
 
 Schedule = io.Custom("SWD_SCHEDULE")
 CATEGORY = "SwD"
+ITS_SCHEDULE = "swd_schedule"  # a MODEL's attachment
 
 
 def supported(target: Any, **keywords: Any) -> dict[str, Any]:
@@ -309,7 +310,11 @@ class LoraReport:
 def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraReport]:
     """A clone of the MODEL with the LoRA added by the host's own machinery, and what matched.
 
-    A layer without a place, or of another shape than its place, counts as unmatched.
+    A layer without a place, or of another shape than its place, counts as unmatched. The schedule
+    of the LoRA's header goes with the clone.
+
+    Raises:
+        ValueError: if that schedule is damaged.
     """
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     names: dict[str, str] = {}
@@ -324,7 +329,13 @@ def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraRep
     patched = model.clone()
     patches = comfy.lora.load_lora(state, {name: known[name] for name in names.values()})
     applied = {places[place] for place in patched.add_patches(patches, strength)}
+    patched.set_attachments(ITS_SCHEDULE, lora.schedule)
     return patched, LoraReport(len(lora.layers), tuple(m for m in lora.layers if m not in applied))
+
+
+def own_schedule(model: Any) -> ScaleSchedule | None:
+    """The schedule that the header of the MODEL's student gives, if there is one."""
+    return model.get_attachment(ITS_SCHEDULE)
 
 
 def _fits(model: Any, place: Any, layer: LoraLayer) -> bool:

@@ -11,7 +11,6 @@ from ..swd_core.lora import read_lora
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
-from .distill_run import settings_for, train
 
 DistillData = io.Custom("SWD_DISTILL_DATA")
 FACTOR, MULTIPLE = 8, 2
@@ -193,6 +192,8 @@ class SwDDistillTrain(io.ComfyNode):
         vae: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
+        from .distill_run import settings_for, train  # the trainer; it would slow every start
+
         settings = settings_for(data, lora_name, rank, widgets)
         folder, picture = train(model, data, settings, vae, resume)
         student, report = _host.apply_lora(model, read_lora(folder), 1.0)

@@ -102,9 +102,12 @@ def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
 
 
 def choose(
-    preset: str, family: str, sizes: str, sigmas: str
+    preset: str, family: str, sizes: str, sigmas: str, own: ScaleSchedule | None = None
 ) -> tuple[ScaleSchedule, Preset | None]:
     """The schedule a node's widgets mean for a model of `family`.
+
+    Args:
+        own: of the student's header; auto is this one where there is one.
 
     Raises:
         ValueError: for an unknown model, a preset of another family, or broken values.
@@ -115,7 +118,9 @@ def choose(
     if preset == AUTO:
         for entry in known.values():
             if entry.auto and entry.family == family:
-                return entry.schedule, entry
+                return own or entry.schedule, entry
+        if own is not None:
+            return own, None
         raise ValueError(
             "There is no SwD preset for this model. Choose one of "
             f"{', '.join(known)} if the model is one of these students, or custom."
@@ -267,7 +272,8 @@ class SwDScaleSchedule(io.ComfyNode):
         large_targets: str = STRETCH,
     ) -> io.NodeOutput:
         family = _host.model_family(model)
-        schedule, entry = choose(preset, family, custom_sizes, custom_sigmas)
+        own = _host.own_schedule(model)
+        schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own)
         _host.check_prediction(model, schedule)
         samples = None
         height = width = (entry.target if entry else USUAL_TARGET) // CELL

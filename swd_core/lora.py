@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .lora_config import CONFIG_NAME, LoraConfig, header_config, read_config
 from .lora_names import FAMILIES, base_title, family_of, host_names, is_text_encoder, part_of
+from .schedule import ScaleSchedule
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -86,6 +87,29 @@ class SwDLora:
     def title(self) -> str:
         """The base it was made for, such as "SD3.5 Medium"."""
         return base_title(self.family, _widths(self.layers))
+
+    @property
+    def schedule(self) -> ScaleSchedule | None:
+        """The schedule it was distilled for, if its header has one; our own trainer writes it.
+
+        Raises:
+            ValueError: if the header's schedule is damaged.
+        """
+        if "swd_scales" not in self.metadata:
+            return None
+        try:
+            found = {
+                "scales": json.loads(self.metadata["swd_scales"]),
+                "sigmas": json.loads(self.metadata["swd_sigmas"]),
+                "sigma_kind": self.metadata.get("swd_sigma_kind", "flow"),
+                "name": self.metadata.get("swd_preset", ""),
+            }
+            return ScaleSchedule.from_dict(found)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"The schedule in the LoRA's header is damaged ({error}). Train or download it "
+                "again."
+            ) from error
 
     @property
     def ranks(self) -> str:

@@ -1,6 +1,7 @@
 """Published LoRAs on the host's models: PEFT around diffusers is the truth for what they do."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -261,3 +262,40 @@ def test_packed_weights_are_measured_by_their_real_shape(pack, small, loras):
     layer._register_state_dict_hook(pack_weight)
     _, report = load(pack, model, "student")
     assert report.startswith("22 of 22")
+
+
+def with_header(folder, **header: str) -> None:
+    """Adds entries to the header of a student's file."""
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file), file, header)
+
+
+def auto_schedule(pack, model):
+    out = pack["SwDScaleSchedule"].execute(
+        model=model, preset="auto", custom_sizes="", custom_sigmas=""
+    )
+    return out.args[0]
+
+
+@pytest.mark.parametrize("family", ["sd35-medium", "sdxl"])
+def test_auto_is_the_schedule_in_the_students_header(pack, small, models, loras, family):
+    publish(small, family, loras / "student", SHORT, r=4, lora_alpha=4)
+    published, _ = load(pack, models[family], "student")
+    assert auto_schedule(pack, published).name == PRESET[family]
+    levels = "[999, 500]" if family == "sdxl" else "[1.0, 0.7]"
+    kind = "timestep" if family == "sdxl" else "flow"
+    with_header(loras / "student", swd_scales="[0.25, 1]", swd_sigmas=levels, swd_sigma_kind=kind)
+    model, _ = load(pack, models[family], "student")
+    schedule = auto_schedule(pack, model)
+    assert schedule.scales == (0.25, 1) and list(schedule.sigmas) == json.loads(levels)
+    assert auto_schedule(pack, model.clone()).scales == (0.25, 1), "other LoRAs may follow"
+    bypassed, _ = load(pack, models[family], "student", 0.0)
+    assert auto_schedule(pack, bypassed).name == PRESET[family]
+
+
+def test_a_damaged_schedule_in_the_header_is_refused(pack, small, models, loras):
+    publish(small, "flux", loras / "student", SHORT, r=4, lora_alpha=4)
+    for broken in ("[0.5", "[0.5, 0.25]", '["a", 1]', "[" * 100_000):
+        with_header(loras / "student", swd_scales=broken, swd_sigmas="[1.0, 0.7]")
+        with pytest.raises(ValueError, match="schedule in the LoRA's header"):
+            load(pack, models["flux"], "student")
