@@ -1,6 +1,7 @@
 """SwDScaleSchedule: which size and which noise level each step runs at, and what that costs."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .plot import schedule_plot
 
 log = logging.getLogger(__name__)
 AUTO, CUSTOM = "auto", "custom"
+OWN = "the student's own"
 STRETCH, EXTEND = "stretch", "extend"
 USER_FILE = "swd_presets.json"
 CELL, USUAL_TARGET = 8, 1024  # pixels
@@ -116,11 +118,11 @@ def choose(
     if preset == CUSTOM:
         return custom_schedule(sizes, sigmas), None
     if preset == AUTO:
-        for entry in known.values():
-            if entry.auto and entry.family == family:
-                return own or entry.schedule, entry
-        if own is not None:
-            return own, None
+        usual = next((e for e in known.values() if e.auto and e.family == family), None)
+        if own is not None and (usual is None or own != replace(usual.schedule, name=own.name)):
+            return replace(own, name=own.name or OWN), usual
+        if usual is not None:
+            return usual.schedule, usual
         raise ValueError(
             "There is no SwD preset for this model. Choose one of "
             f"{', '.join(known)} if the model is one of these students, or custom."

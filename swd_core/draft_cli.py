@@ -24,16 +24,16 @@ files:
   Draft k is picture k of `generate` with the same prompt, seed and size.
 
 examples:
-  python -m swd_core drafts "red apple" --seed 7 --out apples.png
+  python -m swd_core drafts "heart" --seed 7 --out hearts.png
       sixteen drafts at half the size, about a tenth of the work of sixteen pictures
-  python -m swd_core finish apples.drafts.safetensors --pick 3,7
+  python -m swd_core finish hearts.drafts.safetensors --pick 3,7
   python -m swd_core drafts "happy dog" --count 36 --stop-after 2
 """
 FINISH_EXAMPLES = """\
 examples:
   python -m swd_core finish --pick 3,7
       finishes drafts 3 and 7 of the newest drafts in this folder
-  python -m swd_core finish apples.drafts.safetensors --pick 1,4-6 --out apple.png
+  python -m swd_core finish hearts.drafts.safetensors --pick 1,4-6 --out heart.png
       apple_1.png, apple_4.png, apple_5.png and apple_6.png
   python -m swd_core finish --pick 3 --detail-seed 1 --variations 4
       four pictures of draft 3's composition with other details

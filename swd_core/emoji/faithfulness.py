@@ -67,13 +67,16 @@ def grow(model: EmojiStudent, names: list[str], first: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def likeness(model: EmojiStudent, drafts: Tensor, finished: Tensor) -> tuple[Tensor, Tensor]:
-    """PSNR (B,) in dB and SSIM (B,) of latents' pictures, at the drafts' size."""
-    a = rearrange(model.decode(drafts), "b h w c -> b c h w")
-    b = rearrange(model.decode(finished), "b h w c -> b c h w")
-    b = F.interpolate(b, size=a.shape[-2:], mode="area")
-    psnr = -10 * (a - b).square().mean((1, 2, 3)).clamp(min=1e-8).log10()
-    return psnr, kornia.metrics.ssim(a, b, 11).mean((1, 2, 3))
+def pictures(model: EmojiStudent, latents: Tensor) -> Tensor:
+    """Latents to pictures (B, 3, H, W) in [0, 1]."""
+    return rearrange(model.decode(latents), "b h w c -> b c h w")
+
+
+def likeness(drafts: Tensor, finished: Tensor) -> tuple[Tensor, Tensor]:
+    """PSNR (B,) in dB and SSIM (B,) of pictures (B, 3, H, W), at the drafts' size."""
+    b = F.interpolate(finished, size=drafts.shape[-2:], mode="area")
+    psnr = -10 * (drafts - b).square().mean((1, 2, 3)).clamp(min=1e-8).log10()
+    return psnr, kornia.metrics.ssim(drafts, b, 11).mean((1, 2, 3))
 
 
 def measure(
@@ -87,8 +90,9 @@ def measure(
     found: dict[int, list[tuple[Tensor, ...]]] = {}
     for first in range(0, len(names), batch):
         *drafts, finished = grow(model, names[first : first + batch], first)
+        end = pictures(model, finished)
         for stop, draft in enumerate(drafts, start=1):
-            row = likeness(model, draft, finished)
+            row = likeness(pictures(model, draft), end)
             if banks is not None:
                 here = nearest(draft, banks[SIDES[stop - 1]])
                 row = (*row, (here == nearest(finished, banks[SIDES[-1]])).float())
