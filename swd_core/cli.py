@@ -273,6 +273,15 @@ def run_schedule(a: argparse.Namespace) -> None:
     print(f"\ntotal {sum(costs):.2f} full-size steps, against {len(costs)} at full size all along")
 
 
+def add_student_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs the student takes."""
+    parser.add_argument(
+        "--schedule", default="emoji-4", metavar="NAME|FILE", help="preset or JSON file (emoji-4)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--weights", metavar="FOLDER", help="other weights than the embedded ones")
+
+
 def build_parser() -> argparse.ArgumentParser:
     keep = argparse.RawDescriptionHelpFormatter
     parser = Parser(
@@ -306,11 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--animation", action="store_true",
         help="also write the scales as an animation that grows, FILE_growing.webp",
     )  # fmt: skip
-    g.add_argument(
-        "--schedule", default="emoji-4", metavar="NAME|FILE", help="preset or JSON file (emoji-4)"
-    )
-    g.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    g.add_argument("--weights", metavar="FOLDER", help="other weights than the embedded ones")
+    add_student_options(g)
     g.set_defaults(run=run_generate)
 
     s = commands.add_parser(

@@ -11,6 +11,7 @@ from .cli import (
     SIDE_STEP,
     SIDES,
     Refusal,
+    add_student_options,
     check_outputs,
     default_name,
     find_schedule,
@@ -61,11 +62,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help=f"of the finished pictures, {SIDES[0]} to {SIDES[1]}, a multiple of {SIDE_STEP} (256)",
     )  # fmt: skip
     d.add_argument("--out", metavar="FILE", help="the sheet, a PNG file, or a folder for it")
-    d.add_argument(
-        "--schedule", default="emoji-4", metavar="NAME|FILE", help="preset or JSON file (emoji-4)"
-    )
-    d.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    d.add_argument("--weights", metavar="FOLDER", help="other weights than the embedded ones")
+    add_student_options(d)
     d.set_defaults(run=run_drafts)
 
     f = commands.add_parser(
