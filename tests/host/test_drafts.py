@@ -307,8 +307,9 @@ def saved(server, prompt: dict) -> list[np.ndarray]:
 
 
 def straight_picture(server, number: int, seed: int) -> np.ndarray:
-    """Picture `number` of the quick start graph's seed, alone."""
+    """Picture `number` of the quick start graph's seed, alone, for the prompt of the drafts."""
     prompt = graph_of(server, "swd_quickstart_emoji")
+    find(prompt, "CLIPTextEncode")["text"] = find(graph_of(server), "CLIPTextEncode")["text"]
     empty = key_of(prompt, "EmptySD3LatentImage")
     find(prompt, "EmptySD3LatentImage")["batch_size"] = number
     pick = {"samples": [empty, 0], "batch_index": number - 1, "length": 1}
