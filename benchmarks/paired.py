@@ -191,17 +191,20 @@ def circumstances(more: Sequence[str] = ()) -> str:
     )
 
 
-def section(name: str, title: str, body: str, a: argparse.Namespace, *more: str) -> str:
+def section(
+    name: str, title: str, body: str, a: argparse.Namespace, *more: str, part: str = ""
+) -> str:
     """A section's text; it takes the place of the one of that name, where one is to be written.
 
     Args:
         name: of the make target, after "bench-". more: versions to name beside the usual ones.
+        part: tells sections of one target apart.
     """
     options = shlex.join(sys.argv[1:])
     command = f"make bench-{name}" + (f' BENCH="{options}"' if options else "")
     text = f"## {title}\n\n`{command}`\n\n{circumstances(more)}\n\n{body.strip()}\n"
     if a.out is not None:
-        _replace(a.out, name, text)
+        _replace(a.out, name + part, text)
     return text
 
 

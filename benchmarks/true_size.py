@@ -19,6 +19,8 @@ SIX = "SwD, 6 steps"
 FOUR = "SwD, 4 steps"
 FULL = "4 full-size steps"
 DRAFT = "one draft, after step 1 of 4"
+TITLE = "Scale-wise against full-size: SD3.5 Medium, true size, bfloat16, 1024 px"
+DRAFT_TITLE = "One draft: SD3.5 Medium, true size, bfloat16, 1024 px"
 
 
 def text(times: Times, ends: list[list[float]]) -> str:
@@ -55,6 +57,16 @@ def text(times: Times, ends: list[list[float]]) -> str:
     )
 
 
+def draft_text(times: Times) -> str:
+    rows = [[name, spread(values)] for name, values in times.items()]
+    draft = ratio(times, DRAFT, FOUR)
+    found = [["the draft, of the whole run", draft, draft.against(0.08)]]
+    return (
+        f"Median of {len(times[FOUR])} paired runs.\n\n{table(['', 'seconds'], rows)}\n\n"
+        + table(["", "ratio", "goal"], found)
+    )
+
+
 def sides_of(a: argparse.Namespace, ends: list[list[float]]) -> dict[str, Callable[[], object]]:
     on_host.pack()
     model = on_host.sd35_medium(2, 2) if a.small else on_host.sd35_medium()
@@ -80,16 +92,24 @@ def sides_of(a: argparse.Namespace, ends: list[list[float]]) -> dict[str, Callab
 
 
 def main() -> None:
-    a = arguments(parser(__doc__))
+    options = parser(__doc__)
+    options.add_argument("--draft", action="store_true", help="only a draft against its whole run")
+    a = arguments(options)
     ends: list[list[float]] = []
 
     def show(times: Times) -> None:
-        title = "Scale-wise against full-size: SD3.5 Medium, true size, bfloat16, 1024 px"
-        log.info(section("true-size", title, text(times, ends), a, on_host.host_version()))
+        if a.draft:
+            title, found, part = DRAFT_TITLE, draft_text(times), "-draft"
+        else:
+            title, found, part = TITLE, text(times, ends), ""
+        log.info(section("true-size", title, found, a, on_host.host_version(), part=part))
 
     with torch.inference_mode():
         sides = sides_of(a, ends)
-        paired(sides, a.runs, show, warm_up=sides[SIX])  # it runs at every size
+        warm_up = sides[FOUR] if a.draft else sides[SIX]  # it runs at every size
+        if a.draft:
+            sides = {name: sides[name] for name in (DRAFT, FOUR)}
+        paired(sides, a.runs, show, warm_up=warm_up)
 
 
 if __name__ == "__main__":
