@@ -11,14 +11,14 @@ from ..swd_core.extend import extend_schedule
 from ..swd_core.schedule import Preset, ScaleSchedule, parse_steps, presets, read_presets
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported, ui
-from .plot import schedule_plot
+from .plot import CELL, schedule_plot
 
 log = logging.getLogger(__name__)
 AUTO, CUSTOM = "auto", "custom"
 OWN = "the student's own"
 STRETCH, EXTEND = "stretch", "extend"
 USER_FILE = "swd_presets.json"
-CELL, USUAL_TARGET = 8, 1024  # pixels
+USUAL_TARGET = 1024  # pixels
 
 
 def user_presets() -> dict[str, Preset]:
@@ -119,7 +119,7 @@ def choose(
         return custom_schedule(sizes, sigmas), None
     if preset == AUTO:
         usual = next((e for e in known.values() if e.auto and e.family == family), None)
-        if own is not None and (usual is None or own != replace(usual.schedule, name=own.name)):
+        if own is not None:
             return replace(own, name=own.name or OWN), usual
         if usual is not None:
             return usual.schedule, usual

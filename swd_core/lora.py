@@ -118,6 +118,16 @@ class SwDLora:
         return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]} to {found[-1]}"
 
 
+def schedule_header(schedule: ScaleSchedule) -> dict[str, str]:
+    """A student's header entries that `SwDLora.schedule` reads."""
+    return {
+        "swd_scales": json.dumps(schedule.scales),
+        "swd_sigmas": json.dumps(schedule.sigmas),
+        "swd_sigma_kind": schedule.sigma_kind,
+        "swd_preset": schedule.name,
+    }
+
+
 def _widths(layers: Mapping[str, LoraLayer]) -> dict[str, int]:
     return {module: math.prod(layer.down.shape[1:]) for module, layer in layers.items()}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ..lora import WEIGHTS_NAME, write_peft
+from ..lora import WEIGHTS_NAME, schedule_header, write_peft
 from ..lora_config import CONFIG_NAME
 from .checkpoint import load_checkpoint
 from .config import FAMILIES, Settings, TrainConfig
@@ -71,10 +71,7 @@ def write_lora(trainer: Trainer, settings: Settings) -> Path:
     schedule, folder = settings.scale_schedule(), Path(settings.output.run) / settings.output.name
     layers = publisher(settings)(trainer.model, trainer.averaged_student())
     header = {
-        "swd_scales": json.dumps(schedule.scales),
-        "swd_sigmas": json.dumps(schedule.sigmas),
-        "swd_sigma_kind": schedule.sigma_kind,
-        "swd_preset": schedule.name,
+        **schedule_header(schedule),
         "swd_step": str(trainer.step),
         "swd_config": json.dumps(asdict(settings.train)),
     }

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..distill.adapters import add_adapters
 from ..distill.scalewise import Interval, intervals
 from ..distill.trainer import Conditioning, DistillConfig, Trainer
-from ..lora import LoraLayer, write_peft
+from ..lora import LoraLayer, schedule_header, write_peft
 from ..process import FlowMatching
+from ..schedule import ScaleSchedule, presets
 from .latents import PromptSampler, load_latents
 from .model import MMDiT
 from .student import MODEL_FILE, TEXT_FILE, load_text_encoder, read_weights
@@ -127,12 +128,15 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
         load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text
     )
     steps = intervals([(s, s) for s in sides], sigmas)
+    preset = presets()["emoji-4"].schedule
+    schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
+    if schedule.scales == preset.scales and schedule.sigmas == preset.sigmas:
+        schedule = preset
     trainer = Trainer(EmojiModel(module), batches, steps, config)
 
     def write(trainer: Trainer) -> None:
         header = {
-            "swd_scales": json.dumps([s / sides[-1] for s in sides]),
-            "swd_sigmas": json.dumps(sigmas),
+            **schedule_header(schedule),
             "swd_step": str(trainer.step),
             "swd_config": json.dumps(asdict(config)),
         }

@@ -29,12 +29,6 @@ FULL_SIZES = [
 NEWEST = ["sd35-medium-4", "sd35-large-4", "flux-4", "sdxl-4"]
 
 
-@pytest.fixture(scope="module")
-def models(small):
-    """The host's float32 model of each family, loaded once."""
-    return {family: small.host_model(family) for family in small.KINDS}
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
 def test_node_is_the_paper_around_diffusers(pack, small, models, preset, size):
