@@ -140,10 +140,10 @@ class JointBlock(nn.Module):
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(context_heads, x_heads, strict=True))
         attended = rearrange(attend(q, k, v), "b h n d -> b n (h d)")
         n = context.shape[1]
-        x = self.x_block.after(x, attended[:, n:], x_rest)
+        x = self.x_block.after(x, attended[:, n:].contiguous(), x_rest)
         if self.context_block.pre_only:
             return None, x
-        return self.context_block.after(context, attended[:, :n], context_rest), x
+        return self.context_block.after(context, attended[:, :n].contiguous(), context_rest), x
 
 
 class FinalLayer(nn.Module):
