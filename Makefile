@@ -36,7 +36,7 @@ help:
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
-	@echo "make ablation           the paper's ablation on the emoji teacher: hours of CPU (MINUTES=n each)"
+	@echo "make ablation           the paper's ablation on the emoji teacher: hours of CPU (STEPS=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -116,7 +116,7 @@ train-student: $(VENV)/dev.stamp $(RUNS)/emoji_mmdit.safetensors
 	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(TIME)
 
 ablation: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
-	$(RUN) -m swd_core.emoji.ablation $(EMOJI) --run $(RUNS) $(TIME)
+	$(RUN) -m swd_core.emoji.ablation $(EMOJI) --run $(RUNS) $(if $(STEPS),--steps $(STEPS))
 
 $(RUNS)/emoji_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=

@@ -23,6 +23,8 @@ from .stopping import stoppable
 from .world import World
 
 log = logging.getLogger(__name__)
+# Losses of the caller's own on the student's x0 (B, C, H, W), by name; see PictureDetail.
+ExtraLosses = Callable[[Tensor, Conditioning, torch.Generator], dict[str, Tensor]]
 
 
 def discriminator_head(width: int, layers: int = 4) -> nn.Sequential:
@@ -59,6 +61,7 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     world: World = field(default_factory=World)
+    extra: ExtraLosses | None = None
     _sums: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -199,6 +202,8 @@ class Trainer:
             losses["mmd"] = c.mmd * mmd_loss(wanted, tokens, c.kernel, c.mmd_per_batch)
         if c.regression:
             losses["regression"] = c.regression * (x0.float() - real.float()).square().mean()
+        if self.extra is not None:
+            losses |= self.extra(x0, text, generator)
         return losses
 
     def _fake_score(
@@ -259,15 +264,17 @@ class Trainer:
         self,
         checkpoint: Path,
         *,
-        minutes: float,
+        minutes: float = math.inf,
+        steps: int | None = None,
         decay: float = 0.3,
         log_every: int = 25,
         save_seconds: float = 240,
         on_save: Callable[["Trainer"], None] | None = None,
     ) -> None:
-        """Trains for `minutes` of wall time in all; goes on from `checkpoint` if there is one.
+        """Trains for `minutes` of wall time or `steps` in all, whichever ends first.
 
-        SIGINT and SIGTERM end it after the step that runs, and it saves.
+        It goes on from `checkpoint` if there is one; over the last share `decay` the student's rate
+        falls. SIGINT and SIGTERM end it after the step that runs, and it saves.
         """
         self.resume(checkpoint)
         start = time.monotonic() - self.seconds
@@ -279,12 +286,16 @@ class Trainer:
             if on_save is not None:
                 on_save(self)
 
+        def progress(elapsed: float) -> float:
+            return max(elapsed / (60 * minutes), self.step / steps if steps else 0.0)
+
         with stoppable() as stopped:
-            while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
-                left = max(0.02, (1 - elapsed / (60 * minutes)) / decay)
+            while (done := progress(time.monotonic() - start)) < 1 and not stopped():
+                left = max(0.02, (1 - done) / decay)
                 factor = min(1.0, (self.step + 1) / self.config.warmup, left)
                 self.train_step(factor)
                 if self.step % log_every == 0:
+                    elapsed = time.monotonic() - start
                     log.info("step %d %.1f min %s", self.step, elapsed / 60, self.means())
                 if time.monotonic() - last_save > save_seconds:
                     save()

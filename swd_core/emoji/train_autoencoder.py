@@ -19,21 +19,13 @@ from ..distill.stopping import stoppable
 from ..spectrum import top_octave_ratio
 from .autoencoder import LATENT_CHANNELS, Autoencoder, widen
 from .data import load_images
+from .detail import detail_loss, pyramid
 
 log = logging.getLogger(__name__)
 IMAGE_SIDES = (128, 160, 192, 256)
 CROP = 64
 NOISE = 0.06  # on the latents, so that small errors in them do no harm
 TRAINED_WIDTHS = (24, 40, 64, 64)  # narrow at high resolution: three times faster on a CPU
-
-
-def pyramid(images: Tensor) -> dict[int, Tensor]:
-    """uint8 images (N, 3, 256, 256) at every side of the schedule, by area."""
-    sides = {}
-    for side in IMAGE_SIDES:
-        small = F.interpolate(images.float(), size=(side, side), mode="area")
-        sides[side] = small.round().byte() if side != images.shape[-1] else images
-    return sides
 
 
 def random_crops(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -56,23 +48,6 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """L1, L1 of the gradients (edges) and a little L2 (PSNR)."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(output), gradients(target), strict=True))
     return F.l1_loss(output, target) + edges + 2 * F.mse_loss(output, target)
-
-
-def detail_loss(output: Tensor, target: Tensor) -> Tensor:
-    """How far the strength of the finest detail is off, whatever its phase, in 8 x 8 windows.
-
-    The other losses are least where uncertain detail is left out; this one wants as much of it as
-    the picture has.
-    """
-    rms = [F.avg_pool2d(laplacian(x).square(), 8).add(1e-6).sqrt() for x in (output, target)]
-    return F.l1_loss(*rms)
-
-
-def laplacian(x: Tensor) -> Tensor:
-    """Second differences of (B, C, H, W), all directions: what varies from cell to cell."""
-    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    around = x[..., 1:-1, 2:] + x[..., 1:-1, :-2] + x[..., 2:, 1:-1] + x[..., :-2, 1:-1]
-    return x[..., 1:-1, 1:-1] - around / 4
 
 
 @torch.no_grad()
@@ -119,7 +94,7 @@ def train(
             and the students that were trained on them.
         detail: weight of `detail_loss` then.
     """
-    sides = pyramid(load_images(assets))
+    sides = pyramid(load_images(assets), IMAGE_SIDES)
     torch.manual_seed(seed)
     model = start_model(out, freeze_encoder)
     path = out / ("decoder.pt" if freeze_encoder else "autoencoder.pt")

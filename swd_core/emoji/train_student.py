@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..distill.adapters import add_adapters
+from ..distill.adapters import add_adapters, switched_layers
 from ..distill.scalewise import Interval, intervals
 from ..distill.trainer import Conditioning, DistillConfig, Trainer
-from ..lora import LoraLayer, schedule_header, write_peft
+from ..lora import LoraLayer, read_lora, schedule_header, write_peft
 from ..process import FlowMatching
 from ..schedule import ScaleSchedule, presets
+from .autoencoder import Autoencoder
+from .detail import PictureDetail
 from .latents import PromptSampler, load_latents
 from .model import MMDiT
-from .student import MODEL_FILE, TEXT_FILE, load_text_encoder, read_weights
+from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, load_text_encoder, read_weights
 from .text import EmojiTextEncoder
 
 log = logging.getLogger(__name__)
@@ -71,7 +74,10 @@ class EmojiModel:
 
 @dataclass
 class EmojiBatches:
-    """Emoji latents at every size with freshly drawn prompts."""
+    """Emoji latents at every size with freshly drawn prompts.
+
+    The conditioning's third part has the numbers of the pictures.
+    """
 
     latents: dict[int, Tensor]
     prompts: PromptSampler
@@ -82,7 +88,8 @@ class EmojiBatches:
             [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)]
         )
         previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
-        return self.latents[interval.size[0]][chosen], previous, self._encode(chosen, rng)
+        text = (*self._encode(chosen, rng), chosen)
+        return self.latents[interval.size[0]][chosen], previous, text
 
     @torch.no_grad()
     def _encode(self, chosen: Tensor, rng: random.Random) -> Conditioning:
@@ -93,46 +100,93 @@ class EmojiBatches:
         return self.text(torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long))
 
 
+_STREAM_LAYERS = {
+    ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
+    ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    ("x_block", "attn.proj"): ("attn.to_out.0",),
+    ("context_block", "attn.proj"): ("attn.to_add_out",),
+    ("x_block", "mlp.fc1"): ("ff.net.0.proj",),
+    ("x_block", "mlp.fc2"): ("ff.net.2",),
+    ("context_block", "mlp.fc1"): ("ff_context.net.0.proj",),
+    ("context_block", "mlp.fc2"): ("ff_context.net.2",),
+}
+
+
+def published_names(layer: str) -> list[str]:
+    """A layer's name in the host -> its parts' names in published SD3.5 students (diffusers')."""
+    _, block, stream, leaf = layer.split(".", 3)
+    return [f"transformer_blocks.{block}.{part}" for part in _STREAM_LAYERS[stream, leaf]]
+
+
 def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
-    """Host-named adapters with a fused qkv -> the diffusers names of published SD3.5 students."""
-    names = {
-        ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
-        ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        ("x_block", "attn.proj"): ("attn.to_out.0",),
-        ("context_block", "attn.proj"): ("attn.to_add_out",),
-        ("x_block", "mlp.fc1"): ("ff.net.0.proj",),
-        ("x_block", "mlp.fc2"): ("ff.net.2",),
-        ("context_block", "mlp.fc1"): ("ff_context.net.0.proj",),
-        ("context_block", "mlp.fc2"): ("ff_context.net.2",),
-    }
+    """Host-named adapters with a fused qkv -> the layers of a published SD3.5 student."""
     published = {}
-    for name, (down, up) in layers.items():
-        _, block, stream, leaf = name.split(".", 3)
-        targets = names[stream, leaf]
-        for target, part in zip(targets, up.chunk(len(targets)), strict=True):
-            published[f"transformer_blocks.{block}.{target}"] = LoraLayer(
-                down=down.half(), up=part.half().contiguous(), scale=1.0
-            )
+    for layer, (down, up) in layers.items():
+        names = published_names(layer)
+        for name, part in zip(names, up.chunk(len(names)), strict=True):
+            published[name] = LoraLayer(down=down.half(), up=part.half().contiguous(), scale=1.0)
     return published
 
 
-def train(run: Path, student: str, minutes: float, config: DistillConfig, name: str) -> None:
-    """Distils for `minutes` of wall time in all and writes the LoRA to `run/name`."""
+@torch.no_grad()
+def begin_from(module: MMDiT, folder: Path) -> None:
+    """Copies a student that `published_layers` made into both adapters of `module`.
+
+    Raises:
+        ValueError: if its layers or its rank are others.
+    """
+    published = read_lora(folder).layers
+    for layer, adapters in switched_layers(module).items():
+        try:
+            parts = [published[name] for name in published_names(layer)]
+            for name in adapters.down:
+                adapters.down[name].copy_(parts[0].down * parts[0].scale)
+                adapters.up[name].copy_(torch.cat([part.up for part in parts]))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{folder} is not a student to begin from: {error}") from error
+
+
+def train(
+    run: Path,
+    student: str,
+    config: DistillConfig,
+    name: str,
+    *,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    begin: Path | None = None,
+    detail: float = 0.0,
+    assets: Path | None = None,
+) -> None:
+    """Distils for `minutes` of wall time or `steps` in all and writes the LoRA to `run/name`.
+
+    Args:
+        begin: folder of a student's LoRA to begin from; the fake score begins there, too.
+        detail: weight of the loss on decoded pictures; assets: the folder they are in.
+    """
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
     module = MMDiT.from_state_dict(
         {k: v.float() for k, v in read_weights(run / MODEL_FILE).items()}
     )
     add_adapters(module, TARGETS, ("student", "fake"), RANK)
+    if begin is not None:
+        begin_from(module, begin)
     batches = EmojiBatches(
         load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text
     )
-    steps = intervals([(s, s) for s in sides], sigmas)
+    schedule_steps = intervals([(s, s) for s in sides], sigmas)
     preset = presets()["emoji-4"].schedule
     schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
     if schedule.scales == preset.scales and schedule.sigmas == preset.sigmas:
         schedule = preset
-    trainer = Trainer(EmojiModel(module), batches, steps, config)
+    extra = None
+    if detail and assets is not None:
+        vae = Autoencoder.from_state_dict(
+            {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
+        )
+        extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail)
+    trainer = Trainer(EmojiModel(module), batches, schedule_steps, config, extra=extra)
 
     def write(trainer: Trainer) -> None:
         header = {
@@ -145,7 +199,7 @@ def train(run: Path, student: str, minutes: float, config: DistillConfig, name: 
             run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header
         )
 
-    trainer.run(run / f"{name}.pt", minutes=minutes, on_save=write)
+    trainer.run(run / f"{name}.pt", minutes=minutes, steps=steps, on_save=write)
 
 
 def main() -> None:
@@ -154,7 +208,11 @@ def main() -> None:
         "--run", type=Path, default=Path("runs/emoji"), help="folder of the teacher"
     )
     parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, help="in all; 60 without --steps")
+    parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
+    parser.add_argument("--begin", type=Path, help="folder of a student's LoRA to begin from")
+    parser.add_argument("--detail", type=float, default=0.0, help="weight of the decoded detail")
+    parser.add_argument("--assets", type=Path, help="the training pictures, for --detail")
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
@@ -170,7 +228,19 @@ def main() -> None:
     options = {
         k: v for k, v in a.items() if k in DistillConfig.__dataclass_fields__ and v is not None
     }
-    train(a["run"], a["student"], a["minutes"], DistillConfig(**options), a["name"] or a["student"])
+    if a["detail"] and a["assets"] is None:
+        parser.error("--detail compares pictures: give their folder with --assets")
+    train(
+        a["run"],
+        a["student"],
+        DistillConfig(**options),
+        a["name"] or a["student"],
+        minutes=a["minutes"] or (math.inf if a["steps"] else 60),
+        steps=a["steps"],
+        begin=a["begin"],
+        detail=a["detail"],
+        assets=a["assets"],
+    )
 
 
 if __name__ == "__main__":

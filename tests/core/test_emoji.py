@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 
 from swd_core.emoji.autoencoder import Autoencoder, widen
 from swd_core.emoji.data import catalogue
+from swd_core.emoji.detail import detail_loss, laplacian
 from swd_core.emoji.model import MMDiT, position_embedding
 from swd_core.emoji.student import MODEL_FILE, VAE_FILE, EmojiStudent
 from swd_core.emoji.text import build_vocabulary
-from swd_core.emoji.train_autoencoder import detail_loss, laplacian
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""The strength of fine detail in decoded pictures, as a loss for the decoder and for students."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..distill.precision import fast_autocast
+from .autoencoder import FACTOR, Autoencoder
+from .data import load_images
+
+BORDER = 8  # pixels at a crop's edge that the decoder made without what lies beyond
+
+
+def laplacian(x: Tensor) -> Tensor:
+    """Second differences of (B, C, H, W), all directions: what varies from cell to cell."""
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    around = x[..., 1:-1, 2:] + x[..., 1:-1, :-2] + x[..., 2:, 1:-1] + x[..., :-2, 1:-1]
+    return x[..., 1:-1, 1:-1] - around / 4
+
+
+def detail_loss(output: Tensor, target: Tensor) -> Tensor:
+    """How far the strength of the finest detail is off, whatever its phase, in 8 x 8 windows.
+
+    The other losses are least where uncertain detail is left out; this one wants as much of it as
+    the picture has.
+    """
+    rms = [F.avg_pool2d(laplacian(x).square(), 8).add(1e-6).sqrt() for x in (output, target)]
+    return F.l1_loss(*rms)
+
+
+def pyramid(images: Tensor, sides: tuple[int, ...]) -> dict[int, Tensor]:
+    """uint8 pictures (N, 3, S, S) at every side in `sides`, downscaled by area."""
+    found = {}
+    for side in sides:
+        small = F.interpolate(images.float(), size=(side, side), mode="area")
+        found[side] = small.round().byte() if side != images.shape[-1] else images
+    return found
+
+
+@dataclass(frozen=True)
+class PictureDetail:
+    """A student's loss by way of the decoder: as much fine detail as the real picture has.
+
+    Latents can have all their strength at high frequencies and still decode to a soft picture,
+    because the decoder draws an edge only where the channels agree.
+
+    Args:
+        vae: the frozen autoencoder. pictures: uint8 (N, 3, S, S) by picture side.
+        weight: of `detail_loss`. crop: side of the decoded part, in cells. count: pictures of a
+            batch that are decoded.
+    """
+
+    vae: Autoencoder
+    pictures: Mapping[int, Tensor]
+    weight: float
+    crop: int = 16
+    count: int = 12
+
+    @classmethod
+    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...], weight: float):
+        """For latents with `sides` cells a side, of the pictures in the folder `assets`."""
+        pictures = pyramid(load_images(assets), tuple(FACTOR * side for side in sides))
+        return cls(vae.requires_grad_(False), pictures, weight)
+
+    def __call__(
+        self, x0: Tensor, text: tuple[Tensor, ...], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The loss of x0 (B, 16, H, W); text[2] has the numbers (B,) of its pictures."""
+        side, chosen = x0.shape[-1], text[2][: self.count]
+        cells = min(self.crop, side)
+        y, x = torch.randint(side - cells + 1, (2,), generator=generator).tolist()
+        with fast_autocast():
+            made = self.vae.decode(x0[: self.count, :, y : y + cells, x : x + cells].float())
+        top, left, size = (FACTOR * n for n in (y, x, cells))
+        real = self.pictures[FACTOR * side][chosen, :, top : top + size, left : left + size]
+        inner = slice(BORDER, -BORDER)
+        made, real = (t[..., inner, inner].float() for t in (made, real))
+        return {"detail": self.weight * detail_loss(made, real / 255)}

@@ -1,0 +1,117 @@
+"""Training the embedded student: beginning from a shipped student, detail by way of the decoder."""
+
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swd_core.distill.adapters import adapter, add_adapters, switched_layers
+from swd_core.distill.interface import DistillConfig
+from swd_core.distill.scalewise import intervals
+from swd_core.distill.trainer import Trainer
+from swd_core.emoji.autoencoder import Autoencoder
+from swd_core.emoji.detail import PictureDetail, pyramid
+from swd_core.emoji.model import MMDiT
+from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
+from swd_core.emoji.train_student import RANK, TARGETS, EmojiModel, begin_from
+
+
+@pytest.fixture(scope="module")
+def module() -> MMDiT:
+    state = load_file(WEIGHTS / MODEL_FILE)
+    model = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
+    add_adapters(model, TARGETS, ("student", "fake"), RANK)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_training_begins_where_the_shipped_student_ended(module):
+    """The adapters give the same as the LoRA merged into the weights by the loader."""
+    merged = EmojiStudent.load()
+    text = merged.encode(["red apple"])
+    x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    arguments = (x, torch.tensor([0.7]), text.context, text.pooled)
+    begin_from(module, WEIGHTS / LORA_FOLDER)
+    wanted = merged.model(*arguments)
+    for name in ("student", "fake"):
+        with adapter(module, name):
+            torch.testing.assert_close(module(*arguments), wanted, atol=2e-3, rtol=1e-3)
+    with adapter(module, None):
+        assert (module(*arguments) - wanted).abs().mean() > 0.01
+
+
+def test_a_student_of_another_rank_is_no_beginning():
+    state = load_file(WEIGHTS / MODEL_FILE)
+    model = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
+    add_adapters(model, TARGETS, ("student",), RANK // 2)
+    with pytest.raises(ValueError, match="not a student to begin from"):
+        begin_from(model, WEIGHTS / LORA_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def vae() -> Autoencoder:
+    state = load_file(WEIGHTS / VAE_FILE)
+    return Autoencoder.from_state_dict({k: v.float() for k, v in state.items()}).eval()
+
+
+def test_decoded_detail_compares_each_picture_with_its_own(vae):
+    """Against pictures that the decoder itself made of the same latents it is nearly nothing."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(4, 16, 20, 20, generator=generator)
+    with torch.no_grad():
+        pictures = vae.decode(latents).clamp(0, 1)
+    loss = PictureDetail(vae, {160: (pictures * 255).round().byte()}, weight=1.0, crop=20)
+    text = (torch.empty(0), torch.empty(0), torch.tensor([2, 0]))
+    right = loss(latents[[2, 0]], text, generator)["detail"]
+    wrong = loss(latents[[1, 3]], text, generator)["detail"]
+    soft = loss(torch.zeros(2, 16, 20, 20), text, generator)["detail"]
+    assert right < 0.1 * wrong
+    assert right < 0.1 * soft
+
+
+def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
+    """One step by decoded detail alone moves the student's adapter; the rest stays as it was."""
+    generator = torch.Generator().manual_seed(2)
+    latents = {side: torch.randn(3, 16, side, side, generator=generator) for side in (16, 20)}
+    pictures = (torch.rand(3, 3, 160, 160, generator=generator) * 255).byte()
+    student = EmojiStudent.load(lora=None)
+    text = student.encode(["cat", "dog", "red apple"])
+
+    class Batches:
+        def draw(self, interval, count, rng):
+            chosen = torch.tensor([rng.randrange(3) for _ in range(count)])
+            previous = latents[interval.previous[0]][chosen] if interval.previous else None
+            conditioning = (text.context[chosen].clone(), text.pooled[chosen].clone(), chosen)
+            return latents[interval.size[0]][chosen], previous, conditioning
+
+    config = DistillConfig(mmd=0.0, dmd=0.0, gan=0.0, batch_tokens=128, warmup=1)
+    extra = PictureDetail(vae.requires_grad_(False), pyramid(pictures, (128, 160)), weight=1.0)
+    steps = intervals([(16, 16), (20, 20)], (1.0, 0.7))
+    trainer = Trainer(EmojiModel(module), Batches(), steps, config, extra=extra)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    trainer.student_step(random.Random(0))
+    changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
+    assert len(changed) >= len(switched_layers(module))
+    assert all(".student" in name for name in changed)
+    assert trainer.means().keys() == {"detail"}
+
+
+def test_training_ends_at_the_number_of_steps(module, tmp_path):
+    latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(3))
+    text = EmojiStudent.load(lora=None).encode(["cat", "dog"])
+
+    class Batches:
+        def draw(self, interval, count, rng):
+            chosen = torch.tensor([rng.randrange(2) for _ in range(count)])
+            return (
+                latents[chosen],
+                None,
+                (text.context[chosen].clone(), text.pooled[chosen].clone()),
+            )
+
+    config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=128)
+    for wanted in (2, 3):
+        trainer = Trainer(EmojiModel(module), Batches(), intervals([(16, 16)], (1.0,)), config)
+        trainer.run(tmp_path / "run.pt", steps=wanted)
+        assert trainer.step == wanted
