@@ -159,6 +159,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=240)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--decay", type=float, default=0.25, help="last share of the time, with a falling rate"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--from-weights", type=Path, help="folder of an exported teacher to begin from"
@@ -169,7 +172,16 @@ def main() -> None:
     if not cache.is_file():
         state = {k: v.float() for k, v in load_file(a.out / "emoji_vae.safetensors").items()}
         prepare_latents(a.assets, Autoencoder.from_state_dict(state), cache)
-    train(load_latents(cache), a.out, a.minutes, a.depth, a.lr, seed=a.seed, weights=a.from_weights)
+    train(
+        load_latents(cache),
+        a.out,
+        a.minutes,
+        a.depth,
+        a.lr,
+        decay=a.decay,
+        seed=a.seed,
+        weights=a.from_weights,
+    )
 
 
 if __name__ == "__main__":
