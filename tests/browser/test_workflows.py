@@ -34,11 +34,10 @@ def own_faults(page) -> list[str]:
 def test_every_graph_is_a_template_with_its_picture(page, browse, look):
     browse()
     for name in GRAPHS:
-        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
-        page.wait_for_function(
-            "(name) => [...document.images].some((i) => i.alt === name && i.naturalWidth)",
-            arg=name,
-        )
+        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()  # then it has one
+        picture = page.locator(f'img[alt="{name}"]').first
+        picture.scroll_into_view_if_needed()
+        page.wait_for_function("(i) => i.naturalWidth > 0", arg=picture.element_handle())
     look("dialog")
 
 
