@@ -23,7 +23,7 @@ HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
 .PHONY: help demo test test-browser lint emoji-data train-autoencoder train-teacher train-student ablation
-.PHONY: bench $(BENCHES:%=bench-%)
+.PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
@@ -33,12 +33,16 @@ help:
 	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
 	@echo "                        cores; one by bench-NAME: $(BENCHES)"
 	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
+	@echo "make evaluate           the model card's table, measured on the embedded weights: ten minutes"
+	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
 	@echo "make ablation           the paper's ablation on the emoji teacher: hours of CPU (STEPS=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed: PYTHON=python3.11 make ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
@@ -54,7 +58,7 @@ demo: $(VENV)/demo.stamp
 	@echo "The picture is output/demo.png; output/demo_strip.png shows how it grew."
 
 # One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
-test test-browser: export OMP_NUM_THREADS ?= 1
+test test-browser evaluate faithfulness: export OMP_NUM_THREADS ?= 1
 
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
@@ -96,6 +100,12 @@ bench-emoji: $(VENV)/dev.stamp
 
 bench-distill: $(VENV)/dev.stamp
 	$(RUN) benchmarks/distill.py $(BENCH)
+
+evaluate: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.emoji.evaluate $(EMOJI) --prompts 128 --seeds 2
+
+faithfulness: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.emoji.faithfulness $(EMOJI)
 
 emoji-data: $(EMOJI)
 

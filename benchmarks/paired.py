@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -185,7 +185,7 @@ def circumstances(more: Sequence[str] = ()) -> str:
             f"thread{'s' if torch.get_num_threads() > 1 else ''}, load {load:.1f} at the end",
             f"Python {platform.python_version()}, torch {torch.__version__}",
             *more,
-            f"{datetime.now(timezone.utc):%Y-%m-%d}",
+            f"{datetime.now(UTC):%Y-%m-%d}",
             f"commit {_commit()}",
         ]
     )

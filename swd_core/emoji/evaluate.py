@@ -23,8 +23,8 @@ from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
 from ..spectrum import top_octave_ratio
 from .data import catalogue, load_images
-from .latents import load_latents
-from .student import EmojiStudent, TextConditioning
+from .latents import encode_latents
+from .student import LORA_FOLDER, WEIGHTS, EmojiStudent, TextConditioning
 from .train_student import SIGMAS, STUDENTS
 
 log = logging.getLogger(__name__)
@@ -170,8 +170,13 @@ def measure(
     }
 
 
+def student_folder(run: Path, lora: str) -> str:
+    """A student's folder in `run`: the embedded weights have theirs under a name of its own."""
+    return LORA_FOLDER if run == WEIGHTS and lora == "scalewise4" else lora
+
+
 def load(run: Path, lora: str) -> EmojiStudent:
-    return EmojiStudent.load(run, lora=lora or None)
+    return EmojiStudent.load(run, lora=student_folder(run, lora) or None)
 
 
 @torch.inference_mode()
@@ -207,7 +212,9 @@ def row(way: Way, figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji"))
+    parser.add_argument(
+        "--run", type=Path, default=WEIGHTS, help="a training run; the embedded weights by default"
+    )
     parser.add_argument(
         "--prompts", type=int, default=10_000, help="how many training prompts; all by default"
     )
@@ -221,11 +228,11 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="folder for the sheets of 64 pictures")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    bank = load_latents(a.run / "latents.safetensors")[SIDE]
     pictures = load_images(a.assets)
+    bank = encode_latents(pictures, load(a.run, "").vae, (SIDE,))[SIDE]
     table = json.loads(a.out.read_text()) if a.out and a.out.is_file() else {}
     for way in ways(a.guidance):
-        known = not way.lora or (a.run / way.lora).is_dir()
+        known = not way.lora or (a.run / student_folder(a.run, way.lora)).is_dir()
         if not known or (a.only and not any(part in way.title for part in a.only)):
             continue
         if way.title not in table:

@@ -17,9 +17,9 @@ from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
-from .data import catalogue
+from .data import catalogue, load_images
 from .evaluate import nearest
-from .latents import load_latents
+from .latents import encode_latents
 from .student import EmojiStudent
 from .train_student import STUDENTS
 
@@ -119,14 +119,16 @@ def table(measured: dict[int, Likeness]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji"), help="folder of latents")
+    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
     parser.add_argument("--prompts", type=int, default=10_000, help="all by default")
-    parser.add_argument("--out", type=Path, default=Path("docs/faithfulness.json"))
+    parser.add_argument("--out", type=Path, help="JSON for the figures")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    banks = load_latents(a.run / "latents.safetensors")
-    rows = table(measure(EmojiStudent.load(), prompts(a.prompts), banks))
-    a.out.write_text(json.dumps(rows, indent=1) + "\n")
+    model = EmojiStudent.load()
+    banks = encode_latents(load_images(a.assets), model.vae)
+    rows = table(measure(model, prompts(a.prompts), banks))
+    if a.out:
+        a.out.write_text(json.dumps(rows, indent=1) + "\n")
     for stop, row in rows.items():
         log.info(
             "| %s | %d px | %.1f %% | %.1f ± %.1f | %.3f ± %.3f |",

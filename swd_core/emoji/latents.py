@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,14 @@ LATENT_SIDES = (16, 20, 24, 32)
 
 
 @torch.inference_mode()
-def prepare_latents(assets: Path, vae: Autoencoder, path: Path, sides=LATENT_SIDES) -> None:
-    """Downscales each picture in pixel space (area), encodes it and writes all sizes to `path`."""
-    images = load_images(assets)
+def encode_latents(
+    images: Tensor, vae: Autoencoder, sides: Sequence[int] = LATENT_SIDES
+) -> dict[int, Tensor]:
+    """Downscales pictures (N, 3, H, W), uint8, in pixel space (area) and encodes them.
+
+    Returns:
+        latents (N, 16, side, side) by side.
+    """
     encoded = {}
     for side in sides:
         size = side * FACTOR
@@ -29,15 +35,16 @@ def prepare_latents(assets: Path, vae: Autoencoder, path: Path, sides=LATENT_SID
         for batch in images.split(8):
             small = F.interpolate(batch.float() / 255, size=(size, size), mode="area")
             parts.append(vae.encode(small.to(memory_format=torch.channels_last)))
-        encoded[str(side)] = torch.cat(parts).half().contiguous()
-        log.info(
-            "latents %d: mean %.3f std %.3f",
-            side,
-            encoded[str(side)].mean(),
-            encoded[str(side)].std(),
-        )
+        encoded[side] = torch.cat(parts)
+        log.info("latents %d: mean %.3f std %.3f", side, encoded[side].mean(), encoded[side].std())
+    return encoded
+
+
+def prepare_latents(assets: Path, vae: Autoencoder, path: Path) -> None:
+    """Encodes every emoji at every size and writes them to `path`, in float16."""
+    encoded = encode_latents(load_images(assets), vae)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(encoded, path)
+    save_file({str(side): x.half().contiguous() for side, x in encoded.items()}, path)
 
 
 def load_latents(path: Path) -> dict[int, Tensor]:

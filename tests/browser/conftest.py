@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def host(chromium, tmp_path_factory):
         pytest.skip(f"no ComfyUI at {module.COMFYUI}: set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfy_browser")
     running = module.Server(base)
+    try:
+        running.get("/templates/index.json")
+    except urllib.error.HTTPError:
+        running.stop()
+        pytest.fail(
+            "The host has no templates of its own, and older pages then open no template at all: "
+            f"pip install -r {module.COMFYUI / 'requirements.txt'}"
+        )
     yield running
     running.stop()
     shutil.rmtree(base, ignore_errors=True)
@@ -52,6 +61,9 @@ def host(chromium, tmp_path_factory):
 @pytest.fixture(params=["classic", "vue"])
 def page(request, chromium, host):
     """The host's page in one of its two editors, with what went wrong in it in `page.faults`."""
+    version = host.get("/system_stats")["system"]["comfyui_version"]
+    if request.param == "vue" and tuple(map(int, version.split(".")[:2])) < (0, 4):
+        pytest.skip(f"ComfyUI {version} has the classic editor only")
     settings = {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.TutorialCompleted": True}
     folder = host.base / "user" / "default"
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +78,18 @@ def page(request, chromium, host):
     page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=120_000)
     yield page
     context.close()
+
+
+@pytest.fixture
+def browse(page) -> Callable[[], None]:
+    """Opens the templates dialog at this pack, as an artist does."""
+
+    def open_dialog() -> None:
+        page.keyboard.press("Escape")  # a new user's page begins with the dialog open
+        page.get_by_role("button", name="Templates").first.click()
+        page.get_by_text("ComfyUI-SwD", exact=True).first.click()
+
+    return open_dialog
 
 
 @pytest.fixture

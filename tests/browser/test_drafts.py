@@ -9,17 +9,6 @@ PICK = (
 )
 
 
-def open_template(page) -> None:
-    page.keyboard.press("Escape")  # a new user's page begins with the dialog open
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_text("ComfyUI-SwD", exact=True).first.click()
-    page.get_by_text("swd_drafts_emoji", exact=True).first.click()
-    page.wait_for_function(
-        "() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')", timeout=60_000
-    )
-    page.wait_for_timeout(500)
-
-
 def node_id(page, kind: str) -> str:
     return str(page.evaluate("(k) => app.graph.nodes.find((n) => n.type === k).id", kind))
 
@@ -36,9 +25,14 @@ def marked(page) -> list[str]:
 
 
 @pytest.fixture
-def sheet(page, run):
+def sheet(page, browse, run):
     """The template, run once with nothing picked."""
-    open_template(page)
+    browse()
+    page.get_by_text("swd_drafts_emoji", exact=True).first.click()
+    page.wait_for_function(
+        "() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')", timeout=60_000
+    )
+    page.wait_for_timeout(500)
     entry = run()
     assert node_id(page, "SaveImage") not in entry["outputs"], "nothing was picked"
     page.wait_for_selector(BUTTONS, state="visible", timeout=60_000)

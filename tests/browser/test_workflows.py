@@ -1,5 +1,6 @@
 """The shared graphs in the real editor: offered as templates, whole when opened, and they run."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ GRAPHS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "workflows").glob("swd_*.json"))
 }
+PICTURE = "docs/images/red_apple_with_graph.png"
 OPENED = """async (graph) => {
     await app.loadGraphData(graph);
     const saved = app.graph.serialize();
@@ -20,17 +22,19 @@ OPENED = """async (graph) => {
 }"""
 
 
+def models_of(graph: dict) -> list[str]:
+    return [m["name"] for n in graph["nodes"] for m in n.get("properties", {}).get("models", [])]
+
+
 def own_faults(page) -> list[str]:
     """Without those of the page asking the hub how large a missing student is."""
     return [f for f in page.faults if "swd" in f.lower() and "huggingface.co" not in f]
 
 
-def test_every_graph_is_a_template_with_its_picture(page, look):
-    page.keyboard.press("Escape")  # a new user's page begins with the dialog open
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_text("ComfyUI-SwD", exact=True).first.click()
+def test_every_graph_is_a_template_with_its_picture(page, browse, look):
+    browse()
     for name in GRAPHS:
-        page.get_by_text(name, exact=True).first.wait_for()
+        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()  # then it has one
         picture = page.locator(f'img[alt="{name}"]').first
         picture.scroll_into_view_if_needed()
         page.wait_for_function("(i) => i.naturalWidth > 0", arg=picture.element_handle())
@@ -51,6 +55,52 @@ def test_every_graph_opens_whole(page, look):
             assert now[: len(node["widgets_values"])] == node["widgets_values"], (name, kind)
         page.wait_for_timeout(300)
         look(name)
+    assert own_faults(page) == []
+
+
+def test_every_template_opens_by_a_click(page, browse, look):
+    """Nothing in the way but the host's offer to download models that it lacks."""
+    for name, graph in GRAPHS.items():
+        browse()
+        page.get_by_text(name, exact=True).first.click()
+        page.wait_for_function(
+            "([name, count]) => app.extensionManager.workflow.activeWorkflow?.filename === name"
+            " && app.graph.nodes.length === count",
+            arg=[name, len(graph["nodes"])],
+        )
+        page.wait_for_timeout(1500)
+        look(name)
+        unknown = "app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types))"
+        assert page.evaluate(f"{unknown}.length") == 0, name
+        dialogs = [d for d in page.get_by_role("dialog").all() if d.is_visible()]
+        for dialog in dialogs:
+            text = dialog.inner_text()
+            assert (files := models_of(graph)) and "Missing Models" in text, (name, text)
+            assert all(file in text for file in files), (name, text)
+            dialog.get_by_role("button", name="Close").first.click()
+            dialog.wait_for(state="hidden")
+        assert page.locator(".p-toast-message").count() == 0, name
+    assert own_faults(page) == []
+
+
+def test_the_readmes_picture_brings_its_graph(page, look):
+    page.keyboard.press("Escape")
+    data = base64.b64encode((ROOT / PICTURE).read_bytes()).decode()
+    dropped = page.evaluate_handle(
+        """(data) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const dropped = new DataTransfer();
+            dropped.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+            return dropped;
+        }""",
+        data,
+    )
+    page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": dropped})
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'SwDEmojiStudent')")
+    page.wait_for_timeout(1000)
+    look("dropped")
+    types = page.evaluate("app.graph.nodes.map((n) => n.type)")
+    assert sorted(types) == sorted(n["type"] for n in GRAPHS["swd_quickstart_emoji"]["nodes"])
     assert own_faults(page) == []
 
 

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
-import tomllib
 import torch
 from PIL import Image
 from safetensors.torch import load_file
