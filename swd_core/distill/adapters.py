@@ -31,8 +31,8 @@ class SwitchedLinear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         y = self.base(rows)
         if self.active is not None:
-            down, up = self.down[self.active].to(x.dtype), self.up[self.active].to(y.dtype)
-            y.addmm_((rows @ down.T).to(y.dtype), up.T)
+            down, up = self.down[self.active].to(y.dtype), self.up[self.active].to(y.dtype)
+            y.addmm_(rows.to(y.dtype) @ down.T, up.T)
         return y.view(*x.shape[:-1], -1)
 
 

@@ -69,13 +69,14 @@ class Trainer:
         self.head = discriminator_head(self.model.width).to(self.device)
         self.student = adapter_parameters(module, "student")
         self.fake = [*adapter_parameters(module, "fake"), *self.head.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            self.student, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0
-        )
-        self.optimiser_fake = torch.optim.AdamW(
-            self.fake, lr=self.config.lr_fake, betas=(0.9, 0.99), weight_decay=0
-        )
+        self.optimiser = self._adamw(self.student, self.config.lr)
+        self.optimiser_fake = self._adamw(self.fake, self.config.lr_fake)
         self.average = [p.detach().clone() for p in self.student]
+
+    def _adamw(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        fused = self.device.type in ("cpu", "cuda")  # needs no copies of all parameters
+        options = {"betas": (0.9, 0.99), "weight_decay": 0, "fused": fused}
+        return torch.optim.AdamW(parameters, lr=lr, **options)
 
     @property
     def needs_fake(self) -> bool:
