@@ -29,9 +29,7 @@ from swd_core.resample import upscale
 def lora(rank: int) -> LoraConfig:
     """What diffusers' LoRA trainers and the recipe give peft; the same layers as ours."""
     targets = [name.removeprefix(".") for name in TARGETS["sd3"]]
-    return LoraConfig(
-        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets
-    )
+    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
 
 
 def expanded(values: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ class WrittenOut(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         if func is F.scaled_dot_product_attention and torch.is_grad_enabled():
-            q, k, v, *more = (*args, *(options[n] for n in ("query", "key", "value") if n in options))
-            plain = not more and options.get("attn_mask") is None
-            plain = plain and not (options.get("dropout_p") or options.get("is_causal"))
-            if plain and options.get("scale") is None and max(q.shape[-2], k.shape[-2]) <= FEW:
+            named = [options[n] for n in ("query", "key", "value") if n in options]
+            q, k, v, *more = (*args, *named)
+            others = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+            unusual = more or any(options.get(n) not in (None, 0, False) for n in others)
+            if not unusual and max(q.shape[-2], k.shape[-2]) <= FEW:
                 return attend(q, k, v)
         return func(*args, **options)
 

@@ -4,7 +4,7 @@ import random
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from .diffusers_models import DiffusersModel, checkpointed
+from .config import Settings
+from .diffusers_models import DiffusersModel, checkpointed, wrap
+from .families import empty_module, schedule_sigmas, shape_of
 from .interface import Conditioning, DistillConfig
-from .scalewise import Interval
+from .scalewise import Interval, intervals
 from .trainer import Trainer
 
 META = torch.device("meta")
@@ -165,9 +167,22 @@ def follow(module: nn.Module, mode: OnMeta) -> None:
 
 @dataclass
 class Rehearsal(Trainer):
-    """A trainer whose numbers are not there: it doesn't look at losses and takes no steps."""
+    """A trainer without numbers: it looks at no losses and takes no steps.
 
-    moments: list[Tensor] = field(default_factory=list)
+    accumulated: whether a batch finds gradients of others there.
+    """
+
+    accumulated: bool = False
+
+    def student_step(self, rng: random.Random) -> None:
+        self._hold(self.fake if self.needs_fake else self.student)
+        super().student_step(rng)
+
+    def _hold(self, parameters: list[nn.Parameter]) -> None:
+        """The gradients of the batches before, of one optimiser step."""
+        if self.accumulated:
+            for p in parameters:
+                p.grad = torch.empty_like(p)
 
     def autocast(self) -> AbstractContextManager:
         return nullcontext()
@@ -181,6 +196,8 @@ class Rehearsal(Trainer):
         self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: dict
     ) -> None:
         optimiser.zero_grad(set_to_none=True)
+        if optimiser is self.optimiser_fake:
+            self._hold(self.student)
 
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
@@ -194,14 +211,20 @@ def estimate(
     channels: int,
     text: Sequence[tuple[int, ...]],
 ) -> Estimate:
-    """What training `model`, built on the meta device, takes at the most demanding of `steps`.
+    """What training `model`, built on the meta device, takes at the size with the most tokens.
 
     Args:
         channels: of the latents. text: shapes of one picture's conditioning.
     """
-    config = replace(config, fake_steps=1, accumulate=min(config.accumulate, 2))
+
+    def tokens(interval: Interval) -> int:
+        area = interval.size[0] * interval.size[1] // 4
+        return max(2, config.batch_tokens // area) * (area + text[0][0])
+
+    batches = Shapes(channels, text, max(steps, key=tokens))
     existing = [*model.module.parameters(), *model.module.buffers()]
-    trainer = Rehearsal(model, Shapes(channels, text, steps[0]), list(steps), config)
+    short = replace(config, fake_steps=1, accumulate=1)
+    trainer = Rehearsal(model, batches, [], short, accumulated=config.accumulate > 1)
     trained = [*trainer.student, *trainer.fake]
     adapters = bytes_of([*trained, *trainer.average])
     within = {id(p) for p in trained}
@@ -209,11 +232,52 @@ def estimate(
     mode = OnMeta(next(model.module.parameters()).dtype if config.autocast else None)
     if model.checkpointing:
         follow(model.module, mode)
-    working = 0
-    for interval in {(s.size, s.previous is None): s for s in steps}.values():
-        trainer.batches.interval = interval
-        live = Live([*existing, *trained, *trainer.average])
-        with live, mode:
-            trainer.student_step(random.Random(0))
-        working = max(working, live.most)
-    return Estimate(weights, adapters, 2 * bytes_of(trained), working)
+    live = Live([*existing, *trained, *trainer.average])
+    with live, mode:
+        trainer.student_step(random.Random(0))
+    return Estimate(weights, adapters, 2 * bytes_of(trained), live.most)
+
+
+def estimate_settings(settings: Settings) -> Estimate:
+    """The same for a config, on a graphics card; only the base's config.json is read.
+
+    Raises:
+        ValueError: if that can't be read, or the family is the embedded one.
+    """
+    if settings.kind == "emoji":
+        raise ValueError("The embedded student needs no estimate: it trains in 2 GB.")
+    shape, m = shape_of(settings), settings.model
+    module = empty_module(settings)
+    options: dict[str, Any] = {"rank": m.rank, "checkpointing": m.checkpointing}
+    options["block"] = None if m.block < 0 else m.block
+    module.train()
+    model = wrap(nn.Module.to(module, getattr(torch, m.dtype)), **options)
+    side = settings.data.size // 8
+    multiple = 4 if settings.kind == "sdxl" else 2
+    sizes = settings.scale_schedule().sizes(side, side, multiple)
+    steps = intervals(sizes, schedule_sigmas(settings))
+    channels, text = conditioning_of(settings.kind, shape)
+    return estimate(model, steps, settings.train, channels, text)
+
+
+def conditioning_of(kind: str, shape: dict[str, Any]) -> tuple[int, list[tuple[int, ...]]]:
+    """Channels of the latents, and one picture's conditioning as `prepare` writes it."""
+    if kind == "sdxl":
+        sizes = 6 * shape["addition_time_embed_dim"]
+        pooled = shape["projection_class_embeddings_input_dim"] - sizes
+        return shape["in_channels"], [(77, shape["cross_attention_dim"]), (pooled,), (2,)]
+    tokens, patch = (512, 4) if kind == "flux" else (77 + 256, 1)
+    text = [(tokens, shape["joint_attention_dim"]), (shape["pooled_projection_dim"],)]
+    return shape["in_channels"] // patch, text
+
+
+def lines(e: Estimate) -> str:
+    """The parts in GiB, a line each."""
+    rows = {
+        "base weights": e.weights,
+        "two LoRAs, head, averaged student": e.adapters,
+        "the optimisers' moments": e.optimisers,
+        "activations, gradients, batches": e.working,
+        "in all, beside what the driver takes (about 1 GiB)": e.total,
+    }
+    return "\n".join(f"{size / 2**30:7.2f} GiB  {name}" for name, size in rows.items())
