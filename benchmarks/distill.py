@@ -2,10 +2,12 @@
 
     make bench-distill
 
-The recipe encodes text and pictures in every step and runs a whole pass for every score and every
-set of features. All sides train the same small random SD3 model on the same batches, with the same
-losses and the same number of fake-score steps. Memory is compared with one diffusion loss of the
-same model and batches under AdamW, as LoRA trainers have it. No ComfyUI needed.
+The recipe (benchmarks/recipe.py) encodes text and pictures in every step and makes every score and
+every set of features in a pass of its own. All sides train the same small random SD3 model on the
+same pictures, with the same losses and number of fake-score steps, all with gradient checkpointing
+and, where the processor is fast at it, in bfloat16, as the recipe's scripts and our configs have
+it. Memory is compared with LoRA training of the same model as diffusers' scripts do it: one
+diffusion loss, peft, AdamW, the same batches. No ComfyUI needed.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers.training_utils import cast_training_params
 from paired import (
     Times,
     arguments,
@@ -32,18 +35,21 @@ from paired import (
     spread,
     table,
 )
-from torch import Tensor
+from recipe import Recipe, lora
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from swd_core.distill.adapters import adapter, adapter_parameters
 from swd_core.distill.buckets import shrink
 from swd_core.distill.diffusers_models import SD3Model
 from swd_core.distill.interface import DistillConfig
+from swd_core.distill.precision import fast_autocast, has_fast_bfloat16
 from swd_core.distill.scalewise import Interval, intervals
 from swd_core.distill.trainer import Trainer
 
 SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
-TOKENS, COUNT, RANK = 77, 8, 16
+TOKENS, COUNT, RANK, LR = 77, 8, 16, 1e-5
+DTYPE = torch.bfloat16 if has_fast_bfloat16() else torch.float32
 ENCODING, STEP, OURS = "recipe", "recipe's step, prepared data", "this trainer, prepared data"
 DISTILL, LORA = "this trainer", "plain LoRA training"
 
@@ -70,16 +76,15 @@ class Scale:
 SMALL = Scale(64, 2, (4, 6, 8, 10), (32, 32, 32, 32), 2)
 
 
-def small_sd3(scale: Scale) -> SD3Model:
+def small_sd3(scale: Scale) -> SD3Transformer2DModel:
     torch.manual_seed(0)
     width = scale.width
-    module = SD3Transformer2DModel(
+    return SD3Transformer2DModel(
         sample_size=32, num_layers=scale.layers, attention_head_dim=64,
         num_attention_heads=width // 64, in_channels=16, joint_attention_dim=width,
         caption_projection_dim=width, pooled_projection_dim=width, pos_embed_max_size=32,
         qk_norm="rms_norm",
-    )  # fmt: skip
-    return SD3Model(module, rank=RANK)
+    ).to(DTYPE)  # fmt: skip
 
 
 class Encoders:
@@ -90,13 +95,13 @@ class Encoders:
         self.vae = AutoencoderKL(
             block_out_channels=scale.vae, latent_channels=16, layers_per_block=2,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ).eval()  # fmt: skip
+        ).eval().to(DTYPE)  # fmt: skip
         config = CLIPTextConfig(
             hidden_size=scale.width, intermediate_size=4 * scale.width,
             num_attention_heads=scale.width // 64, num_hidden_layers=scale.text_layers,
             projection_dim=scale.width,
         )  # fmt: skip
-        self.clip = CLIPTextModelWithProjection(config).eval()
+        self.clip = CLIPTextModelWithProjection(config).eval().to(DTYPE)
 
     @torch.no_grad()
     def text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,7 @@ class Encoders:
     @torch.no_grad()
     def latents(self, pictures: Tensor, size: tuple[int, int]) -> Tensor:
         small = shrink(pictures, (size[0] * 8, size[1] * 8))
-        return self.vae.encode(small * 2 - 1).latent_dist.mode()
+        return self.vae.encode((small * 2 - 1).to(DTYPE)).latent_dist.mode()
 
 
 @dataclass
@@ -175,48 +180,50 @@ def made_up(scale: Scale) -> Prepared:
     return Prepared(latents, text, tuple(t[:1] for t in text))
 
 
-class WholePasses:
-    """The recipe's calls: every score and every set of features is a pass through all blocks."""
-
-    def __init__(self, model: SD3Model):
-        self.inner, self.module, self.width = model, model.module, model.width
-
-    def predict(self, *arguments: Any) -> Tensor:
-        return self.inner.predict(*arguments)
-
-    def features(self, *arguments: Any) -> Tensor:
-        return self.inner.predict_with_features(*arguments)[1]
-
-    def predict_with_features(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return self.predict(*arguments), self.features(*arguments)
+def recipe(scale: Scale, batches: Any, a: argparse.Namespace) -> Recipe:
+    return Recipe(
+        small_sd3(scale), batches, scale.intervals, RANK, a.batch_tokens, a.fake_steps, LR
+    )
 
 
-def trainer(model: Any, batches: Any, scale: Scale, a: argparse.Namespace) -> Trainer:
-    config = DistillConfig(fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=1e-5)
+def trainer(scale: Scale, batches: Any, a: argparse.Namespace) -> Trainer:
+    model = SD3Model(small_sd3(scale), rank=RANK, checkpointing=True)
+    config = DistillConfig(
+        fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=LR, lr_fake=LR, autocast=True
+    )
     return Trainer(model, batches, scale.intervals, config)
 
 
-def stepper(run: Trainer) -> Callable[[], None]:
+def stepper(run: Trainer | Recipe) -> Callable[[], None]:
     """One student step with its fake-score steps; the k-th of every side draws the same batches."""
     return lambda: run.student_step(random.Random(run.step))
 
 
 def lora_stepper(scale: Scale, data: Prepared, a: argparse.Namespace) -> Callable[[], None]:
     """One diffusion loss and one step of AdamW, on batches of the trainer's sizes in turn."""
-    model, each = small_sd3(scale), cycle(scale.intervals)
-    parameters = adapter_parameters(model.module, "student")
-    optimiser = torch.optim.AdamW(parameters, lr=1e-5)
+    model, each = small_sd3(scale).requires_grad_(False), cycle(scale.intervals)
+    model.add_adapter(lora(RANK))
+    cast_training_params(model)
+    model.enable_gradient_checkpointing()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=LR)
 
     def step() -> None:
         interval = next(each)
         count = max(2, a.batch_tokens * 4 // (interval.size[0] * interval.size[1]))
         real, _, text = data.draw(interval, count, random.Random(0))
-        noise, sigma = torch.randn_like(real), torch.full((count,), 0.5)
-        with adapter(model.module, "student"):
-            loss = (model.predict(0.5 * (real + noise), sigma, text) - real).square().mean()
-        optimiser.zero_grad(set_to_none=True)
+        real, noise = real.to(DTYPE), torch.randn_like(real, dtype=DTYPE)
+        context, pooled = (t.to(DTYPE) for t in text)
+        with fast_autocast():
+            velocity = model(
+                0.5 * (real + noise), context, pooled, torch.full((count,), 500.0),
+                return_dict=False,
+            )[0]  # fmt: skip
+        loss = F.mse_loss(velocity.float(), (noise - real).float())
         loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
 
     return step
 
@@ -230,7 +237,7 @@ def peak(scale: Scale, a: argparse.Namespace) -> int:
         if a.peak == LORA:
             step = lora_stepper(scale, data, a)
         else:
-            step = stepper(trainer(small_sd3(scale), data, scale, a))
+            step = stepper(trainer(scale, data, a))
         for _ in range(4):
             step()
 
@@ -279,9 +286,9 @@ def main() -> None:
     every = pictures(scale)
     data = prepare(every, scale)
     sides = {
-        ENCODING: stepper(trainer(WholePasses(small_sd3(scale)), every, scale, a)),
-        STEP: stepper(trainer(WholePasses(small_sd3(scale)), data, scale, a)),
-        OURS: stepper(trainer(small_sd3(scale), data, scale, a)),
+        ENCODING: stepper(recipe(scale, every, a)),
+        STEP: stepper(recipe(scale, data, a)),
+        OURS: stepper(trainer(scale, data, a)),
     }
 
     def warm_up() -> None:

@@ -26,11 +26,14 @@ class SwitchedLinear(nn.Module):
         self.active: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        if self.active is None:
-            return y
-        down, up = self.down[self.active].to(x.dtype), self.up[self.active].to(x.dtype)
-        return y + (x @ down.T) @ up.T
+        # As a matrix: with a batch of slices, such as attention's two streams, torch copies the
+        # weights for every picture.
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.base(rows)
+        if self.active is not None:
+            down, up = self.down[self.active].to(y.dtype), self.up[self.active].to(y.dtype)
+            y.addmm_(rows.to(y.dtype) @ down.T, up.T)
+        return y.view(*x.shape[:-1], -1)
 
 
 def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:

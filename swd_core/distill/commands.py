@@ -45,6 +45,9 @@ def add_training_commands(
     d = command("distill", "Trains a scale-wise student as a LoRA.", _distill)
     d.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     d.add_argument("--steps", type=int, metavar="N", help="train to this many steps in all")
+    d.add_argument(
+        "--estimate", action="store_true", help="only say how much graphics memory it will take"
+    )
     d.add_argument("--run", metavar="FOLDER", dest="run_folder", help="instead of [output] run")
 
 
@@ -120,6 +123,11 @@ def _distill(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -
         if a.run_folder:
             run = dataclasses.replace(settings.output, run=a.run_folder)
             settings = dataclasses.replace(settings, output=run)
+        if a.estimate:
+            from .estimate import estimate_settings, lines
+
+            output(lines(estimate_settings(settings)))
+            return
         _need(settings.data.prepared, "[data] prepared")
         from .session import train as run_training
 

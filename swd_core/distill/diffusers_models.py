@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..lora import LoraLayer
 from ..process import FlowMatching, VarianceExploding
 from .adapters import SwitchedLinear, adapter, add_adapters
+from .attention import quick_attention
 from .interface import Conditioning
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -41,7 +42,7 @@ def checkpointed(module: nn.Module, *args: Any) -> Any:
     name = active_adapter(module)
 
     def run(*inputs: Any) -> Any:
-        with adapter(module, name):
+        with adapter(module, name), quick_attention(inputs[0].device):
             return module(*inputs)
 
     return checkpoint(run, *args, use_reentrant=False)
@@ -100,12 +101,12 @@ class DiffusersModel:
         return t
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        output = self._call(x, sigma, text)
+        output = self._run(x, sigma, text)
         return self.process.to_x0(x, output.float(), sigma.view(-1, 1, 1, 1))
 
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         with self._first_half(), self._watch(detach=False) as seen:
-            self._call(x, sigma, text, to_end=False)
+            self._run(x, sigma, text, to_end=False)
         return seen[0]
 
     def predict_with_features(
@@ -176,6 +177,10 @@ class DiffusersModel:
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
         raise NotImplementedError
+
+    def _run(self, *arguments: Any, to_end: bool = True) -> Tensor:
+        with quick_attention(self._device):
+            return self._call(*arguments, to_end=to_end)
 
     def _cast(self, *tensors: Tensor) -> list[Tensor]:
         dtype = next(self.module.parameters()).dtype

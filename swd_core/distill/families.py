@@ -82,6 +82,17 @@ def shape_of(settings: Settings) -> dict[str, Any]:
     return config
 
 
+def empty_module(settings: Settings) -> Any:
+    """The base's transformer or UNet on the meta device: its layers, no weights.
+
+    Raises:
+        ValueError: as `shape_of`.
+    """
+    shape = shape_of(settings)
+    with torch.device("meta"):
+        return getattr(_diffusers(), PIPELINES[settings.kind][1]).from_config(shape)
+
+
 def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
     """The teacher's number format; float32 on a processor."""
     return getattr(torch, settings.model.dtype if device.type != "cpu" else "float32")
@@ -223,9 +234,7 @@ class DiffusersEncoder:
         self.pipe = load_pipeline(settings, device, **{part: None}).to(device)
         if self.family == "sd3" and self.pipe.text_encoder_3 is None:
             # The pipeline asks its transformer, which needs no weights for that, for T5's width.
-            with torch.device("meta"):
-                shape = _diffusers().SD3Transformer2DModel.from_config(shape_of(settings))
-            self.pipe.register_modules(transformer=shape)
+            self.pipe.register_modules(transformer=empty_module(settings))
         self.factor = self.pipe.vae_scale_factor
         self.vae = DiffusersVae(self.pipe.vae, device)
 

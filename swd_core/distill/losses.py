@@ -75,6 +75,6 @@ def gan_student_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
-def gan_head_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Loss of the discriminator head: softplus(D(fake)) + softplus(-D(real))."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def gan_head_loss(logits: Tensor, real: bool) -> Tensor:
+    """A half of the discriminator head's loss: softplus(-D(real)) or softplus(D(fake))."""
+    return F.softplus(-logits if real else logits).mean()

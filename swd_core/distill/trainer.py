@@ -72,13 +72,14 @@ class Trainer:
         self.head = discriminator_head(self.model.width).to(self.device)
         self.student = adapter_parameters(module, "student")
         self.fake = [*adapter_parameters(module, "fake"), *self.head.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            self.student, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0
-        )
-        self.optimiser_fake = torch.optim.AdamW(
-            self.fake, lr=self.config.lr_fake, betas=(0.9, 0.99), weight_decay=0
-        )
+        self.optimiser = self._adamw(self.student, self.config.lr)
+        self.optimiser_fake = self._adamw(self.fake, self.config.lr_fake)
         self.average = [p.detach().clone() for p in self.student]
+
+    def _adamw(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        fused = self.device.type in ("cpu", "cuda")  # needs no copies of all parameters
+        options = {"betas": (0.9, 0.99), "weight_decay": 0, "fused": fused}
+        return torch.optim.AdamW(parameters, lr=lr, **options)
 
     @property
     def needs_fake(self) -> bool:
@@ -99,16 +100,18 @@ class Trainer:
             for _ in range(self.config.fake_steps):
                 self._fake_step(rng, generator)
         sums: dict[str, float] = {}
-        self.optimiser.zero_grad(set_to_none=True)
         with frozen(self.fake):
             for _ in range(self.config.accumulate):
                 with self.autocast():
-                    real, fake, text = self._generate(self._interval(rng), rng, generator)
-                    losses = self._student_losses(real, fake, text, generator)
-                    total = sum(losses.values()) / self.config.accumulate
-                total.backward()
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.item() / self.config.accumulate
+                    real, x0, text = self._generate(self._interval(rng), rng, generator)
+                # Each part's graph ends at x0 and is freed before the next one is made: at most
+                # one of them is there beside the student's own.
+                seen = x0.detach().requires_grad_()
+                for part in (self._score_losses, self._patch_losses):
+                    with self.autocast():
+                        losses = part(real, seen, text, generator)
+                    self._backward(losses, sums)
+                x0.backward(seen.grad)
         self._descend(self.optimiser, self.student, sums)
         self.step += 1
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -137,6 +140,15 @@ class Trainer:
                 "checkpoint is whole: resume from it with a lower rate."
             )
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    def _backward(self, losses: dict[str, Tensor], sums: dict[str, float]) -> None:
+        """Adds the losses' gradients to the leaves', and their values to `sums`."""
+        share = 1 / self.config.accumulate
+        if losses:
+            (sum(losses.values()) * share).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item() * share
 
     def _generate(
         self, interval: Interval, rng: random.Random, generator: torch.Generator
@@ -175,27 +187,35 @@ class Trainer:
         level = sigma.view(-1, *[1] * (noise.ndim - 1))
         return sigma, [self.process.add_noise(x, noise, level) for x in latents]
 
-    def _student_losses(
+    def _score_losses(
         self, real: Tensor, x0: Tensor, text: Conditioning, generator: torch.Generator
     ) -> dict[str, Tensor]:
+        """What the teacher, the fake score and its head say of x0."""
         c, module, losses = self.config, self.model.module, {}
-        if self.needs_fake:
-            sigma, (noisy,) = self._renoise(c.dmd_sigma, generator, x0)
-            with torch.no_grad():
-                with adapter(module, None):
-                    guided = self.model.predict(noisy, sigma, text)
-                    if c.guidance != 1.0:
-                        empty = (*self.batches.unconditional(len(x0)), *text[2:])
-                        plain = self.model.predict(noisy, sigma, empty)
-                        guided = plain + c.guidance * (guided - plain)
-            fake, tokens = self._fake_score(noisy, sigma, text)
-            if c.dmd:
-                losses["dmd"] = c.dmd * dmd_loss(x0, guided, fake)
-            if c.gan:
-                losses["gan"] = c.gan * gan_student_loss(self.head(tokens.float().mean(1)))
+        if not self.needs_fake:
+            return losses
+        sigma, (noisy,) = self._renoise(c.dmd_sigma, generator, x0)
+        with torch.no_grad(), adapter(module, None):
+            guided = self.model.predict(noisy, sigma, text)
+            if c.guidance != 1.0:
+                empty = (*self.batches.unconditional(len(x0)), *text[2:])
+                plain = self.model.predict(noisy, sigma, empty)
+                guided = plain + c.guidance * (guided - plain)
+        fake, tokens = self._fake_score(noisy, sigma, text)
+        if c.dmd:
+            losses["dmd"] = c.dmd * dmd_loss(x0, guided, fake)
+        if c.gan:
+            losses["gan"] = c.gan * gan_student_loss(self.head(tokens.float().mean(1)))
+        return losses
+
+    def _patch_losses(
+        self, real: Tensor, x0: Tensor, text: Conditioning, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """How x0 differs from the real latents, in the middle block's tokens and by itself."""
+        c, losses = self.config, {}
         if c.mmd:
             sigma, (noisy_real, noisy) = self._renoise(c.mmd_sigma, generator, real, x0)
-            with adapter(module, "fake" if self.needs_fake else None):
+            with adapter(self.model.module, "fake" if self.needs_fake else None):
                 with torch.no_grad():
                     wanted = self.model.features(noisy_real, sigma, text)
                 tokens = self.model.features(noisy, sigma, text)
@@ -220,14 +240,18 @@ class Trainer:
 
     def _fake_step(self, rng: random.Random, generator: torch.Generator) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
-        self.optimiser_fake.zero_grad(set_to_none=True)
-        sums = {"fake": 0.0}
+        sums: dict[str, float] = {}
         for _ in range(self.config.accumulate):
+            with torch.no_grad(), self.autocast():
+                real, x0, text = self._generate(self._interval(rng), rng, generator)
+            sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), generator, x0, real)
             with self.autocast():
-                losses = self._fake_losses(rng, generator)
-                sum(losses.values()).div(self.config.accumulate).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / self.config.accumulate
+                losses = self._fake_losses(x0, noisy, sigma, text)
+            self._backward(losses, sums)
+            if self.config.gan:
+                with self.autocast():
+                    loss = self._real_loss(noisy_real, sigma, text)
+                self._backward({"head": loss}, sums)
         self._descend(self.optimiser_fake, self.fake, sums)
         sums["fake"] = sum(sums.values())
         if self.config.gan:
@@ -235,21 +259,27 @@ class Trainer:
         for name, value in sums.items():
             self._note(name, value)
 
-    def _fake_losses(self, rng: random.Random, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            real, x0, text = self._generate(self._interval(rng), rng, generator)
-        sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), generator, x0, real)
+    def _fake_losses(
+        self, x0: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning
+    ) -> dict[str, Tensor]:
+        """The diffusion loss, and the head's on the same pass."""
         with adapter(self.model.module, "fake"):
             predicted, tokens = self.model.predict_with_features(noisy, sigma, text)
-            error = predicted.float() - x0.float()
-            if isinstance(self.process, VarianceExploding):  # in units of the noise
-                error = error / sigma.view(-1, *[1] * (error.ndim - 1)).clamp(min=1e-2)
-            losses = {"fake": error.square().mean()}
-            if self.config.gan:
-                wanted = self.model.features(noisy_real, sigma, text)
-                logits = [self.head(t.float().mean(1)) for t in (wanted, tokens)]
-                losses["head"] = self.config.gan_head * gan_head_loss(*logits)
+        error = predicted.float() - x0.float()
+        if isinstance(self.process, VarianceExploding):  # in units of the noise
+            error = error / sigma.view(-1, *[1] * (error.ndim - 1)).clamp(min=1e-2)
+        losses = {"fake": error.square().mean()}
+        if self.config.gan:
+            logits = self.head(tokens.float().mean(1))
+            losses["head"] = self.config.gan_head * gan_head_loss(logits, real=False)
         return losses
+
+    def _real_loss(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        """The head's loss on real latents."""
+        with adapter(self.model.module, "fake"):
+            tokens = self.model.features(noisy, sigma, text)
+        logits = self.head(tokens.float().mean(1))
+        return self.config.gan_head * gan_head_loss(logits, real=True)
 
     def _note(self, name: str, value: float) -> None:
         self._sums.setdefault(name, []).append(value)

@@ -5,6 +5,7 @@ import math
 import random
 import signal
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from swd_core.distill.diffusers_models import wrap  # noqa: E402
 from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
 from swd_core.distill.interface import Shown  # noqa: E402
 from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
+from swd_core.distill.world import World  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "distill_models", Path(__file__).with_name("distill_models.py")
@@ -81,6 +83,59 @@ def test_a_base_in_bfloat16_trains_and_is_sampled(family):
         assert all(math.isfinite(v) for v in measures(trainer, x0, shown).values())
         found.append(x0)
     assert (found[0] - found[1]).abs().mean() < 0.05 * found[0].abs().mean()
+
+
+@dataclass(frozen=True)
+class Watched(World):
+    """One process that keeps the gradients that a descent begins with."""
+
+    seen: list[list[torch.Tensor]] = field(default_factory=list)
+
+    def average_gradients(self, parameters) -> None:
+        self.seen.append([p.grad.clone() for p in parameters])
+
+
+def watched_and_another(family: str) -> tuple[Trainer, Trainer]:
+    """Two equal trainers after one step, so that no adapter is bare."""
+    trainers = []
+    for _ in range(2):
+        trainer = trainer_for(family, accumulate=2, regression=0.5, gan=1.0)
+        trainer.student_step(random.Random(0))
+        trainer.config = replace(trainer.config, fake_steps=0)
+        trainers.append(trainer)
+    trainers[0].world = Watched()
+    return trainers[0], trainers[1]
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
+    watched, other = watched_and_another(family)
+    watched.student_step(random.Random(1))
+
+    rng, total = random.Random(1), 0.0
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    for _ in range(2):
+        real, x0, text = other._generate(other._interval(rng), rng, generator)
+        for part in (other._score_losses, other._patch_losses):
+            total += sum(part(real, x0, text, generator).values()) / 2
+    expected = torch.autograd.grad(total, other.student, materialize_grads=True)
+    torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family):
+    watched, other = watched_and_another(family)
+    watched._fake_step(random.Random(1), torch.Generator().manual_seed(1))
+
+    rng, generator, total = random.Random(1), torch.Generator().manual_seed(1), 0.0
+    for _ in range(2):
+        with torch.no_grad():
+            real, x0, text = other._generate(other._interval(rng), rng, generator)
+        sigma, (noisy, noisy_real) = other._renoise((0.0, 1.0), generator, x0, real)
+        total += sum(other._fake_losses(x0, noisy, sigma, text).values()) / 2
+        total += other._real_loss(noisy_real, sigma, text) / 2
+    expected = torch.autograd.grad(total, other.fake, materialize_grads=True)
+    torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
 
 
 def test_mmd_alone_makes_the_students_means_those_of_the_data():
