@@ -121,7 +121,8 @@ def test_data_are_the_encoded_area_means(pack, parts):
         stored = parts[0].model.process_latent_in(data.latents[size])
         assert (stored - expected).abs().mean() < 0.02
     text = own.encode(["red apple", "happy dog"])
-    assert torch.equal(data.context, text.context) and torch.equal(data.pooled, text.pooled)
+    assert torch.equal(torch.stack(data.context), text.context)
+    assert torch.equal(data.pooled, text.pooled) and data.target == (64, 64)
 
 
 @pytest.mark.parametrize(
