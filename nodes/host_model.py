@@ -51,6 +51,16 @@ class CastLinear(nn.Linear):
         return F.linear(x, self.weight.to(x.device, x.dtype), bias)
 
 
+class CopyingLayerNorm(nn.LayerNorm):
+    """A layer norm whose input may be changed in place afterwards, as FLUX's blocks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clone())
+
+
+PLAIN = {nn.Linear: CastLinear, nn.LayerNorm: CopyingLayerNorm}
+
+
 class _Enough(Exception):
     """Ends a forward pass behind the middle block."""
 
@@ -146,7 +156,7 @@ def _twin(module: nn.Module) -> nn.Module:
             plain = next(
                 c for c in type(part).__mro__ if not issubclass(c, comfy.ops.CastWeightBiasOp)
             )
-            part.__class__ = CastLinear if plain is nn.Linear else plain
+            part.__class__ = PLAIN.get(plain, plain)
     return twin
 
 
@@ -198,6 +208,8 @@ class HostModel:
         for part in self._blocks():
             if self.kind == "sd3":  # the host's checkpoints know nothing of adapters
                 part.forward = partial(part.forward, use_checkpoint=False)
+            if self.kind == "flux":
+                part.forward = _unshared(part.forward)
             if checkpointing:
                 part.forward = _checkpointed(part, part.forward)
 
@@ -248,15 +260,14 @@ class HostModel:
         for part in self.module.modules():
             linear = isinstance(part, CastLinear)
             # Convolutions and norms, which the host would cast at each use, are cast once.
-            cast = not linear and type(part).__module__.startswith("torch.nn.modules.")
-            adapters = isinstance(part, nn.ParameterDict)
+            cast = isinstance(part, (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm))
             for p in part.parameters(recurse=False):
                 size = p.numel() * p.element_size()
                 if linear and size > room:
                     waiting += size
                     continue
                 room -= size
-                p.data = p.data.to(device, dtype if cast and not adapters else p.dtype)
+                p.data = p.data.to(device, dtype if cast else p.dtype)
             for name, b in part.named_buffers(recurse=False):
                 setattr(part, name, b.to(device))
         if waiting:
@@ -351,6 +362,16 @@ class HostModel:
 def _attention(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
     """torch's attention instead of the chosen one, which may know no backward pass."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def _unshared(plain: Callable) -> Callable:
+    """A FLUX block's forward that keeps its inputs; the host's adds to them in place."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        own = {key: kwargs[key].clone() for key in ("img", "txt") if key in kwargs}
+        return plain(*(tokens.clone() for tokens in args), **{**kwargs, **own})
+
+    return forward
 
 
 def _checkpointed(block: nn.Module, plain: Callable) -> Callable:

@@ -1,6 +1,5 @@
 """Students of SD3.5, FLUX.1 and SDXL made inside the host, on small random models of each."""
 
-import contextlib
 import copy
 import importlib
 from types import SimpleNamespace
@@ -11,9 +10,8 @@ from lora_files import SHORT, load, peft, publish
 from paper import TOLERANCE, empty, guided, reference_latent, relative, run_node
 from safetensors.torch import load_file
 
-from swd_core.distill.adapters import adapter
+from swd_core.distill.adapters import switched_layers
 from swd_core.distill.diffusers_models import wrap
-from swd_core.distill.memory import MemoryData
 from swd_core.lora import read_lora, write_peft
 from swd_core.schedule import presets
 
@@ -26,9 +24,11 @@ VALUES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def host_model(pack):
-    return importlib.import_module("swd_pack.nodes.host_model")
+    """HostModel's module, while the host is told that gradients are wanted."""
+    with packed("nodes._host").training():
+        yield packed("nodes.host_model")
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,15 @@ def folders(loras, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
 
 
-def data_for(small, family: str, count: int = 3) -> MemoryData:
+def packed(name: str):
+    """A module of the pack as the host has loaded it; its classes are its own."""
+    return importlib.import_module(f"swd_pack.{name}")
+
+
+def data_for(small, family: str, count: int = 3):
     """Random latents at every size, and random text; one caption has twice the tokens."""
-    kind, schedule = small.KINDS[family], presets()[PRESET[family]].schedule
+    kind = small.KINDS[family]
+    schedule = packed("swd_core.schedule").presets()[PRESET[family]].schedule
     sizes = tuple(schedule.sizes(SIDE, SIDE, kind.multiple))
     generator = torch.Generator().manual_seed(3)
     latents = {
@@ -52,7 +58,7 @@ def data_for(small, family: str, count: int = 3) -> MemoryData:
     context[1] = context[1].repeat(2, 1)
     pooled = torch.cat([extra["pooled_output"] for _, extra in text])
     captions = tuple(f"picture {i}" for i in range(count))
-    return MemoryData(
+    return packed("swd_core.distill.memory").MemoryData(
         schedule, sizes, latents, tuple(context[:count]), pooled[:count],
         (context[count][None], pooled[count:]), captions, (8 * SIDE, 8 * SIDE),
     )  # fmt: skip
@@ -140,13 +146,10 @@ def test_the_adapter_is_the_published_file_on_diffusers(
                 part.copy_((torch.randn(part.shape, generator=generator) * 0.1).half())
         pairs[name] = (layer.down["student"].detach(), layer.up["student"].detach())
     write_peft(tmp_path / "file", ours.layers(pairs), rank=4, alpha=4, base_model="small")
-    targets = {name.rsplit(".", 1)[0] for name in load_file(tmp_path / "file/adapter_model.safetensors")}
     reference = copy.deepcopy(small.reference(family))
-    trainer_targets = wrap(copy.deepcopy(reference), rank=1).layers
-    assert trainer_targets is not None and len(targets) > 10
     worn = peft.PeftModel.from_pretrained(reference, tmp_path / "file")
     theirs = wrap(worn.merge_and_unload(), rank=1)
-    with adapter(ours.module, "student"):
+    with host_model.adapter(ours.module, "student"):
         x0 = ours.predict(x, sigma, text)
     assert relative(bare, x0) > 0.01
     near(x0, theirs.predict(x, sigma, text), 1e-4)
@@ -164,9 +167,9 @@ def test_checkpointing_changes_no_gradient(small, models, host_model, family):
         for p in model.module.parameters():
             if p.requires_grad:
                 torch.nn.init.normal_(p, std=0.1)
-        with adapter(model.module, "student"):
+        with host_model.adapter(model.module, "student"):
             loss = model.predict(x, sigma, text).square().mean()
-        with adapter(model.module, "fake"):
+        with host_model.adapter(model.module, "fake"):
             loss.backward()
         found.append({n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
     plain, again = found
@@ -194,6 +197,8 @@ def test_a_student_is_trained_loaded_and_sampled(pack, small, loras, family):
     assert relative(bare, theirs) > 1e-3
     near(ours, theirs, 1e-4)
     assert lora.schedule == presets()[PRESET[family]].schedule
+    theirs = wrap(copy.deepcopy(small.reference(family)), rank=1)
+    assert lora.layers.keys() == switched_layers(theirs.module).keys(), "as the other trainer"
 
 
 @pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
@@ -209,7 +214,7 @@ def test_other_number_formats(pack, small, loras, family, dtype):
     assert all(layer.up.isfinite().all() for layer in layers.values())
 
 
-def test_a_lora_merged_into_shared_weights_is_not_trained_on(pack, small, loras, host_model):
+def test_a_lora_merged_into_shared_weights_is_not_trained_on(pack, small, loras):
     """Clones of a MODEL share weights, and the last one that ran has left its LoRA in them."""
     import comfy.model_management
 
@@ -227,7 +232,7 @@ def test_a_lora_merged_into_shared_weights_is_not_trained_on(pack, small, loras,
 
 
 def interrupting(after: int):
-    """A VAE whose decoder stands for a user who presses stop while sample number `after` is shown."""
+    """A VAE that shows samples to a user who presses stop at number `after`."""
     import comfy.model_management
 
     shown = []
@@ -318,11 +323,10 @@ def test_models_that_cannot_be_trained(pack, small, models, loras):
     assert not (loras / "student").exists(), "nothing was begun"
 
 
-def test_captions_of_other_lengths_come_in_batches_of_their_own(small):
+def test_captions_of_other_lengths_come_in_batches_of_their_own(pack, small):
     data = data_for(small, "flux")
     lengths = {len(data.context[i]) for i in data.alike(0)}
     assert data.alike(1) == [1] and data.alike(0) == [0, 2] and len(lengths) == 1
     shown = data.first(4, data.schedule.sigmas)
     assert shown.captions == ("picture 0", "picture 2") and len(shown.real) == 2
-    with contextlib.suppress(ImportError):
-        assert shown.text[2].tolist() == [[128.0, 128.0]] * 2
+    assert shown.text[2].tolist() == [[128.0, 128.0]] * 2
