@@ -1,6 +1,7 @@
 """The one seam to ComfyUI: every host symbol that moves between versions, adapted once."""
 
 import dataclasses
+import gc
 import inspect
 import math
 import sys
@@ -126,6 +127,7 @@ def training() -> Iterator[None]:
     finally:
         if before is not None:
             management.in_training = before
+        gc.collect()  # the trained twin has cycles, and the memory of a graphics card
         management.soft_empty_cache()
 
 

@@ -138,37 +138,40 @@ def train(
     Returns:
         the LoRA's folder, and the last plot with samples.
     """
-    config, name, options = settings.train, settings.output.name, settings.model
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(),
-        _host.training(),
-    ):
-        torch.manual_seed(config.seed)
-        teacher = HostModel(
-            model,
-            options.rank,
-            None if options.block < 0 else options.block,
-            options.embedded_guidance,
-            options.checkpointing,
-        )
-        data = copied(data, model)
-        shown = data.first(SAMPLES, _host.schedule_sigmas(model, data.schedule)[:-1].tolist())
-        trainer = Trainer(teacher, MemoryBatches(data), shown.steps, config)
-        checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
-        if resume:
-            restore(trainer, checkpoint)
+    # In a function of its own, so that nothing of it is left when the graphics card is tidied up.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        with _host.training():
+            torch.manual_seed(settings.train.seed)
+            return _train(model, data, settings, vae, resume)
 
-        def save() -> Path:
-            trainer.save(checkpoint)
-            return write_lora(trainer, settings)
 
-        def samples() -> Image.Image | None:
-            return None if vae is None else student_samples(trainer, shown, model, vae)
+def _train(
+    model: Any, data: MemoryData, settings: Settings, vae: Any, resume: bool
+) -> tuple[Path, Image.Image]:
+    options, name = settings.model, settings.output.name
+    teacher = HostModel(
+        model,
+        options.rank,
+        None if options.block < 0 else options.block,
+        options.embedded_guidance,
+        options.checkpointing,
+    )
+    data = copied(data, model)
+    shown = data.first(SAMPLES, _host.schedule_sigmas(model, data.schedule)[:-1].tolist())
+    trainer = Trainer(teacher, MemoryBatches(data), shown.steps, settings.train)
+    checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
+    if resume:
+        restore(trainer, checkpoint)
 
-        picture = _loop(trainer, settings, save, samples)
-        return save(), picture
+    def save() -> Path:
+        trainer.save(checkpoint)
+        return write_lora(trainer, settings)
+
+    def samples() -> Image.Image | None:
+        return None if vae is None else student_samples(trainer, shown, model, vae)
+
+    picture = _loop(trainer, settings, save, samples)
+    return save(), picture
 
 
 def _loop(

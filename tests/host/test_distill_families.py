@@ -318,6 +318,9 @@ def test_models_that_cannot_be_trained(pack, small, models, loras):
     refused(pack, small, models["sdxl"], "flux", "needs timesteps", data=data)
     refused(pack, small, models["sd35-medium"], "flux", "Block 9 does not exist", block=9,
             data=data_for(small, "sd35-medium"))  # fmt: skip
+    config = comfy.supported_models.SDXL({**small.SDXL_CONFIG, "in_channels": 9})
+    inpaint = small.patcher(config, {}, torch.float32, torch.device("meta"))
+    refused(pack, small, inpaint, "sdxl", "reads 9 channels, 4 of them a latent: an inpainting")
     other = data.mapped(lambda x: x, lambda x: x[..., :32])
     refused(pack, small, models["flux"], "flux", "encoded 32 wide, this model reads 64", data=other)
     assert not (loras / "student").exists(), "nothing was begun"
