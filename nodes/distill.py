@@ -227,7 +227,8 @@ class SwDDistillTrain(io.ComfyNode):
                     "checkpointing",
                     default=True,
                     optional=True,
-                    tooltip="Saves memory: every block is computed again for its gradient.",
+                    tooltip="Saves a graphics card's memory: every block is computed again for its "
+                    "gradient. Without effect on a CPU.",
                 ),
             ],
             outputs=[

@@ -154,7 +154,7 @@ def _train(
         options.rank,
         None if options.block < 0 else options.block,
         options.embedded_guidance,
-        options.checkpointing,
+        options.checkpointing and model.load_device.type != "cpu",
     )
     data = copied(data, model)
     shown = data.first(SAMPLES, _host.schedule_sigmas(model, data.schedule)[:-1].tolist())

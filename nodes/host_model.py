@@ -47,6 +47,7 @@ class CastLinear(nn.Linear):
     """A linear layer whose weight may wait in another number format or on another device."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # of a slice of attention's output, torch copies the weight per picture
         bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
         return F.linear(x, self.weight.to(x.device, x.dtype), bias)
 
