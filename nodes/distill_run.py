@@ -51,6 +51,8 @@ def settings_for(
         chosen: dict[str, Any] = {"preset": schedule.name}
     else:
         chosen = {"scales": list(schedule.scales), "sigmas": list(schedule.sigmas)}
+    if schedule.sigma_kind == "timestep":
+        train = {**train, "mmd_sigma": [0.0, 0.4]}  # the paper's for SDXL
     # An SD3 type that nobody has published a student for is trained as SD3.5 Medium is.
     options = {**options, "family": "sd35-medium" if family == "sd3" else family}
     loras = folder_paths.get_folder_paths("loras")[0]
@@ -87,7 +89,7 @@ def copied(data: MemoryData, model: Any) -> MemoryData:
     """The data in the model's own units, as tensors that may take part in training."""
 
     def text(x: torch.Tensor) -> torch.Tensor:
-        return x.detach().float().clone().to(model.load_device)
+        return x.detach().cpu().float().clone()
 
     data = data.mapped(lambda x: text(model.model.process_latent_in(x)), text)
     if data.schedule.sigma_kind == "timestep":  # SDXL's guidance compares with zeros
@@ -115,9 +117,9 @@ def losses_plot(history: dict[str, list[float]], step: int, steps: int) -> Image
 @torch.no_grad()
 def student_samples(trainer: Trainer, shown: Shown, model: Any, vae: Any) -> Image.Image:
     """Pictures of the averaged student for the first captions."""
-    latents = student_latents(trainer, shown)
-    pixels = vae.decode(model.model.process_latent_out(latents))
-    return grid(list(pixels), shown.captions)
+    latents = model.model.process_latent_out(student_latents(trainer, shown))
+    pictures = [vae.decode(latent[None])[0] for latent in latents]  # one by one, for the memory
+    return grid(pictures, shown.captions)
 
 
 def stacked(top: Image.Image, below: Image.Image | None) -> Image.Image:
@@ -156,9 +158,10 @@ def _train(
         options.embedded_guidance,
         options.checkpointing and model.load_device.type != "cpu",
     )
-    data = copied(data, model)
-    shown = data.first(SAMPLES, _host.schedule_sigmas(model, data.schedule)[:-1].tolist())
-    trainer = Trainer(teacher, MemoryBatches(data), shown.steps, settings.train)
+    sigmas = _host.schedule_sigmas(model, data.schedule)[:-1].tolist()
+    batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
+    shown = batches.first(SAMPLES)
+    trainer = Trainer(teacher, batches, shown.steps, settings.train)
     checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
     if resume:
         restore(trainer, checkpoint)

@@ -97,8 +97,10 @@ def check_trainable(model: Any) -> str:
             f"This model reads {config['in_channels']} channels, {channels} of them a latent: an "
             "inpainting or control model can't be distilled. Load the base for text to image."
         )
-    for name in adapted_layers(model):
-        _check_layer(name, base.diffusion_model.get_submodule(name))
+    parts, adapted = base.diffusion_model.named_modules(), adapted_layers(model)
+    for name, part in parts:
+        if name in adapted or isinstance(part, nn.Linear):
+            _check_layer(name, part)
     return family
 
 

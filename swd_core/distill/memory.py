@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,20 +40,6 @@ class MemoryData:
         length = len(self.context[place])
         return [i for i, context in enumerate(self.context) if len(context) == length]
 
-    def text(self, chosen: Sequence[int]) -> Conditioning:
-        """(context, pooled, target) of some pictures with as many tokens each."""
-        target = torch.tensor([self.target] * len(chosen), dtype=torch.float32)
-        rows = list(chosen)
-        context = torch.stack([self.context[i] for i in rows])
-        return context, self.pooled[rows], target.to(context.device)
-
-    def first(self, count: int, sigmas: Sequence[float]) -> Shown:
-        """The first pictures that fit into one batch, `count` of them where there are as many."""
-        chosen = self.alike(0)[:count]
-        real = self.latents[self.sizes[-1]][chosen]
-        captions = tuple(self.captions[i] for i in chosen)
-        return Shown(captions, intervals(list(self.sizes), sigmas), real, self.text(chosen))
-
     def mapped(
         self, latent: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]
     ) -> "MemoryData":
@@ -69,9 +55,15 @@ class MemoryData:
 
 @dataclass
 class MemoryBatches:
-    """Draws from MemoryData."""
+    """Draws from MemoryData onto a device.
+
+    Args:
+        sigmas: the schedule's noise levels in the process's own terms.
+    """
 
     data: MemoryData
+    sigmas: Sequence[float]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def draw(
         self, interval: Interval, count: int, rng: random.Random
@@ -79,9 +71,25 @@ class MemoryBatches:
         first = rng.randrange(self.data.count)
         among = self.data.alike(first)
         chosen = [first, *(rng.choice(among) for _ in range(count - 1))]
-        previous = self.data.latents[interval.previous][chosen] if interval.previous else None
-        return self.data.latents[interval.size][chosen], previous, self.data.text(chosen)
+        previous = self._latents(interval.previous, chosen) if interval.previous else None
+        return self._latents(interval.size, chosen), previous, self._text(chosen)
+
+    def first(self, count: int) -> Shown:
+        """The first pictures that fit into one batch, `count` of them where there are as many."""
+        chosen = self.data.alike(0)[:count]
+        steps = intervals(list(self.data.sizes), self.sigmas)
+        captions = tuple(self.data.captions[i] for i in chosen)
+        return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        context, pooled = self.data.empty
+        context, pooled = (part.to(self.device) for part in self.data.empty)
         return context.expand(count, -1, -1), pooled.expand(count, -1)
+
+    def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
+        return self.data.latents[size][chosen].to(self.device)
+
+    def _text(self, chosen: list[int]) -> Conditioning:
+        """(context, pooled, target) of pictures with as many tokens each."""
+        context = torch.stack([self.data.context[i] for i in chosen])
+        target = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
+        return tuple(part.to(self.device) for part in (context, self.data.pooled[chosen], target))

@@ -232,7 +232,7 @@ def test_a_lora_merged_into_shared_weights_is_not_trained_on(pack, small, loras)
 
 
 def interrupting(after: int):
-    """A VAE that shows samples to a user who presses stop at number `after`."""
+    """A VAE that shows two samples a step to a user who presses stop at number `after`."""
     import comfy.model_management
 
     shown = []
@@ -254,7 +254,7 @@ def test_interrupted_and_resumed_is_uninterrupted(pack, small, loras, family):
     before = bits(model)
     train(pack, model, data, "whole", steps=4, vae=interrupting(0))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(pack, model, data, "halved", steps=4, vae=interrupting(2))
+        train(pack, model, data, "halved", steps=4, vae=interrupting(3))
     assert read_lora(loras / "halved").metadata["swd_step"] == "2"
     assert same_bits(model, before) and not getattr(comfy.model_management, "in_training", False)
     train(pack, model, data, "halved", steps=4, resume=True, vae=interrupting(0))
@@ -263,13 +263,14 @@ def test_interrupted_and_resumed_is_uninterrupted(pack, small, loras, family):
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
 
 
-def test_an_interrupt_waits_for_the_end_of_its_step(pack, small, loras):
+@pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
+def test_an_interrupt_waits_for_the_end_of_its_step(pack, small, loras, family):
     """ComfyUI 0.33 raises it inside the model's layers, where half a step would be lost."""
     import comfy.model_management
 
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(pack, small.host_model("flux"), data_for(small, "flux"))
+        train(pack, small.host_model(family), data_for(small, family))
     assert read_lora(loras / "student").metadata["swd_step"] == "1"
 
 
@@ -330,6 +331,7 @@ def test_captions_of_other_lengths_come_in_batches_of_their_own(pack, small):
     data = data_for(small, "flux")
     lengths = {len(data.context[i]) for i in data.alike(0)}
     assert data.alike(1) == [1] and data.alike(0) == [0, 2] and len(lengths) == 1
-    shown = data.first(4, data.schedule.sigmas)
+    batches = packed("swd_core.distill.memory").MemoryBatches(data, data.schedule.sigmas)
+    shown = batches.first(4)
     assert shown.captions == ("picture 0", "picture 2") and len(shown.real) == 2
     assert shown.text[2].tolist() == [[128.0, 128.0]] * 2
