@@ -1,12 +1,10 @@
 """The one seam to ComfyUI: every host symbol that moves between versions, adapted once."""
 
 import dataclasses
-import gc
 import inspect
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -67,14 +65,6 @@ def model_family(model: Any) -> str:
     return ""
 
 
-def context_width(model: Any) -> int:
-    """How wide the text tokens are that an SD3.5, FLUX.1 or SDXL MODEL reads."""
-    config = model.model.model_config.unet_config
-    if isinstance(model.model, comfy.model_base.SD3):
-        return config["context_embedder_config"]["params"]["in_features"]
-    return config["context_in_dim" if "context_in_dim" in config else "context_dim"]
-
-
 def patch_multiple(model: Any) -> int:
     """What the latent sides must be multiples of, so that nothing is padded or cropped inside."""
     config = model.model.model_config.unet_config
@@ -86,49 +76,6 @@ def patch_multiple(model: Any) -> int:
     if "channel_mult" in config:  # a UNet halves its sides once per level but the first
         return 2 ** (len(config["channel_mult"]) - 1)
     return 2
-
-
-def published_names(model: Any) -> Iterator[tuple[str, str, int, int]]:
-    """The weights of an SD3.5, FLUX.1 or SDXL MODEL under diffusers' names, by the host's own map.
-
-    Yields:
-        (diffusers module, the host's layer, its first row there, number of rows).
-    """
-    base, config = model.model, model.model.model_config.unet_config
-    if isinstance(base, comfy.model_base.SD3):
-        names = comfy.utils.mmdit_to_diffusers(config)
-    elif isinstance(base, comfy.model_base.Flux):
-        names = comfy.utils.flux_to_diffusers(config)
-    else:
-        names = comfy.utils.unet_to_diffusers(config)
-    layers = dict(base.diffusion_model.named_modules())
-    for key, place in names.items():
-        name, part = (place, None) if isinstance(place, str) else place[:2]
-        module, kind = key.rsplit(".", 1)
-        layer = layers.get(name.removesuffix(".weight"))
-        if kind == "weight" and layer is not None:
-            first, rows = part[1:] if part else (0, getattr(layer, "out_features", 0))
-            yield module, name.removesuffix(".weight"), first, rows
-
-
-@contextmanager
-def training() -> Iterator[None]:
-    """Tells the host to use the functions that gradients can pass, as its own training node does.
-
-    Nothing else stays loaded meanwhile: a LoRA of another MODEL may lie merged in shared weights.
-    """
-    management = comfy.model_management
-    management.unload_all_models()
-    before = getattr(management, "in_training", None)  # unknown to ComfyUI 0.3.64
-    if before is not None:
-        management.in_training = True
-    try:
-        yield
-    finally:
-        if before is not None:
-            management.in_training = before
-        gc.collect()  # the trained twin has cycles, and the memory of a graphics card
-        management.soft_empty_cache()
 
 
 def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:

@@ -20,7 +20,10 @@ from ..swd_core.distill.session import CHECKPOINT, restore, training, write_lora
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.schedule import presets
 from . import _host
-from .host_model import HostModel, check_trainable
+from .host_model import HostModel
+from .lora import TITLES
+from .trainable import check_trainable, context_width
+from .twin import training_mode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
@@ -58,7 +61,7 @@ def settings_for(
     loras = folder_paths.get_folder_paths("loras")[0]
     return parse_settings(
         {
-            "model": {**options, "base": "" if family == "emoji" else f"ComfyUI {family}"},
+            "model": {**options, "base": "" if family == "emoji" else TITLES[family][1]},
             "schedule": chosen,
             "train": train,
             "output": {"run": loras, "name": name, "save_every": max(1, train["steps"] // 20)},
@@ -70,7 +73,7 @@ def check_data(model: Any, data: MemoryData) -> None:
     """Raises ValueError if the data was encoded for another kind of model."""
     _host.check_prediction(model, data.schedule)
     _host.check_channels(data.latents[data.sizes[-1]], model)
-    width, wanted = data.context[0].shape[-1], _host.context_width(model)
+    width, wanted = data.context[0].shape[-1], context_width(model)
     if width != wanted:
         raise ValueError(
             f"The captions are encoded {width} wide, this model reads {wanted}: connect the text "
@@ -142,7 +145,7 @@ def train(
     """
     # In a function of its own, so that nothing of it is left when the graphics card is tidied up.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        with _host.training():
+        with training_mode():
             torch.manual_seed(settings.train.seed)
             return _train(model, data, settings, vae, resume)
 

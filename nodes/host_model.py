@@ -11,31 +11,21 @@ import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as unet
 import comfy.model_management
 import comfy.model_sampling
-import comfy.ops
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..swd_core.distill.adapters import adapter, add_adapters
+from ..swd_core.distill.adapters import add_adapters
 from ..swd_core.distill.diffusers_models import active_adapter
 from ..swd_core.distill.interface import Conditioning
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
 from . import _host
+from .trainable import KINDS, adapted_layers
+from .twin import CastLinear, checkpointed, twin, unshared
 
 log = logging.getLogger(__name__)
 
-MLP = ("mlp.fc1", "mlp.fc2")
-# The host's names of the layers that published students adapt.
-TARGETS = {
-    "sd3": (".attn.qkv", ".attn.proj", ".attn2.qkv", ".attn2.proj", *MLP),
-    "flux": ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
-    "sdxl": (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2"),
-}
-KINDS = {"emoji": "sd3", "sd3": "sd3", "sd35-medium": "sd3", "sd35-large": "sd3",
-         "flux": "flux", "sdxl": "sdxl"}  # fmt: skip
 # The blocks whose tokens the paper's losses compare; other depths take the middle one.
 PAPER_BLOCKS = {"sd35-medium": 11, "sd35-large": 20, "flux": 15}
 PAPER_DEPTHS = {"sd35-medium": 24, "sd35-large": 38, "flux": 19}
@@ -43,124 +33,8 @@ PAPER_DEPTHS = {"sd35-medium": 24, "sd35-large": 38, "flux": 19}
 RESERVE = 0.4
 
 
-class CastLinear(nn.Linear):
-    """A linear layer whose weight may wait in another number format or on another device."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()  # of a slice of attention's output, torch copies the weight per picture
-        bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
-        return F.linear(x, self.weight.to(x.device, x.dtype), bias)
-
-
-class CopyingLayerNorm(nn.LayerNorm):
-    """A layer norm whose input may be changed in place afterwards, as FLUX's blocks do."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.clone())
-
-
-PLAIN = {nn.Linear: CastLinear, nn.LayerNorm: CopyingLayerNorm}
-
-
 class _Enough(Exception):
     """Ends a forward pass behind the middle block."""
-
-
-def check_trainable(model: Any) -> str:
-    """The family of a MODEL that can be distilled: a key of KINDS.
-
-    Raises:
-        ValueError: if it is of another family, changed by other nodes, or quantised.
-    """
-    family, base = _host.model_family(model), model.model
-    if family not in KINDS:
-        raise ValueError(
-            f"A {type(base).__name__} model can't be distilled; load SD3.5, FLUX.1, SDXL or the "
-            "embedded emoji teacher."
-        )
-    if model.patches or getattr(model, "injections", None):
-        raise ValueError(
-            "The model has a LoRA on it; distillation starts from the bare teacher. Take LoRAs "
-            "off; for the emoji teacher set strength to 0 in Load SwD Emoji Student."
-        )
-    options = {**model.model_options, **model.model_options.get("transformer_options", {})}
-    changes = {key for key, value in options.items() if value and key != "transformer_options"}
-    changes |= model.object_patches.keys() - {"model_sampling"}
-    if changes:
-        raise ValueError(
-            f"Another node changes how this model runs ({', '.join(sorted(changes)[:3])}). "
-            "Distillation starts from the bare teacher: connect its loader."
-        )
-    channels, config = base.latent_format.latent_channels, base.model_config.unet_config
-    if config.get("in_channels", channels) != channels:
-        raise ValueError(
-            f"This model reads {config['in_channels']} channels, {channels} of them a latent: an "
-            "inpainting or control model can't be distilled. Load the base for text to image."
-        )
-    parts, adapted = base.diffusion_model.named_modules(), adapted_layers(model)
-    for name, part in parts:
-        if name in adapted or isinstance(part, nn.Linear):
-            _check_layer(name, part)
-    return family
-
-
-def _check_layer(name: str, layer: nn.Module) -> None:
-    """Raises ValueError if gradients can't go through a layer's weight as it is stored."""
-    weight = getattr(layer, "weight", None)
-    scaled = getattr(layer, "scale_weight", None) is not None
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
-    if not isinstance(layer, nn.Linear) or not plain or weight.is_meta or scaled:
-        kind = "scaled fp8" if scaled else type(weight if weight is not None else layer).__name__
-        raise ValueError(
-            f"The model is quantised ({name} holds {kind}), which can't be trained through. Load "
-            "it in bf16, fp16 or plain fp8 (no GGUF, no scaled or 4-bit weights)."
-        )
-
-
-def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
-    """The host's layers that get an adapter, and what each is to diffusers.
-
-    Returns:
-        host layer -> (diffusers module, first row, number of rows) of its parts. A fused layer
-        (qkv) has several parts.
-    """
-    ends = TARGETS[KINDS[_host.model_family(model)]]
-    found: dict[str, dict[int, tuple[str, int, int]]] = {}
-    for module, layer, first, rows in _host.published_names(model):
-        if layer.endswith(ends):
-            found.setdefault(layer, {}).setdefault(first, (module, first, rows))
-    return {layer: list(parts.values()) for layer, parts in found.items()}
-
-
-def _alias(value: Tensor) -> Tensor:
-    """The same storage as a tensor that gradients may pass; inference tensors refuse them."""
-    fresh = torch.empty(0, dtype=value.dtype, device=value.device)
-    return fresh.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A frozen copy of the host's modules around the same weights, of plain torch layers.
-
-    The host's own layers cast through shared buffers, which a backward pass can't rely on, and
-    raise the interrupt in the middle of a step.
-    """
-    memo: dict[int, Any] = {}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(_alias(p), requires_grad=False)
-    for b in module.buffers():
-        memo[id(b)] = _alias(b)
-    for part in module.modules():
-        # What the host hangs on its layers to stream and pin their weights.
-        loading = [v for k, v in vars(part).items() if k.startswith(("_v", "_pin", "_prefetch"))]
-        memo |= {id(value): None for value in loading if value is not None}
-    twin = copy.deepcopy(module, memo)
-    for part in twin.modules():
-        if isinstance(part, comfy.ops.CastWeightBiasOp):
-            plain = next(
-                c for c in type(part).__mro__ if not issubclass(c, comfy.ops.CastWeightBiasOp)
-            )
-            part.__class__ = PLAIN.get(plain, plain)
-    return twin
 
 
 class HostModel:
@@ -193,7 +67,7 @@ class HostModel:
         self.sampling = model.get_model_object("model_sampling")
         flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.process = FlowMatching() if flow else VarianceExploding()
-        self.module = _twin(model.model.diffusion_model)
+        self.module = twin(model.model.diffusion_model)
         self.watched = (
             self.module.middle_block[-1] if self.kind == "sdxl" else self._block(block, family)
         )
@@ -212,9 +86,9 @@ class HostModel:
             if self.kind == "sd3":  # the host's checkpoints know nothing of adapters
                 part.forward = partial(part.forward, use_checkpoint=False)
             if self.kind == "flux":
-                part.forward = _unshared(part.forward)
+                part.forward = unshared(part.forward)
             if checkpointing:
-                part.forward = _checkpointed(part, part.forward)
+                part.forward = checkpointed(part, part.forward)
 
     def _blocks(self) -> list[nn.Module]:
         module = self.module
@@ -240,11 +114,9 @@ class HostModel:
     def _width(self) -> int:
         if self.kind == "sdxl":
             return self.watched.out_channels
-        return (
-            self.module.hidden_size
-            if self.kind == "flux"
-            else (self.module.final_layer.linear.in_features)
-        )
+        if self.kind == "flux":
+            return self.module.hidden_size
+        return self.module.final_layer.linear.in_features
 
     def _place(self, device: torch.device) -> None:
         """Weights onto `device`, in the number format that it trains in.
@@ -365,30 +237,3 @@ class HostModel:
 def _attention(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
     """torch's attention instead of the chosen one, which may know no backward pass."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-
-
-def _unshared(plain: Callable) -> Callable:
-    """A FLUX block's forward that keeps its inputs; the host's adds to them in place."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        own = {key: kwargs[key].clone() for key in ("img", "txt") if key in kwargs}
-        return plain(*(tokens.clone() for tokens in args), **{**kwargs, **own})
-
-    return forward
-
-
-def _checkpointed(block: nn.Module, plain: Callable) -> Callable:
-    """A block's forward that keeps no activations and computes them again with its adapter."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return plain(*args, **kwargs)
-        name = active_adapter(block)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with adapter(block, name):
-                return plain(*args, **kwargs)
-
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
-    return forward

@@ -160,13 +160,13 @@ def test_wrong_teachers_and_names(pack, parts):
 
 def test_the_teacher_is_the_one_of_make_train_student(pack, parts):
     """The embedded teacher goes the way of every loaded model; make has an adapter of its own."""
-    host = importlib.import_module("swd_pack.nodes._host")
+    twin = importlib.import_module("swd_pack.nodes.twin")
     module = importlib.import_module("swd_pack.nodes.host_model")
     own = EmojiStudent.load(lora=None)
     generator = torch.Generator().manual_seed(0)
     x, sigma = torch.randn(2, 16, 12, 16, generator=generator), torch.tensor([0.8, 0.3])
     text = own.encode(["red apple", "happy dog"])
-    with host.training():
+    with twin.training_mode():
         ours = module.HostModel(parts[0], 4)
         theirs = EmojiModel(own.model.requires_grad_(False))
         conditioning = (text.context, text.pooled, torch.full((2, 2), 128.0))

@@ -27,7 +27,7 @@ VALUES = {
 @pytest.fixture
 def host_model(pack):
     """HostModel's module, while the host is told that gradients are wanted."""
-    with packed("nodes._host").training():
+    with packed("nodes.twin").training_mode():
         yield packed("nodes.host_model")
 
 
@@ -149,7 +149,7 @@ def test_the_adapter_is_the_published_file_on_diffusers(
     reference = copy.deepcopy(small.reference(family))
     worn = peft.PeftModel.from_pretrained(reference, tmp_path / "file")
     theirs = wrap(worn.merge_and_unload(), rank=1)
-    with host_model.adapter(ours.module, "student"):
+    with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
         x0 = ours.predict(x, sigma, text)
     assert relative(bare, x0) > 0.01
     near(x0, theirs.predict(x, sigma, text), 1e-4)
@@ -167,9 +167,9 @@ def test_checkpointing_changes_no_gradient(small, models, host_model, family):
         for p in model.module.parameters():
             if p.requires_grad:
                 torch.nn.init.normal_(p, std=0.1)
-        with host_model.adapter(model.module, "student"):
+        with packed("swd_core.distill.adapters").adapter(model.module, "student"):
             loss = model.predict(x, sigma, text).square().mean()
-        with host_model.adapter(model.module, "fake"):
+        with packed("swd_core.distill.adapters").adapter(model.module, "fake"):
             loss.backward()
         found.append({n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
     plain, again = found
