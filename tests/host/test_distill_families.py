@@ -127,6 +127,9 @@ def test_predictions_features_and_gradients_are_those_of_diffusers(
         near(one, other, 1e-4)
     t = torch.tensor([0.0, 0.2505, 0.999])
     near(ours.level(t), theirs.level(t))
+    level = sigma.view(-1, 1, 1, 1)
+    noised = ours.sampling.noise_scaling(level, torch.ones_like(x), x, False)
+    near(ours.process.add_noise(x, torch.ones_like(x), level), noised)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
