@@ -13,7 +13,7 @@ from . import _host
 from ._host import CATEGORY, Schedule, io, supported
 
 DistillData = io.Custom("SWD_DISTILL_DATA")
-FACTOR, MULTIPLE = 8, 2
+FACTOR = 8
 
 
 def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,21 +73,36 @@ class SwDDistillData(io.ComfyNode):
     ) -> io.NodeOutput:
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]
-        step = FACTOR * MULTIPLE
+        multiple = 4 if schedule.sigma_kind == "timestep" else 2  # SDXL's UNet halves sides twice
+        step = FACTOR * multiple
         if height % step or width % step:
             raise ValueError(
                 f"The pictures are {width}x{height} px; each side must be a multiple of {step}. "
                 "Scale or crop them first."
             )
-        sizes = schedule.sizes(height // FACTOR, width // FACTOR, MULTIPLE)
+        sizes = schedule.sizes(height // FACTOR, width // FACTOR, multiple)
         pixels = images[..., :3].movedim(-1, 1)  # BHWC -> BCHW
         latents = {
             size: vae.encode(shrink(pixels, (size[0] * FACTOR, size[1] * FACTOR)).movedim(1, -1))
             for size in dict.fromkeys(sizes)
         }
+        found = tuple(next(iter(latents.values())).shape[-2:])
+        if found != sizes[0]:
+            raise ValueError(
+                f"This VAE makes {found} latent cells where {sizes[0]} are wanted: it does not "
+                f"shrink {FACTOR} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
+            )
         known = {line: encode_text(clip, line) for line in dict.fromkeys([*lines, ""])}
-        context, pooled = (torch.cat([known[line][i] for line in lines]) for i in range(2))
-        data = MemoryData(schedule, tuple(sizes), latents, context, pooled, known[""], tuple(lines))
+        data = MemoryData(
+            schedule,
+            tuple(sizes),
+            latents,
+            tuple(known[line][0][0] for line in lines),
+            torch.cat([known[line][1] for line in lines]),
+            known[""],
+            tuple(lines),
+            (height, width),
+        )
         return io.NodeOutput(data)
 
 
@@ -101,7 +116,11 @@ class SwDDistillTrain(io.ComfyNode):
             description="Trains a scale-wise student of the teacher as a LoRA in models/loras. "
             "Interrupting saves first; running again with resume goes on.",
             inputs=[
-                io.Model.Input("model", tooltip="Load SwD Emoji Student with strength 0."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The teacher as loaded, without LoRAs: SD3.5, FLUX.1, SDXL, or Load "
+                    "SwD Emoji Student with strength 0.",
+                ),
                 DistillData.Input("data", tooltip="From SwD Distill Data."),
                 io.String.Input(
                     "lora_name", default="my_student", tooltip="Its folder in models/loras."
@@ -168,6 +187,49 @@ class SwDDistillTrain(io.ComfyNode):
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Shows samples while the student learns."
                 ),
+                io.Float.Input(
+                    "lr_fake",
+                    default=1e-3,
+                    min=1e-7,
+                    max=1e-1,
+                    step=1e-6,
+                    round=False,
+                    optional=True,
+                    tooltip="Rate of the fake score. The paper's rates are 4e-6 for both.",
+                ),
+                io.Int.Input(
+                    "accumulate",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    optional=True,
+                    tooltip="Batches to one step: larger steps without more memory.",
+                ),
+                io.Int.Input(
+                    "block",
+                    default=-1,
+                    min=-1,
+                    max=63,
+                    optional=True,
+                    tooltip="Block whose tokens the losses compare, from 0; -1 is the paper's, or "
+                    "the middle. SDXL has its middle block alone.",
+                ),
+                io.Float.Input(
+                    "embedded_guidance",
+                    default=4.5,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="FLUX.1's own guidance of teacher and student.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=True,
+                    optional=True,
+                    tooltip="Saves a graphics card's memory: every block is computed again for its "
+                    "gradient. Without effect on a CPU.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -190,11 +252,20 @@ class SwDDistillTrain(io.ComfyNode):
         rank: int,
         resume: bool,
         vae: Any = None,
+        block: int = -1,
+        embedded_guidance: float = 4.5,
+        checkpointing: bool = True,
         **widgets: Any,
     ) -> io.NodeOutput:
         from .distill_run import settings_for, train  # the trainer; it would slow every start
 
-        settings = settings_for(data, lora_name, rank, widgets)
+        options = {
+            "rank": rank,
+            "block": block,
+            "embedded_guidance": embedded_guidance,
+            "checkpointing": checkpointing,
+        }
+        settings = settings_for(model, data, lora_name, options, widgets)
         folder, picture = train(model, data, settings, vae, resume)
         student, report = _host.apply_lora(model, read_lora(folder), 1.0)
         report.raise_if_partial()

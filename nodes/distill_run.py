@@ -12,43 +12,56 @@ import folder_paths
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..swd_core.distill.adapters import add_adapters
 from ..swd_core.distill.config import Settings, parse_settings
 from ..swd_core.distill.evaluation import grid, student_latents
 from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, training, write_lora
 from ..swd_core.distill.trainer import Trainer
-from ..swd_core.emoji.model import MMDiT
-from ..swd_core.emoji.train_student import TARGETS, EmojiModel
 from ..swd_core.schedule import presets
 from . import _host
+from .host_model import HostModel
+from .lora import TITLES
+from .trainable import check_trainable, context_width
+from .twin import training_mode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
 WIDTH, HEIGHT, SAMPLES = 768, 320, 4
 
 
-def settings_for(data: MemoryData, name: str, rank: int, train: dict[str, Any]) -> Settings:
+def settings_for(
+    model: Any, data: MemoryData, name: str, options: dict[str, Any], train: dict[str, Any]
+) -> Settings:
     """The node's widgets as a config; the LoRA goes to models/loras/NAME.
 
+    Args:
+        options: of ModelConfig. train: of TrainConfig.
+
     Raises:
-        ValueError: if the name can't be a folder's, or a value is out of range.
+        ValueError: if the name can't be a folder's, a value is out of range, the model can't be
+            distilled, or the data is for another one.
     """
     if NAME.fullmatch(name) is None:
         raise ValueError(
             f"lora_name {name[:40]!r} can't name a folder: use letters, digits, _ . and -, and "
             "begin with a letter or digit."
         )
+    family = check_trainable(model)
+    check_data(model, data)
     schedule = data.schedule
     if schedule.name in presets() and presets()[schedule.name].schedule == schedule:
         chosen: dict[str, Any] = {"preset": schedule.name}
     else:
         chosen = {"scales": list(schedule.scales), "sigmas": list(schedule.sigmas)}
+    if schedule.sigma_kind == "timestep":
+        train = {**train, "mmd_sigma": [0.0, 0.4]}  # the paper's for SDXL
+    # An SD3 type that nobody has published a student for is trained as SD3.5 Medium is.
+    options = {**options, "family": "sd35-medium" if family == "sd3" else family}
     loras = folder_paths.get_folder_paths("loras")[0]
     return parse_settings(
         {
-            "model": {"family": "emoji", "rank": rank},
+            "model": {**options, "base": "" if family == "emoji" else TITLES[family][1]},
             "schedule": chosen,
             "train": train,
             "output": {"run": loras, "name": name, "save_every": max(1, train["steps"] // 20)},
@@ -56,39 +69,36 @@ def settings_for(data: MemoryData, name: str, rank: int, train: dict[str, Any]) 
     )
 
 
-def teacher_module(model: Any) -> MMDiT:
-    """A trainable copy of the loaded teacher.
-
-    Raises:
-        ValueError: if the model is no emoji teacher, or has LoRAs on it.
-    """
-    if _host.model_family(model) != "emoji":
+def check_data(model: Any, data: MemoryData) -> None:
+    """Raises ValueError if the data was encoded for another kind of model."""
+    _host.check_prediction(model, data.schedule)
+    _host.check_channels(data.latents[data.sizes[-1]], model)
+    width, wanted = data.context[0].shape[-1], context_width(model)
+    if width != wanted:
         raise ValueError(
-            "Only the emoji teacher can be distilled inside ComfyUI. For SD3.5, FLUX and SDXL use "
-            "python -m swd_core distill, see configs/."
+            f"The captions are encoded {width} wide, this model reads {wanted}: connect the text "
+            "encoder of this model to SwD Distill Data."
         )
-    if model.patches:
-        raise ValueError(
-            "The model has a LoRA on it; distillation starts from the bare teacher. Set strength "
-            "to 0 in Load SwD Emoji Student and take other LoRAs off."
-        )
-    state = model.model.diffusion_model.state_dict()
-    return MMDiT.from_state_dict({k: v.detach().cpu().float().clone() for k, v in state.items()})
+    multiple = _host.patch_multiple(model)
+    for height, width in data.sizes:
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"The data has a step of {width}x{height} latent cells, and this model needs "
+                f"multiples of {multiple}. Give SwD Distill Data the schedule of this model."
+            )
 
 
 def copied(data: MemoryData, model: Any) -> MemoryData:
     """The data in the model's own units, as tensors that may take part in training."""
-    latents = {
-        size: model.model.process_latent_in(x).cpu().float().clone()
-        for size, x in data.latents.items()
-    }
-    return dataclasses.replace(
-        data,
-        latents=latents,
-        context=data.context.cpu().float().clone(),
-        pooled=data.pooled.cpu().float().clone(),
-        empty=tuple(t.cpu().float().clone() for t in data.empty),
-    )
+
+    def text(x: torch.Tensor) -> torch.Tensor:
+        return x.detach().cpu().float().clone()
+
+    data = data.mapped(lambda x: text(model.model.process_latent_in(x)), text)
+    if data.schedule.sigma_kind == "timestep":  # SDXL's guidance compares with zeros
+        empty = (torch.zeros_like(data.empty[0]), torch.zeros_like(data.empty[1]))
+        data = dataclasses.replace(data, empty=empty)
+    return data
 
 
 def losses_plot(history: dict[str, list[float]], step: int, steps: int) -> Image.Image:
@@ -110,9 +120,9 @@ def losses_plot(history: dict[str, list[float]], step: int, steps: int) -> Image
 @torch.no_grad()
 def student_samples(trainer: Trainer, shown: Shown, model: Any, vae: Any) -> Image.Image:
     """Pictures of the averaged student for the first captions."""
-    latents = student_latents(trainer, shown)
-    pixels = vae.decode(model.model.process_latent_out(latents))
-    return grid(list(pixels), shown.captions)
+    latents = model.model.process_latent_out(student_latents(trainer, shown))
+    pictures = [vae.decode(latent[None])[0] for latent in latents]  # one by one, for the memory
+    return grid(pictures, shown.captions)
 
 
 def stacked(top: Image.Image, below: Image.Image | None) -> Image.Image:
@@ -133,26 +143,41 @@ def train(
     Returns:
         the LoRA's folder, and the last plot with samples.
     """
-    config, name = settings.train, settings.output.name
-    with torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(config.seed)
-        module, data = teacher_module(model), copied(data, model)
-        add_adapters(module, TARGETS, ("student", "fake"), settings.model.rank)
-        shown = data.first(SAMPLES, data.schedule.sigmas)
-        trainer = Trainer(EmojiModel(module), MemoryBatches(data), shown.steps, config)
-        checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
-        if resume:
-            restore(trainer, checkpoint)
+    # In a function of its own, so that nothing of it is left when the graphics card is tidied up.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        with training_mode():
+            torch.manual_seed(settings.train.seed)
+            return _train(model, data, settings, vae, resume)
 
-        def save() -> Path:
-            trainer.save(checkpoint)
-            return write_lora(trainer, settings)
 
-        def samples() -> Image.Image | None:
-            return None if vae is None else student_samples(trainer, shown, model, vae)
+def _train(
+    model: Any, data: MemoryData, settings: Settings, vae: Any, resume: bool
+) -> tuple[Path, Image.Image]:
+    options, name = settings.model, settings.output.name
+    teacher = HostModel(
+        model,
+        options.rank,
+        None if options.block < 0 else options.block,
+        options.embedded_guidance,
+        options.checkpointing and model.load_device.type != "cpu",
+    )
+    sigmas = _host.schedule_sigmas(model, data.schedule)[:-1].tolist()
+    batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
+    shown = batches.first(SAMPLES)
+    trainer = Trainer(teacher, batches, shown.steps, settings.train)
+    checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
+    if resume:
+        restore(trainer, checkpoint)
 
-        picture = _loop(trainer, settings, save, samples)
-        return save(), picture
+    def save() -> Path:
+        trainer.save(checkpoint)
+        return write_lora(trainer, settings)
+
+    def samples() -> Image.Image | None:
+        return None if vae is None else student_samples(trainer, shown, model, vae)
+
+    picture = _loop(trainer, settings, save, samples)
+    return save(), picture
 
 
 def _loop(

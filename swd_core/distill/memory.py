@@ -1,8 +1,9 @@
 """Training data that fits into memory, as the node makes it from a batch of pictures."""
 
+import dataclasses
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,41 +15,81 @@ from .scalewise import Interval, intervals
 
 @dataclass(frozen=True)
 class MemoryData:
-    """Latents (N, C, h, w) by size, context (N, T, C), pooled (N, P), and those of no prompt."""
+    """Encoded pictures of one size with their captions.
+
+    sizes: of the schedule's steps, in latent cells. latents: (N, C, h, w) by size. context: one
+    (T, C) for each picture; long captions may have more tokens. pooled: (N, P). empty: context
+    (1, T, C) and pooled (1, P) of no prompt. target: the finished (height, width) in pixels.
+    """
 
     schedule: ScaleSchedule
     sizes: tuple[tuple[int, int], ...]
     latents: dict[tuple[int, int], Tensor]
-    context: Tensor
+    context: tuple[Tensor, ...]
     pooled: Tensor
     empty: tuple[Tensor, Tensor]
     captions: tuple[str, ...]
+    target: tuple[int, int]
 
     @property
     def count(self) -> int:
         return len(self.context)
 
-    def first(self, count: int, sigmas: Sequence[float]) -> Shown:
-        """The first pictures, `count` of them where there are as many."""
-        real = self.latents[self.sizes[-1]][:count]
-        text = (self.context[:count], self.pooled[:count])
-        return Shown(self.captions[:count], intervals(list(self.sizes), sigmas), real, text)
+    def alike(self, place: int) -> list[int]:
+        """The pictures that fit into one batch with `place`: those with as many tokens."""
+        length = len(self.context[place])
+        return [i for i, context in enumerate(self.context) if len(context) == length]
+
+    def mapped(
+        self, latent: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]
+    ) -> "MemoryData":
+        """The same data with every tensor passed through one of two functions."""
+        return dataclasses.replace(
+            self,
+            latents={size: latent(x) for size, x in self.latents.items()},
+            context=tuple(text(context) for context in self.context),
+            pooled=text(self.pooled),
+            empty=(text(self.empty[0]), text(self.empty[1])),
+        )
 
 
 @dataclass
 class MemoryBatches:
-    """Draws from MemoryData."""
+    """Draws from MemoryData onto a device.
+
+    Args:
+        sigmas: the schedule's noise levels in the process's own terms.
+    """
 
     data: MemoryData
+    sigmas: Sequence[float]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def draw(
         self, interval: Interval, count: int, rng: random.Random
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        chosen = torch.tensor([rng.randrange(self.data.count) for _ in range(count)])
-        previous = self.data.latents[interval.previous][chosen] if interval.previous else None
-        text = (self.data.context[chosen], self.data.pooled[chosen])
-        return self.data.latents[interval.size][chosen], previous, text
+        first = rng.randrange(self.data.count)
+        among = self.data.alike(first)
+        chosen = [first, *(rng.choice(among) for _ in range(count - 1))]
+        previous = self._latents(interval.previous, chosen) if interval.previous else None
+        return self._latents(interval.size, chosen), previous, self._text(chosen)
+
+    def first(self, count: int) -> Shown:
+        """The first pictures that fit into one batch, `count` of them where there are as many."""
+        chosen = self.data.alike(0)[:count]
+        steps = intervals(list(self.data.sizes), self.sigmas)
+        captions = tuple(self.data.captions[i] for i in chosen)
+        return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        context, pooled = self.data.empty
+        context, pooled = (part.to(self.device) for part in self.data.empty)
         return context.expand(count, -1, -1), pooled.expand(count, -1)
+
+    def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
+        return self.data.latents[size][chosen].to(self.device)
+
+    def _text(self, chosen: list[int]) -> Conditioning:
+        """(context, pooled, target) of pictures with as many tokens each."""
+        context = torch.stack([self.data.context[i] for i in chosen])
+        target = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
+        return tuple(part.to(self.device) for part in (context, self.data.pooled[chosen], target))

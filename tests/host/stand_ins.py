@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 import nodes
@@ -35,7 +36,14 @@ class RandomText:
 
 
 class PlainVAE:
-    """Shows the first three channels, 8 x 8 pixels for a cell."""
+    """Shows the first three channels, 8 x 8 pixels for a cell; encodes their means, repeated."""
+
+    def __init__(self, channels: int = 16):
+        self.channels = channels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        means = F.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
+        return means.repeat(1, 6, 1, 1)[:, : self.channels]
 
     def decode(self, samples: Tensor) -> Tensor:
         cells = samples[:, :3].movedim(1, -1).sigmoid()
@@ -52,7 +60,7 @@ def small_model(name: str) -> tuple[str, Any]:
 
 def load_checkpoint(self: Any, ckpt_name: str) -> tuple:
     family, model = small_model(ckpt_name)
-    return model, RandomText(family), PlainVAE()
+    return model, RandomText(family), PlainVAE(4 if family == "sdxl" else 16)
 
 
 def load_unet(self: Any, unet_name: str, weight_dtype: str) -> tuple:

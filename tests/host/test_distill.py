@@ -1,5 +1,6 @@
 """SwDDistillData and SwDDistillTrain: the emoji teacher to a student inside a real ComfyUI."""
 
+import importlib
 import json
 import threading
 import uuid
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from swd_core.emoji.student import EmojiStudent
+from swd_core.emoji.train_student import TARGETS, EmojiModel
 from swd_core.lora import read_lora
 
 SIZE = {"width": 64, "height": 64}
@@ -121,7 +123,8 @@ def test_data_are_the_encoded_area_means(pack, parts):
         stored = parts[0].model.process_latent_in(data.latents[size])
         assert (stored - expected).abs().mean() < 0.02
     text = own.encode(["red apple", "happy dog"])
-    assert torch.equal(data.context, text.context) and torch.equal(data.pooled, text.pooled)
+    assert torch.equal(torch.stack(data.context), text.context)
+    assert torch.equal(data.pooled, text.pooled) and data.target == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -151,5 +154,32 @@ def test_wrong_teachers_and_names(pack, parts):
     with pytest.raises(ValueError, match="nothing to learn"):
         node.execute(model, data, "x", **{**values, "mmd": 0.0})
     student = pack["SwDEmojiStudent"].execute(strength=1.0).result[0]
-    with pytest.raises(ValueError, match="bare teacher. Set strength to 0"):
+    with pytest.raises(ValueError, match="bare teacher.*set strength to 0"):
         node.execute(student, data, "x", **values)
+
+
+def test_the_teacher_is_the_one_of_make_train_student(pack, parts):
+    """The embedded teacher goes the way of every loaded model; make has an adapter of its own."""
+    twin = importlib.import_module("swd_pack.nodes.twin")
+    module = importlib.import_module("swd_pack.nodes.host_model")
+    own = EmojiStudent.load(lora=None)
+    generator = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(2, 16, 12, 16, generator=generator), torch.tensor([0.8, 0.3])
+    text = own.encode(["red apple", "happy dog"])
+    with twin.training_mode():
+        ours = module.HostModel(parts[0], 4)
+        theirs = EmojiModel(own.model.requires_grad_(False))
+        conditioning = (text.context, text.pooled, torch.full((2, 2), 128.0))
+        assert ours.width == theirs.width
+        results = []
+        for model in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            x0, tokens = model.predict_with_features(leaf, sigma, conditioning)
+            (x0.square().mean() + tokens.square().mean()).backward()
+            results.append((x0.detach(), tokens.detach(), leaf.grad))
+    for one, other in zip(*results, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    assert ours.parts.keys() == {
+        name for name, layer in own.model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.endswith(TARGETS)
+    }  # fmt: skip

@@ -122,6 +122,11 @@ INPUTS = {
         seed: INT = 0
         resume: BOOLEAN = True
         vae?: VAE
+        lr_fake?: FLOAT = 0.001
+        accumulate?: INT = 1
+        block?: INT = -1
+        embedded_guidance?: FLOAT = 4.5
+        checkpointing?: BOOLEAN = True
     """,
 }
 OUTPUTS = {

@@ -1,0 +1,239 @@
+"""A MODEL as ComfyUI has loaded it, behind the trainer's interface; the MODEL stays as it is."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as unet
+import comfy.model_management
+import comfy.model_sampling
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..swd_core.distill.adapters import add_adapters
+from ..swd_core.distill.diffusers_models import active_adapter
+from ..swd_core.distill.interface import Conditioning
+from ..swd_core.lora import LoraLayer
+from ..swd_core.process import FlowMatching, VarianceExploding
+from . import _host
+from .trainable import KINDS, adapted_layers
+from .twin import CastLinear, checkpointed, twin, unshared
+
+log = logging.getLogger(__name__)
+
+# The blocks whose tokens the paper's losses compare; other depths take the middle one.
+PAPER_BLOCKS = {"sd35-medium": 11, "sd35-large": 20, "flux": 15}
+PAPER_DEPTHS = {"sd35-medium": 24, "sd35-large": 38, "flux": 19}
+# Of the graphics card's free memory, what activations and the optimiser may need.
+RESERVE = 0.4
+
+
+class _Enough(Exception):
+    """Ends a forward pass behind the middle block."""
+
+
+class HostModel:
+    """A loaded SD3.5, FLUX.1 or SDXL MODEL; see `DistillModel`.
+
+    Its layers are copies around the MODEL's own weights, which nothing writes to.
+
+    Args:
+        model: the MODEL, checked by `check_trainable`.
+        rank: of both adapters.
+        block: the block, counted from 0, whose tokens the losses compare; the paper's if None.
+        guidance: embedded guidance (FLUX) of student and teacher; the fake score has 1.
+        checkpointing: compute activations again in the backward pass, to save memory.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rank: int,
+        block: int | None = None,
+        guidance: float = 4.5,
+        checkpointing: bool = False,
+    ):
+        family = _host.model_family(model)
+        self.kind, self.guidance = KINDS[family], guidance
+        self.parts = adapted_layers(model)
+        self.sampling = model.get_model_object("model_sampling")
+        flow = isinstance(self.sampling, comfy.model_sampling.CONST)
+        self.process = FlowMatching() if flow else VarianceExploding()
+        self.module = twin(model.model.diffusion_model)
+        self.watched = (
+            self.module.middle_block[-1] if self.kind == "sdxl" else self._block(block, family)
+        )
+        self.width = self._width()
+        add_adapters(self.module, tuple(self.parts), ("student", "fake"), rank)
+        # The MODEL's class around the twin: it knows the conditioning and what a prediction means.
+        self.base = copy.copy(model.model)
+        self.base._modules = {
+            **model.model._modules,
+            "diffusion_model": self.module,
+            "model_sampling": self.sampling,
+        }
+        self.base.current_patcher = None
+        self._place(model.load_device)
+        for part in self._blocks():
+            if self.kind == "sd3":  # the host's checkpoints know nothing of adapters
+                part.forward = partial(part.forward, use_checkpoint=False)
+            if self.kind == "flux":
+                part.forward = unshared(part.forward)
+            if checkpointing:
+                part.forward = checkpointed(part, part.forward)
+
+    def _blocks(self) -> list[nn.Module]:
+        module = self.module
+        if self.kind == "sd3":
+            return list(module.joint_blocks)
+        if self.kind == "flux":
+            return [*module.double_blocks, *module.single_blocks]
+        kinds = (comfy.ldm.modules.attention.BasicTransformerBlock, unet.ResBlock)
+        return [part for part in module.modules() if isinstance(part, kinds)]
+
+    def _block(self, block: int | None, family: str) -> nn.Module:
+        blocks = self.module.joint_blocks if self.kind == "sd3" else self.module.double_blocks
+        count = len(blocks)
+        if block is None:
+            whole = PAPER_DEPTHS.get(family) == count
+            block = PAPER_BLOCKS[family] if whole else (count - 1) // 2
+        if not 0 <= block < count:
+            raise ValueError(
+                f"Block {block} does not exist: the model has the blocks 0 to {count - 1}."
+            )
+        return blocks[block]
+
+    def _width(self) -> int:
+        if self.kind == "sdxl":
+            return self.watched.out_channels
+        if self.kind == "flux":
+            return self.module.hidden_size
+        return self.module.final_layer.linear.in_features
+
+    def _place(self, device: torch.device) -> None:
+        """Weights onto `device`, in the number format that it trains in.
+
+        Where they don't all fit, linear layers stay where they are and are sent at each use.
+        """
+        dtype = self.base.manual_cast_dtype or self.base.get_dtype()
+        if dtype == torch.float16:  # too narrow for gradients
+            bf16 = comfy.model_management.should_use_bf16(device)
+            dtype = torch.bfloat16 if bf16 else torch.float32
+        self.base.manual_cast_dtype = dtype
+        room = float("inf")
+        if device.type != "cpu":
+            room = (1 - RESERVE) * comfy.model_management.get_free_memory(device)
+        waiting = 0
+        for part in self.module.modules():
+            linear = isinstance(part, CastLinear)
+            # Convolutions and norms, which the host would cast at each use, are cast once.
+            cast = isinstance(part, (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm))
+            for p in part.parameters(recurse=False):
+                size = p.numel() * p.element_size()
+                if linear and size > room:
+                    waiting += size
+                    continue
+                room -= size
+                p.data = p.data.to(device, dtype if cast else p.dtype)
+            for name, b in part.named_buffers(recurse=False):
+                setattr(part, name, b.to(device))
+        if waiting:
+            log.info("%.1f GB of the teacher stay outside the graphics card", waiting / 1e9)
+
+    def level(self, t: Tensor) -> Tensor:
+        """The model's noise level for times 0..1."""
+        if isinstance(self.process, FlowMatching):
+            return t
+        last = len(self.sampling.sigmas) - 1
+        return self.sampling.sigma((t * 1000).clamp(0, last)).to(t.device)
+
+    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        context, pooled, target = text
+        height, width = (int(side) for side in target[0])
+        guidance = 1.0 if active_adapter(self.module) == "fake" else self.guidance
+        conds = self.base.extra_conds(
+            noise=x, device=x.device, cross_attn=context, pooled_output=pooled, guidance=guidance,
+            width=width, height=height, target_width=width, target_height=height,
+        )  # fmt: skip
+        conds = {
+            name: cond.process_cond(batch_size=len(x), device=x.device).cond
+            for name, cond in conds.items()
+        }
+        options = {"optimized_attention_override": _attention}
+        return self.base.apply_model(x, sigma, transformer_options=options, **conds)
+
+    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        def stop(_: Any) -> None:
+            raise _Enough
+
+        with self._watch(stop) as seen:
+            try:
+                self.predict(x, sigma, text)
+            except _Enough:
+                pass
+        return seen[0]
+
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        with self._watch(lambda _: None) as seen:
+            x0 = self.predict(x, sigma, text)
+        return x0, seen[0]
+
+    def score_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
+
+        def cut(output: Any) -> Any:
+            torch.set_grad_enabled(False)
+            if isinstance(output, Tensor):
+                return output.detach()
+            return tuple(None if part is None else part.detach() for part in output)
+
+        with self._watch(cut) as seen, torch.set_grad_enabled(torch.is_grad_enabled()):
+            x0 = self.predict(x, sigma, text)
+        return x0.detach(), seen[0]
+
+    @contextmanager
+    def _watch(self, then: Callable[[Any], Any]) -> Iterator[list[Tensor]]:
+        """Collects the tokens (B, N, width) that leave the middle block, and does `then`."""
+        seen: list[Tensor] = []
+
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+            seen.append(self._tokens(output))
+            return then(output)
+
+        handle = self.watched.register_forward_hook(hook)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def _tokens(self, output: Any) -> Tensor:
+        if self.kind == "sdxl":
+            return rearrange(output, "b c h w -> b (h w) c")
+        return output[1] if self.kind == "sd3" else output[0]  # (text, picture); FLUX the other way
+
+    def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
+        """The student's matrices under diffusers' names, as published: alpha equal to the rank."""
+        return {
+            module: LoraLayer(
+                down.cpu().half(), up[first : first + rows].cpu().half().contiguous(), 1.0
+            )
+            for name, (down, up) in pairs.items()
+            for module, first, rows in self.parts[name]
+        }
+
+
+def _attention(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's attention instead of the chosen one, which may know no backward pass."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

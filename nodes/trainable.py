@@ -1,0 +1,117 @@
+"""Which loaded models can be distilled, and which of their layers get an adapter."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_base
+import comfy.utils
+from torch import Tensor, nn
+
+from . import _host
+
+MLP = ("mlp.fc1", "mlp.fc2")
+# The host's names of the layers that published students adapt.
+TARGETS = {
+    "sd3": (".attn.qkv", ".attn.proj", ".attn2.qkv", ".attn2.proj", *MLP),
+    "flux": ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
+    "sdxl": (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2"),
+}
+KINDS = {"emoji": "sd3", "sd3": "sd3", "sd35-medium": "sd3", "sd35-large": "sd3",
+         "flux": "flux", "sdxl": "sdxl"}  # fmt: skip
+
+
+def check_trainable(model: Any) -> str:
+    """The family of a MODEL that can be distilled: a key of KINDS.
+
+    Raises:
+        ValueError: if it is of another family, changed by other nodes, or quantised.
+    """
+    family, base = _host.model_family(model), model.model
+    if family not in KINDS:
+        raise ValueError(
+            f"A {type(base).__name__} model can't be distilled; load SD3.5, FLUX.1, SDXL or the "
+            "embedded emoji teacher."
+        )
+    if model.patches or getattr(model, "injections", None):
+        raise ValueError(
+            "The model has a LoRA on it; distillation starts from the bare teacher. Take LoRAs "
+            "off; for the emoji teacher set strength to 0 in Load SwD Emoji Student."
+        )
+    options = {**model.model_options, **model.model_options.get("transformer_options", {})}
+    changes = {key for key, value in options.items() if value and key != "transformer_options"}
+    changes |= model.object_patches.keys() - {"model_sampling"}
+    if changes:
+        raise ValueError(
+            f"Another node changes how this model runs ({', '.join(sorted(changes)[:3])}). "
+            "Distillation starts from the bare teacher: connect its loader."
+        )
+    channels, config = base.latent_format.latent_channels, base.model_config.unet_config
+    if config.get("in_channels", channels) != channels:
+        raise ValueError(
+            f"This model reads {config['in_channels']} channels, {channels} of them a latent: an "
+            "inpainting or control model can't be distilled. Load the base for text to image."
+        )
+    parts, adapted = base.diffusion_model.named_modules(), adapted_layers(model)
+    for name, part in parts:
+        if name in adapted or isinstance(part, nn.Linear):
+            _check_layer(name, part)
+    return family
+
+
+def _check_layer(name: str, layer: nn.Module) -> None:
+    """Raises ValueError if gradients can't go through a layer's weight as it is stored."""
+    weight = getattr(layer, "weight", None)
+    scaled = getattr(layer, "scale_weight", None) is not None
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+    if not isinstance(layer, nn.Linear) or not plain or weight.is_meta or scaled:
+        kind = "scaled fp8" if scaled else type(weight if weight is not None else layer).__name__
+        raise ValueError(
+            f"The model is quantised ({name} holds {kind}), which can't be trained through. Load "
+            "it in bf16, fp16 or plain fp8 (no GGUF, no scaled or 4-bit weights)."
+        )
+
+
+def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
+    """The host's layers that get an adapter, and what each is to diffusers.
+
+    Returns:
+        host layer -> (diffusers module, first row, number of rows) of its parts. A fused layer
+        (qkv) has several parts.
+    """
+    ends = TARGETS[KINDS[_host.model_family(model)]]
+    found: dict[str, dict[int, tuple[str, int, int]]] = {}
+    for module, layer, first, rows in _published_names(model):
+        if layer.endswith(ends):
+            found.setdefault(layer, {}).setdefault(first, (module, first, rows))
+    return {layer: list(parts.values()) for layer, parts in found.items()}
+
+
+def context_width(model: Any) -> int:
+    """How wide the text tokens are that an SD3.5, FLUX.1 or SDXL MODEL reads."""
+    config = model.model.model_config.unet_config
+    if isinstance(model.model, comfy.model_base.SD3):
+        return config["context_embedder_config"]["params"]["in_features"]
+    return config["context_in_dim" if "context_in_dim" in config else "context_dim"]
+
+
+def _published_names(model: Any) -> Iterator[tuple[str, str, int, int]]:
+    """The weights of an SD3.5, FLUX.1 or SDXL MODEL under diffusers' names, by the host's own map.
+
+    Yields:
+        (diffusers module, the host's layer, its first row there, number of rows).
+    """
+    base, config = model.model, model.model.model_config.unet_config
+    if isinstance(base, comfy.model_base.SD3):
+        names = comfy.utils.mmdit_to_diffusers(config)
+    elif isinstance(base, comfy.model_base.Flux):
+        names = comfy.utils.flux_to_diffusers(config)
+    else:
+        names = comfy.utils.unet_to_diffusers(config)
+    layers = dict(base.diffusion_model.named_modules())
+    for key, place in names.items():
+        name, part = (place, None) if isinstance(place, str) else place[:2]
+        module, kind = key.rsplit(".", 1)
+        layer = layers.get(name.removesuffix(".weight"))
+        if kind == "weight" and layer is not None:
+            first, rows = part[1:] if part else (0, getattr(layer, "out_features", 0))
+            yield module, name.removesuffix(".weight"), first, rows

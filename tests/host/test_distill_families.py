@@ -1,0 +1,340 @@
+"""Students of SD3.5, FLUX.1 and SDXL made inside the host, on small random models of each."""
+
+import copy
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lora_files import SHORT, load, peft, publish
+from paper import TOLERANCE, empty, guided, reference_latent, relative, run_node
+from safetensors.torch import load_file
+
+from swd_core.distill.adapters import switched_layers
+from swd_core.distill.diffusers_models import wrap
+from swd_core.lora import read_lora, write_peft
+from swd_core.schedule import presets
+
+FAMILIES = ("sd35-medium", "sd35-large", "flux", "sdxl")
+PRESET = {family: f"{family}-4" for family in FAMILIES}
+SIDE = 16  # latent cells
+VALUES = {
+    "steps": 3, "rank": 4, "lr": 2e-2, "lr_fake": 1e-3, "batch_tokens": 16, "mmd": 1.0, "dmd": 1.0,
+    "gan": 0.005, "guidance": 2.0, "fake_steps": 1, "seed": 0, "resume": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def host_model(pack):
+    """HostModel's module, while the host is told that gradients are wanted."""
+    with packed("nodes.twin").training_mode():
+        yield packed("nodes.host_model")
+
+
+@pytest.fixture(autouse=True)
+def folders(loras, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+
+
+def packed(name: str):
+    """A module of the pack as the host has loaded it; its classes are its own."""
+    return importlib.import_module(f"swd_pack.{name}")
+
+
+def data_for(small, family: str, count: int = 3):
+    """Random latents at every size, and random text; one caption has twice the tokens."""
+    kind = small.KINDS[family]
+    schedule = packed("swd_core.schedule").presets()[PRESET[family]].schedule
+    sizes = tuple(schedule.sizes(SIDE, SIDE, kind.multiple))
+    generator = torch.Generator().manual_seed(3)
+    latents = {
+        s: torch.randn(count, kind.channels, *s, generator=generator) / kind.scale + kind.shift
+        for s in sizes
+    }
+    text = [small.conditioning(family, 10 + i)[0] for i in range(count + 1)]
+    context = [context[0] for context, _ in text]
+    context[1] = context[1].repeat(2, 1)
+    pooled = torch.cat([extra["pooled_output"] for _, extra in text])
+    captions = tuple(f"picture {i}" for i in range(count))
+    return packed("swd_core.distill.memory").MemoryData(
+        schedule, sizes, latents, tuple(context[:count]), pooled[:count],
+        (context[count][None], pooled[count:]), captions, (8 * SIDE, 8 * SIDE),
+    )  # fmt: skip
+
+
+def train(pack, model, data, name="student", vae=None, **values):
+    """Runs the node as the host does: in inference mode."""
+    with torch.inference_mode():
+        return pack["SwDDistillTrain"].execute(model, data, name, vae=vae, **{**VALUES, **values})
+
+
+def bits(model) -> dict[str, torch.Tensor]:
+    """A copy of every weight's bytes."""
+    return {
+        name: value.detach().clone().contiguous().view(-1).view(torch.uint8)
+        for name, value in model.model.state_dict().items()
+        if value.numel()
+    }
+
+
+def same_bits(model, before) -> bool:
+    after = bits(model)
+    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def inputs(small, family):
+    """x_t, noise levels at entries of SDXL's table, and text of a batch of two."""
+    kind, generator = small.KINDS[family], torch.Generator().manual_seed(5)
+    x = torch.randn(2, kind.channels, SIDE, SIDE, generator=generator)
+    sigma = torch.tensor([0.9, 0.4])
+    if family == "sdxl":
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        kept = (1 - betas).cumprod(0)[[800, 400]]
+        sigma = ((1 - kept) / kept).sqrt().float()
+        x = x * (1 + sigma.view(-1, 1, 1, 1).square()).sqrt()
+    texts = [small.conditioning(family, seed)[0] for seed in (1, 2)]
+    context = torch.cat([context for context, _ in texts])
+    pooled = torch.cat([extra["pooled_output"] for _, extra in texts])
+    return x, sigma, (context, pooled, torch.full((2, 2), 8.0 * SIDE))
+
+
+def near(ours, theirs, tolerance=TOLERANCE):
+    assert relative(ours.detach(), theirs.detach()) <= tolerance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_features_and_gradients_are_those_of_diffusers(
+    small, models, host_model, family
+):
+    ours = host_model.HostModel(models[family], 4)
+    theirs = wrap(copy.deepcopy(small.reference(family)), rank=4)
+    x, sigma, text = inputs(small, family)
+    assert ours.width == theirs.width
+    results = []
+    for model in (ours, theirs):
+        start = x.clone().requires_grad_()
+        x0, tokens = model.predict_with_features(start, sigma, text)
+        (x0.square().mean() + tokens.square().mean()).backward()
+        leaf = x.clone().requires_grad_()
+        scored, watched = model.score_with_features(leaf, sigma, text)
+        watched.square().mean().backward()
+        alone = model.features(x, sigma, text)
+        assert not scored.requires_grad and torch.equal(alone, watched)
+        results.append((x0, tokens, start.grad, scored, leaf.grad))
+    for one, other in zip(*results, strict=True):
+        near(one, other, 1e-4)
+    t = torch.tensor([0.0, 0.2505, 0.999])
+    near(ours.level(t), theirs.level(t))
+    level = sigma.view(-1, 1, 1, 1)
+    noised = ours.sampling.noise_scaling(level, torch.ones_like(x), x, False)
+    near(ours.process.add_noise(x, torch.ones_like(x), level), noised)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_adapter_is_the_published_file_on_diffusers(
+    small, models, host_model, family, tmp_path
+):
+    """Fused layers come apart into diffusers' with a common down matrix, and PEFT agrees."""
+    ours = host_model.HostModel(models[family], 4)
+    x, sigma, text = inputs(small, family)
+    generator = torch.Generator().manual_seed(0)
+    bare = ours.predict(x, sigma, text)
+    pairs = {}
+    for name in ours.parts:
+        layer = ours.module.get_submodule(name)
+        with torch.no_grad():
+            for part in (layer.down["student"], layer.up["student"]):
+                part.copy_((torch.randn(part.shape, generator=generator) * 0.1).half())
+        pairs[name] = (layer.down["student"].detach(), layer.up["student"].detach())
+    write_peft(tmp_path / "file", ours.layers(pairs), rank=4, alpha=4, base_model="small")
+    reference = copy.deepcopy(small.reference(family))
+    worn = peft.PeftModel.from_pretrained(reference, tmp_path / "file")
+    theirs = wrap(worn.merge_and_unload(), rank=1)
+    with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
+        x0 = ours.predict(x, sigma, text)
+    assert relative(bare, x0) > 0.01
+    near(x0, theirs.predict(x, sigma, text), 1e-4)
+    near(bare, ours.predict(x, sigma, text))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_changes_no_gradient(small, models, host_model, family):
+    """The backward pass runs when another adapter is active, as in the trainer."""
+    x, sigma, text = inputs(small, family)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = host_model.HostModel(models[family], 4, checkpointing=checkpointing)
+        for p in model.module.parameters():
+            if p.requires_grad:
+                torch.nn.init.normal_(p, std=0.1)
+        with packed("swd_core.distill.adapters").adapter(model.module, "student"):
+            loss = model.predict(x, sigma, text).square().mean()
+        with packed("swd_core.distill.adapters").adapter(model.module, "fake"):
+            loss.backward()
+        found.append({n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
+    plain, again = found
+    assert plain.keys() == again.keys() and all(name.endswith("student") for name in plain)
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, again[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_is_trained_loaded_and_sampled(pack, small, loras, family):
+    model = small.host_model(family)
+    before = bits(model)
+    student, name, plot = train(pack, model, data_for(small, family)).result
+    assert same_bits(model, before) and not model.patches and plot.ndim == 4
+    lora = read_lora(loras / name)
+    assert any(layer.up.abs().max() > 1e-3 for layer in lora.layers.values())
+    loaded, report = load(pack, model, name)
+    assert report.startswith(f"{len(lora.layers)} of {len(lora.layers)} layers applied")
+    cond = guided(small, family)
+    ours = run_node(pack, student, "auto", empty(128, 128), cond)
+    assert torch.equal(ours, run_node(pack, loaded, "auto", empty(128, 128), cond))
+    worn = peft.PeftModel.from_pretrained(copy.deepcopy(small.reference(family)), loras / name)
+    theirs = reference_latent(small, PRESET[family], 128, 128, cond, net=worn.base_model.model)
+    bare = reference_latent(small, PRESET[family], 128, 128, cond)
+    assert relative(bare, theirs) > 1e-3
+    near(ours, theirs, 1e-4)
+    assert lora.schedule == presets()[PRESET[family]].schedule
+    theirs = wrap(copy.deepcopy(small.reference(family)), rank=1)
+    assert lora.layers.keys() == switched_layers(theirs.module).keys(), "as the other trainer"
+
+
+@pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_other_number_formats(pack, small, loras, family, dtype):
+    """The base is read in its own format, made in inference mode as the host's loaders do."""
+    with torch.inference_mode():
+        model = small.host_model(family, dtype)
+    before = bits(model)
+    train(pack, model, data_for(small, family), steps=1)
+    assert same_bits(model, before)
+    layers = read_lora(loras / "student").layers
+    assert all(layer.up.isfinite().all() for layer in layers.values())
+
+
+def test_a_lora_merged_into_shared_weights_is_not_trained_on(pack, small, loras):
+    """Clones of a MODEL share weights, and the last one that ran has left its LoRA in them."""
+    import comfy.model_management
+
+    publish(small, "flux", loras / "other", SHORT, r=4, lora_alpha=4)
+    model, data = small.host_model("flux"), data_for(small, "flux")
+    before = bits(model)
+    train(pack, model, data, "alone")
+    changed, _ = load(pack, model, "other")
+    comfy.model_management.load_models_gpu([changed])
+    assert not same_bits(model, before), "the LoRA is merged now"
+    train(pack, model, data, "after")
+    assert same_bits(model, before)
+    files = [load_file(loras / name / "adapter_model.safetensors") for name in ("alone", "after")]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+def interrupting(after: int):
+    """A VAE that shows two samples a step to a user who presses stop at number `after`."""
+    import comfy.model_management
+
+    shown = []
+
+    def decode(latents):
+        shown.append(latents)
+        if len(shown) == after:
+            comfy.model_management.interrupt_current_processing()
+        return latents[:, :3].movedim(1, -1).sigmoid()
+
+    return SimpleNamespace(decode=decode)
+
+
+@pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
+def test_interrupted_and_resumed_is_uninterrupted(pack, small, loras, family):
+    import comfy.model_management
+
+    model, data = small.host_model(family), data_for(small, family)
+    before = bits(model)
+    train(pack, model, data, "whole", steps=4, vae=interrupting(0))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(pack, model, data, "halved", steps=4, vae=interrupting(3))
+    assert read_lora(loras / "halved").metadata["swd_step"] == "2"
+    assert same_bits(model, before) and not getattr(comfy.model_management, "in_training", False)
+    train(pack, model, data, "halved", steps=4, resume=True, vae=interrupting(0))
+    files = [load_file(loras / name / "adapter_model.safetensors") for name in ("whole", "halved")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+@pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
+def test_an_interrupt_waits_for_the_end_of_its_step(pack, small, loras, family):
+    """ComfyUI 0.33 raises it inside the model's layers, where half a step would be lost."""
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(pack, small.host_model(family), data_for(small, family))
+    assert read_lora(loras / "student").metadata["swd_step"] == "1"
+
+
+def test_an_error_restores_everything(pack, small, loras):
+    import comfy.model_management
+
+    model, data = small.host_model("sdxl"), data_for(small, "sdxl")
+    before, state = bits(model), torch.get_rng_state()
+    data.latents[data.sizes[-1]].fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(pack, model, data, steps=40)
+    assert same_bits(model, before) and torch.equal(state, torch.get_rng_state())
+    assert not getattr(comfy.model_management, "in_training", False)
+
+
+def refused(pack, small, model, family, message, **values):
+    data = values.pop("data", None) or data_for(small, family)
+    with pytest.raises(ValueError, match=message):
+        train(pack, model, data, **values)
+
+
+def test_models_that_cannot_be_trained(pack, small, models, loras):
+    import comfy.supported_models
+
+    flux, data = small.host_model("flux"), data_for(small, "flux")
+    layer = flux.model.diffusion_model.double_blocks[0].img_mlp[0]
+
+    class PackedTensor(torch.Tensor):
+        """Stands for GGUF's: a tensor class of its own around packed bytes."""
+
+    plain = layer.weight
+    layer.weight = torch.nn.Parameter(plain.detach().as_subclass(PackedTensor), False)
+    refused(pack, small, flux, "flux", r"quantised \(double_blocks.0.img_mlp.0 holds PackedTensor")
+    layer.weight = plain
+    layer.scale_weight = torch.ones(1)
+    refused(pack, small, flux, "flux", "holds scaled fp8")
+    config = comfy.supported_models.SD15({**small.SDXL_CONFIG, "adm_in_channels": None,
+                                          "num_classes": None})  # fmt: skip
+    unknown = small.patcher(config, {}, torch.float32, torch.device("meta"))
+    refused(pack, small, unknown, "flux", "A BaseModel model can't be distilled")
+    publish(small, "flux", loras / "other", SHORT, r=4, lora_alpha=4)
+    refused(pack, small, load(pack, models["flux"], "other")[0], "flux", "has a LoRA on it")
+    changed = models["flux"].clone()
+    changed.set_model_attn1_patch(lambda *args, **kwargs: args)
+    refused(pack, small, changed, "flux", "Another node changes how this model runs .patches")
+    refused(pack, small, models["sdxl"], "flux", "needs timesteps", data=data)
+    refused(pack, small, models["sd35-medium"], "flux", "Block 9 does not exist", block=9,
+            data=data_for(small, "sd35-medium"))  # fmt: skip
+    config = comfy.supported_models.SDXL({**small.SDXL_CONFIG, "in_channels": 9})
+    inpaint = small.patcher(config, {}, torch.float32, torch.device("meta"))
+    refused(pack, small, inpaint, "sdxl", "reads 9 channels, 4 of them a latent: an inpainting")
+    other = data.mapped(lambda x: x, lambda x: x[..., :32])
+    refused(pack, small, models["flux"], "flux", "encoded 32 wide, this model reads 64", data=other)
+    assert not (loras / "student").exists(), "nothing was begun"
+
+
+def test_captions_of_other_lengths_come_in_batches_of_their_own(pack, small):
+    data = data_for(small, "flux")
+    lengths = {len(data.context[i]) for i in data.alike(0)}
+    assert data.alike(1) == [1] and data.alike(0) == [0, 2] and len(lengths) == 1
+    batches = packed("swd_core.distill.memory").MemoryBatches(data, data.schedule.sigmas)
+    shown = batches.first(4)
+    assert shown.captions == ("picture 0", "picture 2") and len(shown.real) == 2
+    assert shown.text[2].tolist() == [[128.0, 128.0]] * 2
