@@ -12,6 +12,7 @@ from torch import Tensor
 from swd_core.emoji import model as compact
 from swd_core.lora import (
     LoraLayer,
+    SwDLora,
     merge_sd3,
     read_lora,
     schedule_header,
