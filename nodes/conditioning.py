@@ -86,9 +86,10 @@ def refuse_unscalable(
                     )
 
 
-def _frame_count(key: str, value: Tensor) -> int:
+def _frame_count(key: str, value: Any) -> int:
     """Frames of an input (B, C, T, H, W), or of a region's mask (T, H, W); 1 of a still one."""
-    return value.shape[-3] if value.ndim >= (3 if key == "mask" else 5) else 1
+    least = 3 if key == "mask" else 5
+    return value.shape[-3] if isinstance(value, Tensor) and value.ndim >= least else 1
 
 
 def _holds_tensor(value: Any) -> bool:

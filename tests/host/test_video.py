@@ -308,6 +308,29 @@ def test_inpainting_keeps_frames_and_regions(pack, wan, schedule, shape, record_
         assert relative(ours[:, :, :1], picture[:, :, :1]) <= TOLERANCE
 
 
+def test_a_model_that_is_told_which_frames_are_kept(pack, small, schedule, record_property):
+    """Wan 2.2 5B's image-to-video: the mask becomes a noise level for every frame."""
+    import comfy.samplers
+
+    model = small.wan_model("WAN22_T2V", in_dim=48, out_dim=48)
+    picture, mask = random(1, 48, *TARGET, seed=6), torch.ones(1, 48, *TARGET)
+    mask[:, :, 0] = 0
+    x0 = None
+    for step, here in enumerate(SIZES):
+        kept, part = shrunk(picture, here), shrunk(mask, here)
+        latent = kept if x0 is None else part * enlarged(x0, here) + (1 - part) * kept
+        x0 = cfg_guider(model, text()).sample(
+            draw_noise(SEED, (0,), step, latent.shape[1:]), latent,
+            comfy.samplers.sampler_object("lcm"), torch.tensor([SIGMAS[step], 0.0]),
+            denoise_mask=part, disable_pbar=True, seed=SEED,
+        )  # fmt: skip
+    latent = {"samples": picture, "noise_mask": mask[:, :1]}
+    ours = sample(pack, model, schedule, text(), latent)
+    record_property("difference", relative(ours, x0))
+    assert relative(ours, x0) <= 2e-5
+    assert relative(ours[:, :, :1], picture[:, :, :1]) <= TOLERANCE
+
+
 @pytest.mark.parametrize(("start_at", "first"), [(0.9, 1), (0.4, 2), (0.25, 3)])
 def test_video_to_video(pack, wan, schedule, start_at, first, record_property):
     """Wan's shift of 8 makes these shares sigmas of 0.986, 0.842 and 0.727."""
