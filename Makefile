@@ -7,6 +7,8 @@ PROMPT ?= red apple
 EMOJI_PACKAGE := @lobehub/fluent-emoji-3d@1.1.0
 EMOJI := runs/fluent-emoji-3d/package/assets
 RUNS := runs/emoji
+STUDENT_LOSSES := --dmd 0.5 --mmd 0.1 --gan 0 --regression 0.5 --detail 40 --fake-steps 1 \
+	--batch-tokens 2048 --ema 0.98
 TIME := $(if $(MINUTES),--minutes $(MINUTES))
 
 # A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
@@ -122,8 +124,8 @@ train-autoencoder: $(VENV)/dev.stamp $(EMOJI)
 train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
 	$(RUN) -m swd_core.emoji.train_teacher $(EMOJI) --out $(RUNS) $(TIME)
 
-train-student: $(VENV)/dev.stamp $(RUNS)/emoji_mmdit.safetensors
-	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(TIME)
+train-student: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
+	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
 
 ablation: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
 	$(RUN) -m swd_core.emoji.ablation $(EMOJI) --run $(RUNS) $(if $(STEPS),--steps $(STEPS))

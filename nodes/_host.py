@@ -46,7 +46,8 @@ def model_family(model: Any) -> str:
     """Which students a MODEL can take, by its own configuration.
 
     Returns:
-        a family of presets.json, "sd3" for an SD3 type we have no student for, or "".
+        a family of presets.json, "sd3" for an SD3 type we have no student for, "wan-other" for a
+        Wan of another width than the 1.3B's, or "".
     """
     base, config = model.model, model.model.model_config.unet_config
     if isinstance(base, comfy.model_base.SD3):
@@ -61,7 +62,7 @@ def model_family(model: Any) -> str:
     if isinstance(base, comfy.model_base.SDXL):
         return "sdxl"
     if isinstance(base, comfy.model_base.WAN21):
-        return "wan"
+        return "wan" if config.get("dim") == 1536 else "wan-other"
     return ""
 
 

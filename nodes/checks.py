@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
+from .conditioning import refuse_unscalable
 
 
 def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Sequence[float]) -> None:
@@ -29,6 +30,10 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
             "step: audio and nested latents (audio with video) are not supported. Use one of "
             "pictures or video."
         )
+    if noise.ndim == 4:
+        schedule.check_picture()
+    else:
+        refuse_unscalable(guider.original_conds, noise.shape[2:], schedule)
     patcher = guider.model_patcher
     _host.check_channels(noise, patcher)
     _host.check_prediction(patcher, schedule)
@@ -52,7 +57,7 @@ def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
 
 def _refuse_momentum(model_options: dict[str, Any], schedule: ScaleSchedule) -> None:
     """APG's running average keeps the size of the step before; it can't be resized from outside."""
-    if schedule.scales[0] == 1:
+    if schedule.scales[0] == 1 and not schedule.frames:
         return
     for function in model_options.get("sampler_pre_cfg_function", []):
         if getattr(function, "__qualname__", "").startswith("APG."):
@@ -67,7 +72,7 @@ def _refuse_momentum(model_options: dict[str, Any], schedule: ScaleSchedule) -> 
 class FiniteCheck:
     """Finds the first step whose x0 holds NaN or infinity; a GPU does not wait for each step."""
 
-    def __init__(self, levels: Sequence[float], sizes: Sequence[tuple[int, int]]):
+    def __init__(self, levels: Sequence[float], sizes: Sequence[Sequence[int]]):
         self.levels, self.sizes = levels, sizes
         self.steps: list[int] = []
         self.finite: list[Tensor] = []
@@ -84,7 +89,7 @@ class FiniteCheck:
             return
         for step, good in zip(self.steps, torch.stack(self.finite).tolist(), strict=True):
             if not good:
-                (height, width), (rows, columns) = self.sizes[step], self.sizes[-1]
+                (*_, height, width), (*_, rows, columns) = self.sizes[step], self.sizes[-1]
                 scale = max(height / rows, width / columns)
                 raise RuntimeError(
                     f"The model gave NaN or infinity at step {step + 1} of {len(self.levels)}: "

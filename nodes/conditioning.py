@@ -3,23 +3,37 @@
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.controlnet
 import comfy.model_base
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..swd_core import resample
+from ..swd_core.schedule import ScaleSchedule
 from ._host import supported
 
 # What process_conds must not touch a second time: it would set hook keyframes back to the first one
 # and make ControlNets load again. Neither depends on the size.
 _ONCE = ("hooks", "control")
+# Of a video: one entry per latent frame (Wan image-to-video), or pictures without a place in time.
+_BY_FRAME = {"concat_latent_image", "concat_mask", "mask"}
+_REFERENCES = {"reference_latents", "time_dim_concat"}
+# Inputs of the target's sides that the host leaves as they are.
+_FULL_SIZE = {
+    "vace_frames", "vace_mask", "camera_conditions", "control_video", "pose_video_latent",
+}  # fmt: skip
+_WITHOUT_TIME = {
+    *_BY_FRAME, *_REFERENCES, "cross_attn", "pooled_output", "attention_mask", "area",
+    "unclip_conditioning", "conditioning_llama3", "t5xxl_ids", "t5xxl_weights", "guidance",
+}  # fmt: skip
 
 
 def scaled_area(area: Sequence[Any], size: Sequence[int], target: Sequence[int]) -> tuple[Any, ...]:
-    """An absolute area (heights..., starts...) given at the target size, at another size.
+    """An absolute area (lengths..., starts...) given at the target size, at another size.
 
-    Dimensions that do not change (a video's frames) stay; an area keeps at least one cell.
+    Both sizes are (H, W), or (T, H, W) of a video, whose first and last frame stay such. An area
+    keeps at least one cell and one frame.
     """
     if area[0] == "percentage":
         return tuple(area)
@@ -29,6 +43,10 @@ def scaled_area(area: Sequence[Any], size: Sequence[int], target: Sequence[int])
         start = min(round(starts[d] * small / full), small - 1)
         end = max(start + 1, round((starts[d] + lengths[d]) * small / full))
         starts[d], lengths[d] = start, end - start
+    if dims == 3 and size[0] != target[0]:
+        rate = (size[0] - 1) / (target[0] - 1)
+        first, last = (round(t * rate) for t in (starts[0], starts[0] + lengths[0] - 1))
+        starts[0], lengths[0] = first, last - first + 1
     return (*lengths, *starts)
 
 
@@ -39,6 +57,67 @@ def _scaled_boxes(
     rows, columns = size[-2] / target[-2], size[-1] / target[-1]
     boxes = [(e, h * rows, w * columns, y * rows, x * columns) for e, h, w, y, x in gligen[2]]
     return (*gligen[:2], boxes, *gligen[3:])
+
+
+def refuse_unscalable(
+    conds: dict[str, list[dict[str, Any]]], target: Sequence[int], schedule: ScaleSchedule
+) -> None:
+    """Raises ValueError if an input of a video model can't follow the size or the frames.
+
+    Args:
+        conds: the guider's original conditioning. target: the finished latent's (T, H, W).
+    """
+    frames = target[0]
+    for entry in (entry for entries in conds.values() for entry in entries):
+        for key, value in entry.items():
+            whole = key in _FULL_SIZE and schedule.scales[0] < 1
+            if (whole or schedule.frames and key not in _WITHOUT_TIME) and _holds_tensor(value):
+                raise ValueError(
+                    f"The conditioning holds {key!r}, which can't follow a video that grows in "
+                    f"{'size' if whole else 'time'}. Take it out of the graph"
+                    + (", or choose custom with custom_frames empty." if not whole else ".")
+                )
+            if schedule.frames and key in _BY_FRAME:
+                count = _frame_count(key, value)
+                if count not in (frames, 1):
+                    raise ValueError(
+                        f"The conditioning's {key!r} has {count} latent frames, the video that is "
+                        f"sampled has {frames}. Make both of the same length."
+                    )
+
+
+def _frame_count(key: str, value: Any) -> int:
+    """Frames of an input (B, C, T, H, W), or of a region's mask (T, H, W); 1 of a still one."""
+    least = 3 if key == "mask" else 5
+    return value.shape[-3] if isinstance(value, Tensor) and value.ndim >= least else 1
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Whether a conditioning entry is a tensor, a ControlNet, or a collection with one in it."""
+    if isinstance(value, dict):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, (Tensor, comfy.controlnet.ControlBase))
+
+
+def _scale_video_inputs(entry: dict[str, Any], size: Sequence[int], target: Sequence[int]) -> None:
+    """Picks as many frames of a video's inputs as (T, H, W) has; the host scales them in space."""
+    for key in _BY_FRAME & entry.keys():
+        value = entry[key]
+        if _frame_count(key, value) == target[0] != size[0]:
+            entry[key] = resample.pick_frames(value, size[0], -3)
+
+
+def _scale_references(entry: dict[str, Any], size: Sequence[int], target: Sequence[int]) -> None:
+    """Shrinks pictures of the target's sides, which Wan takes for frames beside the video's own."""
+    for key in _REFERENCES & entry.keys():
+        value = entry[key]
+        fitting = [
+            resample.downscale(x, size[-2:]) if tuple(x.shape[-2:]) == tuple(target[-2:]) else x
+            for x in (value if isinstance(value, list) else [value])
+        ]
+        entry[key] = fitting if isinstance(value, list) else fitting[0]
 
 
 def resolve_conds(
@@ -55,11 +134,11 @@ def resolve_conds(
     as at the target size; size conditioning (SDXL) keeps the target's.
 
     Args:
-        target: the finished latent's (H, W).
+        target: the finished latent's (H, W) or (T, H, W).
         latent_image, denoise_mask: at the size of `like`.
     """
     conds: dict[str, list[dict[str, Any]]] = {}
-    size = tuple(like.shape[-2:])
+    size = tuple(like.shape[2:])
     for name, entries in guider.original_conds.items():
         conds[name] = []
         for entry in entries:
@@ -71,6 +150,10 @@ def resolve_conds(
             if isinstance(guider.inner_model, comfy.model_base.SDXL):
                 entry.setdefault("width", target[1] * 8)
                 entry.setdefault("height", target[0] * 8)
+            if isinstance(guider.inner_model, comfy.model_base.WAN21):
+                _scale_references(entry, size, target)
+            if len(size) == 3:
+                _scale_video_inputs(entry, size, target)
             conds[name].append(entry)
     comfy.samplers.preprocess_conds_hooks(conds)
     comfy.samplers.filter_registered_hooks_on_conds(conds, guider.model_options)
@@ -101,9 +184,9 @@ def _share_control(conds: dict[str, list[dict[str, Any]]]) -> None:
             )
 
 
-def mask_at(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+def mask_at(mask: Tensor | None, size: tuple[int, ...]) -> Tensor | None:
     """An inpaint mask (B, C, H, W) or (B, C, T, H, W) at a smaller size."""
-    if mask is None or tuple(mask.shape[-2:]) == size:
+    if mask is None or tuple(mask.shape[2:]) == size:
         return mask
     small = resample.downscale(mask, size)
     # A whole 1 must stay one: differential diffusion compares with it.

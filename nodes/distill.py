@@ -71,6 +71,7 @@ class SwDDistillData(io.ComfyNode):
     def execute(
         cls, images: torch.Tensor, clip: Any, vae: Any, schedule: ScaleSchedule, captions: str
     ) -> io.NodeOutput:
+        schedule.check_picture()
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]
         multiple = 4 if schedule.sigma_kind == "timestep" else 2  # SDXL's UNet halves sides twice

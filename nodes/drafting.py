@@ -222,9 +222,14 @@ def every_scale(drafts: Drafts, model: Any) -> list[dict[str, Tensor]]:
 
 
 def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
-    """IMAGE (N, H, W, 3) of the latents by the host's linear map, for where there is no VAE."""
+    """IMAGE (N, H, W, 3) of the latents by the host's linear map, for where there is no VAE.
+
+    A video has a picture for each of its latent frames.
+    """
     factors = latent_format.latent_rgb_factors
     x0 = drafts.scales[-1].float().cpu()
+    if x0.ndim == 5:
+        x0 = x0.movedim(2, 1).flatten(0, 1)  # BCTHW -> (B T)CHW
     if factors is None:
         grey = x0.mean(1)
         low, high = grey.amin((-2, -1), keepdim=True), grey.amax((-2, -1), keepdim=True)

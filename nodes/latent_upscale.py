@@ -3,11 +3,12 @@
 from typing import Any
 
 from ..swd_core.noise import MAX_SEED, draw_noise
-from ..swd_core.resample import METHODS, downscale, upscale
+from ..swd_core.resample import METHODS, blend_frames, downscale, pick_frames, upscale
 from . import _host
 from ._host import CATEGORY, io, supported
 
 MOST_SIDE = 16384
+MOST_FRAMES = 4096
 
 
 class SwDLatentUpscale(io.ComfyNode):
@@ -66,6 +67,15 @@ class SwDLatentUpscale(io.ComfyNode):
                 io.Model.Input(
                     "model", optional=True, tooltip="Says how noise is added; only for noise_sigma."
                 ),
+                io.Int.Input(
+                    "latent_frames",
+                    default=0,
+                    min=0,
+                    max=MOST_FRAMES,
+                    optional=True,
+                    tooltip="Of a video: its latent frames afterwards, new ones blended of their "
+                    "neighbours; 0: as many as it has.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The enlarged latent.")
@@ -84,6 +94,7 @@ class SwDLatentUpscale(io.ComfyNode):
         noise_sigma: float,
         seed: int,
         model: Any = None,
+        latent_frames: int = 0,
     ) -> io.NodeOutput:
         if noise_sigma > 0 and model is None:
             raise ValueError(
@@ -92,6 +103,11 @@ class SwDLatentUpscale(io.ComfyNode):
             )
         latent = dict(samples) if model is None else _host.check_latent(samples, model)
         x = _host.plain_samples(latent)
+        if latent_frames and x.ndim != 5:
+            raise ValueError(
+                f"latent_frames is {latent_frames}, but the latent {tuple(x.shape)} is no video. "
+                "Set it to 0."
+            )
         multiple = 1 if model is None else _host.patch_multiple(model)
         size = tuple(
             max(multiple, round((pixels / 8 if pixels else side * scale_by) / multiple) * multiple)
@@ -99,6 +115,9 @@ class SwDLatentUpscale(io.ComfyNode):
         )
         shrinks = size[0] < x.shape[-2] and size[1] < x.shape[-1]
         x = downscale(x, size) if shrinks else upscale(x, size, upscale_method)
+        if latent_frames:
+            fewer = latent_frames < x.shape[2]
+            x = pick_frames(x, latent_frames) if fewer else blend_frames(x, latent_frames)
         if noise_sigma > 0:
             noise = draw_noise(seed, _host.image_indices(latent), 0, x.shape[1:]).to(x)
             x = _host.noised(model, x, noise, noise_sigma)

@@ -15,22 +15,27 @@ INK, GRID, SIZE, SIGMA, BAR = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a", "#2b4a
 
 
 def schedule_plot(
-    schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]
+    schedule: ScaleSchedule,
+    height: int,
+    width: int,
+    multiple: int,
+    sigmas: list[float],
+    frames: int | None = None,
 ) -> Tensor:
     """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; a table below.
 
     Args:
         height, width: of the target, in latent cells. multiple: of the model's patches.
-        sigmas: noise level of each step, in the model's own terms.
+        sigmas: noise level of each step, in the model's own terms. frames: latent ones of a video.
     """
     image = Image.new("RGB", (WIDTH, PLOT_HEIGHT + ROW * (schedule.steps + 2)), "#1e2227")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    costs = schedule.step_costs(height, width, multiple)
-    sizes = schedule.sizes(height, width, multiple)
-    labels = [f"{w * CELL} x {h * CELL}" for h, w in sizes]
+    costs = schedule.step_costs(height, width, multiple, frames)
+    sizes = schedule.sizes(height, width, multiple, frames)
+    labels = [" x ".join(map(str, (*t, w * CELL, h * CELL))) for *t, h, w in sizes]
     bottom, total = PLOT_HEIGHT - BOTTOM, sum(costs)
     x, points, texts = float(LEFT), [], []
-    for cost, (h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):
+    for cost, (*_, h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):
         wide = (WIDTH - LEFT - RIGHT) * cost / total
         high = (bottom - TOP) * (h * w / (height * width)) ** 0.5
         draw.rectangle((x + 1, bottom - high, x + wide - 1, bottom), outline=SIZE, fill=BAR)
@@ -56,7 +61,8 @@ def schedule_plot(
         for value, right in zip(values, COLUMNS.values(), strict=True):
             draw.text((right, y), value, colour, font, "rm")
 
-    row(0, list(COLUMNS), SIZE)
+    size = "size in px" if frames is None else "latent frames x px"
+    row(0, [size if name == "size in px" else name for name in COLUMNS], SIZE)
     draw.line((LEFT, PLOT_HEIGHT + ROW, WIDTH - RIGHT, PLOT_HEIGHT + ROW), GRID)
     for i, (cost, label) in enumerate(zip(costs, labels, strict=True)):
         row(i + 1, [f"{i + 1}", label, f"{sigmas[i]:.4f}", f"{100 * cost / total:.0f} %"], INK)

@@ -13,9 +13,9 @@ from torch import Tensor
 MOST_TILES = 16
 
 
-def progress_marks(sizes: Sequence[tuple[int, int]]) -> list[int]:
+def progress_marks(sizes: Sequence[Sequence[int]]) -> list[int]:
     """Percent done after each step, weighted by the latent cells of the steps."""
-    done = list(accumulate(height * width for height, width in sizes))
+    done = list(accumulate(math.prod(size) for size in sizes))
     return [round(100 * cells / done[-1]) for cells in done]
 
 
@@ -29,7 +29,7 @@ def tiled(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def run_callback(model: Any, sizes: Sequence[tuple[int, int]]) -> Callable[..., None]:
+def run_callback(model: Any, sizes: Sequence[Sequence[int]]) -> Callable[..., None]:
     """The callback of one run: one bar of 100 percent, and frames that grow with the scales.
 
     A frame shows every image of the batch (the first 16); its longer side is that share of the
@@ -37,20 +37,21 @@ def run_callback(model: Any, sizes: Sequence[tuple[int, int]]) -> Callable[..., 
     interrupt.
 
     Args:
-        model: the MODEL. sizes: latent (height, width) of each step, the target last.
+        model: the MODEL. sizes: latent (height, width) of each step, the target last; a video's
+            with its frames first. Of a video the first frame is shown.
     """
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     bar = comfy.utils.ProgressBar(100)
     marks = progress_marks(sizes)
 
-    def frame(x0: Tensor, size: tuple[int, int]) -> tuple[str, Image.Image, int] | None:
+    def frame(x0: Tensor, size: Sequence[int]) -> tuple[str, Image.Image, int] | None:
         shown = [
             previewer.decode_latent_to_preview_image("JPEG", row)
             for row in x0[:MOST_TILES].split(1)
         ]
         if None in shown:  # a previewer of another pack that sends its own frames
             return None
-        most = latent_preview.MAX_PREVIEW_RESOLUTION * max(size) / max(sizes[-1])
+        most = latent_preview.MAX_PREVIEW_RESOLUTION * max(size[-2:]) / max(sizes[-1][-2:])
         return "JPEG", tiled([image for _, image, _ in shown]), max(1, round(most))
 
     def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:

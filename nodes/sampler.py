@@ -150,7 +150,7 @@ class SwDSample(io.ComfyNode):
             sigmas = start_sigmas(model, sigmas, start_at)
         guider = _host.cfg_guider(model, positive, negative, cfg)
         sampler = ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent))
-        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[-2:]))
+        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[2:]))
         samples = guider.sample(
             samples.new_zeros(samples.shape, device="cpu"),
             samples,

@@ -6,9 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..swd_core.resample import pick_frames
 from ._host import CATEGORY, io, supported
 
 GREY = 224 / 255
+
+
+def one_video(scales: list[Tensor]) -> list[Tensor]:
+    """The scales of a video that grows in time, each with as many pictures as the last.
+
+    Raises:
+        ValueError: if they can't be of one video: a video VAE makes 1, 5, 9, ... pictures of it.
+    """
+    counts = [s.shape[0] for s in scales]
+    if counts != sorted(counts) or any(count % 4 != 1 for count in counts):
+        raise ValueError(
+            f"The scales hold {', '.join(map(str, counts))} images; each must hold as many as the "
+            "others, or be the same single video. Connect the decoded scales of one Finish SwD "
+            "Drafts, for a video with one draft picked."
+        )
+    return [pick_frames(s, counts[-1], 0) for s in scales]
 
 
 def strips(scales: list[Tensor], gap: int) -> Tensor:
@@ -46,7 +63,7 @@ class SwDScaleStrip(io.ComfyNode):
                 io.Image.Output(
                     "frames",
                     display_name="frames",
-                    tooltip="Image by image, its scales in full size.",
+                    tooltip="Image by image, its scales in full size; a video scale by scale.",
                 ),
             ],
             is_input_list=True,
@@ -55,18 +72,17 @@ class SwDScaleStrip(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: list[Any], gap: list[int]) -> io.NodeOutput:
-        if len({s.shape[0] for s in images}) != 1:
-            raise ValueError(
-                f"The scales hold {', '.join(str(s.shape[0]) for s in images)} images; each must "
-                "hold as many as the others. Connect the decoded scales of one Finish SwD Drafts."
-            )
+        video = len({s.shape[0] for s in images}) != 1
+        if video:
+            images = one_video(images)
         height, width = images[-1].shape[1:3]
         scales = [s[..., :3].float().cpu() for s in images]
         same = [
             F.interpolate(s.movedim(-1, 1), (height, width), mode="nearest-exact").movedim(1, -1)
             for s in scales
         ]
-        frames = torch.stack(same, 1).flatten(0, 1)  # image by image, each through its scales
+        # Image by image, each through its scales; a video as a whole, scale by scale.
+        frames = torch.cat(same) if video else torch.stack(same, 1).flatten(0, 1)
         return io.NodeOutput(strips(scales, gap[0]), frames)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..swd_core import resample
 from ..swd_core.noise import SeededNoise
 from ..swd_core.sampling import ScaleState, sample_scalewise
-from ..swd_core.schedule import ScaleSchedule, latent_sizes
+from ..swd_core.schedule import ScaleSchedule, latent_frames, latent_sizes
 from . import _host
 from .checks import FiniteCheck, check_run
 from .conditioning import mask_at, resolve_conds
@@ -23,7 +23,7 @@ def scales_at(sigmas: list[float], table: list[float], scales: tuple[float, ...]
     """The scale each of `sigmas` runs at: that of the first step whose own sigma is not above it.
 
     So SIGMAS may be cut (SplitSigmas) or come from another scheduler: a size is used down to the
-    noise level it is meant for and no further.
+    noise level it is meant for and no further. `scales` may also be a schedule's shares of time.
     """
 
     def scale(sigma: float) -> float:
@@ -50,7 +50,7 @@ def step_numbers(sigmas: list[float], table: list[float]) -> list[int]:
 class _Scale:
     """What changes with the size within a run."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     latent_image: Tensor
     mask: Tensor | None
     conds: dict[str, Any]
@@ -104,7 +104,7 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         """Called by the guider in its own sample(); noise and latent_image have the target size."""
-        target = tuple(noise.shape[-2:])
+        target = tuple(noise.shape[2:])
         *levels, _ = sigmas.tolist()
         check_run(guider, self.schedule, noise, sigmas.tolist())
         if not levels:
@@ -134,7 +134,7 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
             model.noise = drawn(step, shape).to(noise.device, noise.dtype, non_blocking=True)
             return model.noise
 
-        def at_scale(size: tuple[int, int]) -> _Scale:
+        def at_scale(size: tuple[int, ...]) -> _Scale:
             """What the model sees at a size."""
             image = torch.zeros_like(model.noise)
             if start is not None:
@@ -147,7 +147,7 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
             nonlocal current
             comfy.model_management.throw_exception_if_processing_interrupted()
-            size = tuple(x_t.shape[-2:])
+            size = tuple(x_t.shape[2:])
             if current is None or current.size != size:
                 current = at_scale(size)
                 guider.conds, model.latent_image = current.conds, current.latent_image
@@ -182,11 +182,20 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         return resample.upscale(state.x0, target, self.method)
 
     def sizes(
-        self, guider: Any, levels: list[float], target: tuple[int, int]
-    ) -> list[tuple[int, int]]:
-        """Latent size of each step; the step that ends at 0 has the target's."""
-        scales = scales_at(levels, self.table(guider), self.schedule.scales)
-        return latent_sizes(scales, *target, _host.patch_multiple(guider.model_patcher))
+        self, guider: Any, levels: list[float], target: tuple[int, ...]
+    ) -> list[tuple[int, ...]]:
+        """Latent size of each step, (height, width) or (frames, height, width) as the target is.
+
+        The step that ends at 0 has the target's.
+        """
+        *frames, height, width = target
+        table = self.table(guider)
+        scales = scales_at(levels, table, self.schedule.scales)
+        sizes = latent_sizes(scales, height, width, _host.patch_multiple(guider.model_patcher))
+        if not frames:
+            return sizes
+        times = latent_frames(scales_at(levels, table, self.schedule.time), frames[0])
+        return [(t, *size) for t, size in zip(times, sizes, strict=True)]
 
     def table(self, guider: Any) -> list[float]:
         """The schedule's sigmas in the model's own terms."""

@@ -27,28 +27,9 @@ def user_presets() -> dict[str, Preset]:
     if not path.is_file():
         return {}
     found, problems = read_presets(path)
-    for name, preset in found.items():
-        try:
-            refuse_frames(name, preset)
-        except ValueError as error:
-            problems.append(f"{USER_FILE}: {error}")
     for problem in problems:
         log.warning("%s", problem)
-    return {name: preset for name, preset in found.items() if not preset.frames}
-
-
-def refuse_frames(name: str, preset: Preset) -> None:
-    """Raises ValueError if a preset scales time too, which the sampler does not do."""
-    if preset.frames:
-        sizes, sigmas = (
-            " ".join(f"{value:.6g}" for value in values)
-            for values in (preset.schedule.scales, preset.schedule.sigmas)
-        )
-        raise ValueError(
-            f"The preset {name!r} begins with fewer frames; this pack scales height and width "
-            f"alone. To run it with all frames throughout, choose custom with sizes {sizes} and "
-            f"sigmas {sigmas}."
-        )
+    return found
 
 
 def travelling_name(name: str, preset: Preset) -> str:
@@ -57,7 +38,9 @@ def travelling_name(name: str, preset: Preset) -> str:
     scales = " ".join(f"{s:.12g}" for s in schedule.scales)
     sigmas = " ".join(f"{s:.12g}" for s in schedule.sigmas)
     kind = " t" if schedule.sigma_kind == "timestep" else ""
-    return f"{name} ({preset.family}): {scales} @{kind} {sigmas}"
+    frames = " ".join(f"{f:.12g}" for f in schedule.frames)
+    time = f" # {frames}" if frames else ""
+    return f"{name} ({preset.family}): {scales} @{kind} {sigmas}{time}"
 
 
 def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
@@ -70,18 +53,30 @@ def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
     name, bracket, family = title.removesuffix(")").rpartition(" (")
     if not bracket:
         name, family = title, ""
-    scales, at, sigmas = rest.partition(" @")
+    scales, at, levels = rest.partition(" @")
+    sigmas, _, frames = levels.partition(" # ")
     if not colon or not at:
         raise ValueError(
             f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom."
         )
     kind = "timestep" if sigmas.startswith(" t ") else "flow"
-    levels = parse_steps(sigmas.removeprefix(" t"), "sigmas")
-    return ScaleSchedule(parse_steps(scales, "scales"), levels, kind, name), family
+    schedule = ScaleSchedule(
+        parse_steps(scales, "scales"),
+        parse_steps(sigmas.removeprefix(" t"), "sigmas"),
+        kind,
+        name,
+        parse_steps(frames, "frames"),
+    )
+    return schedule, family
 
 
-def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
-    """A schedule typed as two lists: sizes as fractions, pixels or latent sides, target last."""
+def custom_schedule(sizes: str, sigmas: str, frames: str = "") -> ScaleSchedule:
+    """A schedule typed as lists: sizes as fractions, pixels or latent sides, target last.
+
+    Args:
+        frames: of a video, as shares of time, or pictures or latent frames with the target last;
+            both count from the first one, which is there at every step. Empty: all throughout.
+    """
     steps = parse_steps(sizes, "custom_sizes")
     if not steps:
         raise ValueError(
@@ -100,11 +95,19 @@ def custom_schedule(sizes: str, sigmas: str) -> ScaleSchedule:
             f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type "
             "timesteps up to 1000, such as 1000 800 600 400; the node works out their sigmas."
         )
-    return ScaleSchedule(scales, levels, kind, CUSTOM)
+    times = parse_steps(frames, "custom_frames")
+    if times and times[-1] > 1:
+        times = tuple((count - 1) / (times[-1] - 1) for count in times)
+    return ScaleSchedule(scales, levels, kind, CUSTOM, times)
 
 
 def choose(
-    preset: str, family: str, sizes: str, sigmas: str, own: ScaleSchedule | None = None
+    preset: str,
+    family: str,
+    sizes: str,
+    sigmas: str,
+    own: ScaleSchedule | None = None,
+    frames: str = "",
 ) -> tuple[ScaleSchedule, Preset | None]:
     """The schedule a node's widgets mean for a model of `family`.
 
@@ -116,7 +119,7 @@ def choose(
     """
     known = presets()
     if preset == CUSTOM:
-        return custom_schedule(sizes, sigmas), None
+        return custom_schedule(sizes, sigmas, frames), None
     if preset == AUTO:
         usual = next((e for e in known.values() if e.auto and e.family == family), None)
         if own is not None:
@@ -129,14 +132,13 @@ def choose(
         )
     entry = known.get(preset)
     schedule, meant = (entry.schedule, entry.family) if entry else read_travelling(preset)
-    unknown_sd3 = family == "sd3" and meant.startswith("sd35-")
-    if meant not in ("", family) and not unknown_sd3:
+    unknown = (family, meant) == ("wan-other", "wan")
+    unknown |= family == "sd3" and meant.startswith("sd35-")
+    if meant not in ("", family) and not unknown:
         raise ValueError(
             f"The preset {schedule.name} is for {meant} models; the loaded model is "
             f"{family or 'of no family that has SwD students'}. Choose auto."
         )
-    if entry:
-        refuse_frames(preset, entry)
     return schedule, entry
 
 
@@ -164,16 +166,26 @@ def longer(schedule: ScaleSchedule, entry: Preset | None, samples: Any) -> Scale
 
 
 def describe(
-    schedule: ScaleSchedule, height: int, width: int, multiple: int, sigmas: list[float]
+    schedule: ScaleSchedule,
+    height: int,
+    width: int,
+    multiple: int,
+    sigmas: list[float],
+    frames: int | None = None,
 ) -> str:
-    """The table the node shows: step, size in pixels, sigma, share of the cost, and the total."""
-    costs = schedule.step_costs(height, width, multiple)
+    """The table the node shows: step, size in pixels, sigma, share of the cost, and the total.
+
+    Args:
+        frames: latent frames of a video, which get a column of their own.
+    """
+    costs = schedule.step_costs(height, width, multiple, frames)
     total = sum(costs)
     lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
-    lines.append("step   size in px    sigma   share of cost")
-    for i, (h, w) in enumerate(schedule.sizes(height, width, multiple)):
+    lines.append(f"step   size in px    sigma   share of cost{'   latent frames' * bool(frames)}")
+    for i, (*time, h, w) in enumerate(schedule.sizes(height, width, multiple, frames)):
         size, share = f"{w * CELL:>4} x {h * CELL:<4}", 100 * costs[i] / total
-        lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %")
+        video = "".join(f"{t:>25}" for t in time)
+        lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
     return "\n".join(lines)
 
 
@@ -230,6 +242,14 @@ class SwDScaleSchedule(io.ComfyNode):
                     tooltip="For a latent_image larger than the student was trained for: stretch "
                     "enlarges every step with it; extend keeps the trained sizes and adds steps.",
                 ),
+                io.String.Input(
+                    "custom_frames",
+                    default="",
+                    optional=True,
+                    tooltip="For custom and a video: frames of each step, never falling, as "
+                    "fractions of the time, or as numbers of frames with the target last. Empty: "
+                    "all frames in every step.",
+                ),
             ],
             outputs=[
                 Schedule.Output(
@@ -251,13 +271,13 @@ class SwDScaleSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str, custom_sizes: str, custom_sigmas: str) -> bool | str:
+    def validate_inputs(
+        cls, preset: str, custom_sizes: str, custom_sigmas: str, custom_frames: str = ""
+    ) -> bool | str:
         try:
             if preset == CUSTOM:
-                custom_schedule(custom_sizes, custom_sigmas)
-            elif preset in presets():
-                refuse_frames(preset, presets()[preset])
-            elif preset != AUTO:
+                custom_schedule(custom_sizes, custom_sigmas, custom_frames)
+            elif preset != AUTO and preset not in presets():
                 read_travelling(preset)
         except ValueError as error:
             return str(error)
@@ -272,22 +292,27 @@ class SwDScaleSchedule(io.ComfyNode):
         custom_sigmas: str,
         latent_image: Any = None,
         large_targets: str = STRETCH,
+        custom_frames: str = "",
     ) -> io.NodeOutput:
         family = _host.model_family(model)
         own = _host.own_schedule(model)
-        schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own)
+        schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own, custom_frames)
         _host.check_prediction(model, schedule)
         samples = None
-        height = width = (entry.target if entry else USUAL_TARGET) // CELL
+        side = USUAL_TARGET // CELL
+        frames, height, width = entry.latent_target if entry else (None, side, side)
         if latent_image is not None:
             samples = _host.check_latent(latent_image, model)["samples"]
+            frames = samples.shape[2] if samples.ndim == 5 else None
             height, width = samples.shape[-2:]
+            if frames is None:
+                schedule.check_picture()
         if large_targets == EXTEND:
             schedule = longer(schedule, entry, samples)
         sigmas = _host.schedule_sigmas(model, schedule)
         multiple = _host.patch_multiple(model)
-        table = describe(schedule, height, width, multiple, sigmas.tolist())
-        plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist())
+        table = describe(schedule, height, width, multiple, sigmas.tolist(), frames)
+        plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist(), frames)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)
 

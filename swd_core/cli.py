@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .distill.commands import add_training_commands
 from .extend import extend_schedule
-from .schedule import Preset, ScaleSchedule, presets
+from .schedule import CELL, FRAME_CELL, Preset, ScaleSchedule, latent_frames, presets
 
 if TYPE_CHECKING:
     from .emoji.generate import Job
 
-CELL = 8  # pixels per latent cell, in every family of presets.json
 SIDES, SIDE_STEP = (128, 512), 16
 MAX_COUNT = 64
 MAX_SEED = 2**64 - 1
@@ -176,6 +175,7 @@ def plan(a: argparse.Namespace) -> "Job":
             f"The schedule {a.schedule} holds SDXL's timesteps; the emoji student needs noise "
             "levels of flow matching (0 to 1). Leave out --schedule for its own."
         )
+    schedule.check_picture()
     if a.strip and schedule.steps > MAX_STRIP:
         raise Refusal(
             f"--strip shows at most {MAX_STRIP} steps; this schedule has {schedule.steps}."
@@ -225,51 +225,69 @@ def run_generate(a: argparse.Namespace) -> None:
 def print_presets() -> None:
     print(f"{'preset':<20} {'steps':>5}  {'sides for':>9}  {'':<28} {'cost':>5}")
     for name, preset in presets().items():
-        side = preset.target // CELL
-        sizes = preset.schedule.sizes(side, side, preset.multiple)
-        sides = " ".join(str(h * CELL) for h, _ in sizes)
-        cost = sum(frame_costs(preset.schedule, preset, side, side))
-        print(f"{name:<20} {len(sizes):>5}  {preset.target:>6} px  {sides:<28} {cost:>5.2f}")
+        frames, height, width = preset.latent_target
+        sizes = preset.schedule.sizes(height, width, preset.multiple)
+        sides = " ".join(str(w * CELL) for _, w in sizes)
+        cost = preset.schedule.cost(height, width, preset.multiple, frames)
+        print(f"{name:<20} {len(sizes):>5}  {width * CELL:>6} px  {sides:<28} {cost:>5.2f}")
     print("\ncost: in steps at full size. `--preset NAME` shows one of them step by step.")
 
 
-def frame_costs(
-    schedule: ScaleSchedule, preset: Preset | None, height: int, width: int
-) -> list[float]:
-    """Cost of each step in full-size steps; a video's early steps have fewer frames too."""
-    costs = schedule.step_costs(height, width, preset.multiple if preset else 2)
-    frames = preset.frames if preset and preset.frames else (1.0,) * len(costs)
-    return [cost * frame for cost, frame in zip(costs, frames, strict=True)]
+def find_frames(text: str | None, schedule: ScaleSchedule, preset: Preset | None) -> int | None:
+    """Latent frames of the finished video; None for a picture.
+
+    Raises:
+        Refusal: if it is no number of pictures that a video VAE stores, or there is none and the
+            schedule needs one.
+    """
+    if text is None:
+        if schedule.frames and not (preset and preset.video):
+            raise Refusal("The schedule is for videos; give --frames, such as 81.")
+        return preset.latent_target[0] if preset else None
+    if preset and not preset.video:
+        raise Refusal(f"--frames is for videos; {preset.schedule.name} is for pictures.")
+    pictures = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else 0
+    if pictures < 1 or (pictures - 1) % FRAME_CELL:
+        raise Refusal(
+            f"--frames {text[:20]} is not possible: a video has 1, 5, 9, ... pictures, one and "
+            f"then {FRAME_CELL} for every latent frame more."
+        )
+    return (pictures - 1) // FRAME_CELL + 1
 
 
 def run_schedule(a: argparse.Namespace) -> None:
     if a.preset is None:
         if a.size is not None:
             raise Refusal("--size needs a --preset; without one all presets are listed.")
-        if a.extend:
-            raise Refusal("--extend needs a --preset and the --size to extend it to.")
+        if a.extend or a.frames is not None:
+            option = "--extend" if a.extend else "--frames"
+            raise Refusal(f"{option} needs a --preset and the --size of the target.")
         return print_presets()
     with refusing():
         schedule, preset = find_schedule(a.preset)
+        frames = find_frames(a.frames, schedule, preset)
     multiple = preset.multiple if preset else 2
     step = CELL * multiple
-    width, height = parse_size(a.size or str(preset.target if preset else 1024), step, 16384, step)
+    _, height, width = preset.latent_target if preset else (None, 1024 // CELL, 1024 // CELL)
+    own = f"{width * CELL}x{height * CELL}"
+    width, height = (side // CELL for side in parse_size(a.size or own, step, 16384, step))
     if a.extend:
-        if preset and preset.frames:
-            raise Refusal(f"{a.preset} is for video, which can't be extended; leave out --extend.")
         trained = (preset.target if preset else 1024) // CELL
         with refusing():
-            schedule = extend_schedule(schedule, height // CELL, width // CELL, trained)
-    sizes = schedule.sizes(height // CELL, width // CELL, multiple)
-    costs = frame_costs(schedule, preset, height // CELL, width // CELL)
+            schedule = extend_schedule(schedule, height, width, trained)
+    sizes = schedule.sizes(height, width, multiple)
+    times = latent_frames(schedule.time, frames) if frames else None
+    costs = schedule.step_costs(height, width, multiple, frames)
     if preset:
         print(f"{preset.title}\n{preset.provenance}\n")
     level = "sigma" if schedule.sigma_kind == "flow" else "timestep"
-    print(f"{'step':>4}  {'size px':>11}  {level:>8}  {'share':>5}  {'so far':>6}")
+    video = f"  {'latent frames':>13}" if times else ""
+    print(f"{'step':>4}{video}  {'size px':>11}  {level:>8}  {'share':>5}  {'so far':>6}")
     for i, ((h, w), sigma, cost) in enumerate(zip(sizes, schedule.sigmas, costs, strict=True), 1):
         share, so_far = cost / sum(costs), sum(costs[:i]) / sum(costs)
         size = f"{w * CELL}x{h * CELL}"
-        print(f"{i:>4}  {size:>11}  {sigma:>8g}  {share:>5.0%}  {so_far:>6.0%}")
+        video = f"  {times[i - 1]:>13}" if times else ""
+        print(f"{i:>4}{video}  {size:>11}  {sigma:>8g}  {share:>5.0%}  {so_far:>6.0%}")
     print(f"\ntotal {sum(costs):.2f} full-size steps, against {len(costs)} at full size all along")
 
 
@@ -330,6 +348,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     s.add_argument(
         "--size", metavar="PX|WxH", help="size of the finished picture (the preset's own)"
+    )
+    s.add_argument(
+        "--frames", metavar="N", help="pictures of the finished video: 1, 5, 9, ... (the preset's)"
     )
     s.add_argument(
         "--extend", action="store_true",

@@ -105,6 +105,7 @@ def run_drafts(a: argparse.Namespace) -> None:
                 f"The schedule {a.schedule} holds SDXL's timesteps; leave out --schedule for the "
                 "student's own."
             )
+        schedule.check_picture()
         prompt = a.prompt.encode("utf-8", "replace").decode("utf-8")
         images = tuple(Draft(seed, i) for i in range(min(a.count, MAX_DRAFTS)))
         size = (height // CELL, width // CELL)

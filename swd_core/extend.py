@@ -57,7 +57,8 @@ def extend_schedule(
         the schedule itself for targets up to 1.1 times the trained side.
 
     Raises:
-        ValueError: if `trained` is below 1, or the last step is pure noise (sigma 1).
+        ValueError: if `trained` is below 1, the last step is pure noise (sigma 1), or the schedule
+            is for videos.
 
     Example:
         >>> extend_schedule(ScaleSchedule((0.5, 1), (1.0, 0.6)), 256, 256, 128).sizes(256, 256)
@@ -65,6 +66,11 @@ def extend_schedule(
     """
     if trained < 1:
         raise ValueError(f"The trained side is {trained} cells; it must be 1 or more.")
+    if schedule.frames:
+        raise ValueError(
+            f"The schedule {schedule.name} is for videos, which can't be extended: no rule says "
+            "how many frames an added step has. Stretch it to the target instead."
+        )
     ratio = math.sqrt(height * width) / trained
     if ratio <= STILL_TRAINED:
         return schedule

@@ -103,6 +103,7 @@ class SwDLora:
                 "sigmas": json.loads(self.metadata["swd_sigmas"]),
                 "sigma_kind": self.metadata.get("swd_sigma_kind", "flow"),
                 "name": self.metadata.get("swd_preset", ""),
+                "frames": tuple(json.loads(self.metadata.get("swd_frames", "[]"))),
             }
             return ScaleSchedule.from_dict(found)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -120,12 +121,13 @@ class SwDLora:
 
 def schedule_header(schedule: ScaleSchedule) -> dict[str, str]:
     """A student's header entries that `SwDLora.schedule` reads."""
-    return {
+    header = {
         "swd_scales": json.dumps(schedule.scales),
         "swd_sigmas": json.dumps(schedule.sigmas),
         "swd_sigma_kind": schedule.sigma_kind,
         "swd_preset": schedule.name,
     }
+    return header | ({"swd_frames": json.dumps(schedule.frames)} if schedule.frames else {})
 
 
 def _widths(layers: Mapping[str, LoraLayer]) -> dict[str, int]:

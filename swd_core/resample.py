@@ -1,5 +1,7 @@
 """Latent up- and downscaling, for pictures (B, C, H, W) and videos (B, C, T, H, W)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,14 +26,36 @@ def _lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows @ x.float() @ columns.T).to(x.dtype)
 
 
-def resize(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor:
-    """Resizes the last two dimensions.
+def blend_frames(x: Tensor, frames: int) -> Tensor:
+    """A video (B, C, T, H, W) with another number of frames, each a blend of its two neighbours.
+
+    The first and the last frame stay what they are: a causal video VAE keeps the first picture
+    apart, so 6 frames become 11 by one new one in the middle of every two.
+    """
+    last = x.shape[2] - 1
+    steps = max(1, frames - 1)
+    below = torch.arange(frames, device=x.device) * last
+    weight = (below % steps / steps).to(x.dtype)[:, None, None]
+    below //= steps
+    return torch.lerp(x[:, :, below], x[:, :, (below + 1).clamp(max=last)], weight)
+
+
+def pick_frames(x: Tensor, frames: int, dim: int = 2) -> Tensor:
+    """Another number of frames along `dim`: each the nearest one there is, the ends as they are."""
+    last, steps = x.shape[dim] - 1, max(1, frames - 1)
+    nearest = (2 * torch.arange(frames, device=x.device) * last + steps) // (2 * steps)
+    return x.index_select(dim, nearest)
+
+
+def resize(x: Tensor, size: Sequence[int], method: str = "bicubic") -> Tensor:
+    """Resizes the last two dimensions, and the frames of a video if their number is given too.
 
     Args:
         x: (B, C, H, W) or (B, C, T, H, W), any dtype and device.
-        size: new (height, width) in latent cells.
+        size: new (height, width) in latent cells, or (frames, height, width).
         method: one of METHODS; "bicubic" is what the paper trains and samples with
-            (torch.nn.functional.interpolate with its default flags).
+            (torch.nn.functional.interpolate with its default flags). In time adjacent frames are
+            blended, whatever the method (arXiv 2503.16397, video experiments).
 
     Raises:
         ValueError: for an unknown method or another number of dimensions.
@@ -42,9 +66,14 @@ def resize(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor:
         )
     if x.ndim == 5:
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        return rearrange(resize(frames, size, method), "(b t) c h w -> b c t h w", b=x.shape[0])
-    if x.ndim != 4:
-        raise ValueError(f"Latents are (B, C, H, W) or (B, C, T, H, W), not {tuple(x.shape)}.")
+        frames = resize(frames, size[-2:], method)
+        x = rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+        return x if len(size) == 2 or size[0] == x.shape[2] else blend_frames(x, size[0])
+    if x.ndim != 4 or len(size) != 2:
+        raise ValueError(
+            "Latents are (B, C, H, W) or (B, C, T, H, W), and only the latter have frames to "
+            f"resize; not {tuple(x.shape)} to {tuple(size)}."
+        )
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if method == "lanczos":
@@ -52,16 +81,21 @@ def resize(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor:
     return F.interpolate(x, size=size, mode=method)
 
 
-def upscale(x: Tensor, size: tuple[int, int], method: str = "bicubic") -> Tensor:
+def upscale(x: Tensor, size: Sequence[int], method: str = "bicubic") -> Tensor:
     """Enlarges a clean latent to `size`; see `resize`."""
     return resize(x, size, method)
 
 
-def downscale(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Shrinks a latent or mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing."""
+def downscale(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Shrinks a latent or mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing.
+
+    Fewer frames are picked ones, as in a video of a lower rate: a blend would show both of them.
+    """
     if x.ndim == 5:
+        x = x if len(size) == 2 or size[0] == x.shape[2] else pick_frames(x, size[0])
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        return rearrange(downscale(frames, size), "(b t) c h w -> b c t h w", b=x.shape[0])
+        frames = downscale(frames, size[-2:])
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", antialias=True)

@@ -10,12 +10,12 @@ from .process import Process
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int, Sequence[int]], Tensor]
-Upscale = Callable[[Tensor, tuple[int, int]], Tensor]
+Upscale = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
 class ScaleState:
-    """The clean latent x0 (B, C, H, W) after `step` steps; step 0 has none."""
+    """The clean latent x0 (B, C, ..., H, W) after `step` steps; step 0 has none."""
 
     x0: Tensor | None = None
     step: int = 0
@@ -24,7 +24,7 @@ class ScaleState:
 def sample_scalewise(
     denoise: Denoise,
     sigmas: Sequence[float],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[int]],
     state: ScaleState,
     noise: Noise,
     *,
@@ -41,7 +41,8 @@ def sample_scalewise(
 
     Args:
         denoise: `denoise(x_t, sigma) -> x0`, all it knows of a model.
-        sigmas: noise level of each step, falling. sizes: latent (height, width) of each step.
+        sigmas: noise level of each step, falling. sizes: latent (height, width) of each step,
+            or (frames, height, width) of a video.
         state: where to begin; `ScaleState()` is the beginning.
         noise: `noise(step, shape)`, fresh standard normal noise for each step.
         process: the model's forward process.
@@ -54,7 +55,7 @@ def sample_scalewise(
     """
     x0, steps = state.x0, len(sigmas) if until is None else until
     for i in range(state.step, steps):
-        shape = (*like.shape[:-2], *sizes[i])
+        shape = (*like.shape[: like.ndim - len(sizes[i])], *sizes[i])
         eps = noise(i, shape).to(like.device, like.dtype, non_blocking=True)
         clean = like.new_zeros(shape) if x0 is None else upscale(x0, sizes[i])
         x_t = process.add_noise(clean, eps, sigmas[i])

@@ -4,13 +4,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 MAX_STEPS = 1000
 SIGMA_KINDS = ("flow", "timestep")
+CELL, FRAME_CELL = 8, 4  # pixels and later frames per latent cell, in every family of presets.json
 
 
 def _is_number(value: Any) -> bool:
@@ -77,6 +78,21 @@ def latent_sizes(
     return [(rounded(height, scale), rounded(width, scale)) for scale in scales]
 
 
+def latent_frames(shares: Sequence[float], frames: int) -> list[int]:
+    """Latent frames at each share of a video's time: share 1 is exactly `frames`.
+
+    A causal video VAE stores the first picture alone and the later ones by fours (Wan), so that
+    latent frame is always there and the share is that of the others: 21 latent frames (81 pictures)
+    at shares 1/4, 1/2, 3/4 and 1 are 6, 11, 16 and 21 (21, 41, 61 and 81 pictures).
+
+    Raises:
+        ValueError: if `frames` is below 1.
+    """
+    if frames < 1:
+        raise ValueError(f"The latent has {frames} frames; a video has at least 1.")
+    return [1 + int((frames - 1) * share + 0.5) for share in shares]
+
+
 @dataclass(frozen=True)
 class ScaleSchedule:
     """Sizes and noise levels of a scale-wise run.
@@ -87,6 +103,9 @@ class ScaleSchedule:
             matching; for `sigma_kind` "timestep" they are timesteps in 0..1000 (SDXL) that the
             model's own noise table turns into sigmas.
         name: the preset it comes from, if any.
+        frames: for videos, the share of the latent frames after the first that each step has, in
+            0..1, never falling, the last one 1; empty for all frames throughout. See
+            `latent_frames`.
 
     Raises:
         ValueError: names the step (counted from 1) and the rule it breaks.
@@ -100,6 +119,7 @@ class ScaleSchedule:
     sigmas: tuple[float, ...]
     sigma_kind: str = "flow"
     name: str = ""
+    frames: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         scales, sigmas = _numbers(self.scales, "scales"), _numbers(self.sigmas, "sigmas")
@@ -137,34 +157,87 @@ class ScaleSchedule:
                 f"Step {len(scales)}: the last scale is {scales[-1]:g}; it must be 1, "
                 "the full size."
             )
+        everywhere = self.frames is None or self.frames == ()
+        object.__setattr__(self, "frames", () if everywhere else self._checked_frames())
+
+    def _checked_frames(self) -> tuple[float, ...]:
+        """The shares of time; none where every step has all frames."""
+        frames = _numbers(self.frames, "frames")
+        if len(frames) != self.steps:
+            raise ValueError(
+                f"{len(frames)} frames but {self.steps} scales: every step needs one of each "
+                "(or leave out frames, for all of them throughout)."
+            )
+        for step, share in enumerate(frames, 1):
+            if not 0 <= share <= 1:
+                raise ValueError(
+                    f"Step {step}: frames {share:g} is outside 0..1 (1 is the whole video)."
+                )
+            if step > 1 and share < frames[step - 2]:
+                raise ValueError(
+                    f"Step {step}: frames {share:g} is below step {step - 1}'s "
+                    f"{frames[step - 2]:g}; frames may only grow."
+                )
+        if frames[-1] != 1:
+            raise ValueError(
+                f"Step {len(frames)}: the last of frames is {frames[-1]:g}; it must be 1, the "
+                "whole video."
+            )
+        return () if frames[0] == 1 else frames
 
     @property
     def steps(self) -> int:
         return len(self.scales)
 
-    def sizes(self, height: int, width: int, multiple: int = 2) -> list[tuple[int, int]]:
-        """Latent size (height, width) of every step.
+    @property
+    def time(self) -> tuple[float, ...]:
+        """The share of time of every step, 1 throughout where `frames` is empty."""
+        return self.frames or (1.0,) * self.steps
+
+    def sizes(
+        self, height: int, width: int, multiple: int = 2, frames: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Latent size (height, width) of every step; (frames, height, width) of a video.
 
         Args:
             height, width: the target's latent size; the last step has exactly this.
             multiple: each smaller side is rounded to a multiple of it (the model's patch).
+            frames: latent frames of the target, for a video.
 
         Raises:
-            ValueError: if the target itself is not a positive multiple.
+            ValueError: if the target itself is not a positive multiple, or has no frames.
         """
-        return latent_sizes(self.scales, height, width, multiple)
+        sizes = latent_sizes(self.scales, height, width, multiple)
+        if frames is None:
+            return sizes
+        times = latent_frames(self.time, frames)
+        return [(t, *size) for t, size in zip(times, sizes, strict=True)]
 
-    def step_costs(self, height: int, width: int, multiple: int = 2) -> list[float]:
+    def step_costs(
+        self, height: int, width: int, multiple: int = 2, frames: int | None = None
+    ) -> list[float]:
         """Cost of each step in full-size steps, by the number of latent cells."""
-        return [h * w / (height * width) for h, w in self.sizes(height, width, multiple)]
+        cells = [math.prod(size) for size in self.sizes(height, width, multiple, frames)]
+        return [count / cells[-1] for count in cells]
 
-    def cost(self, height: int, width: int, multiple: int = 2) -> float:
+    def cost(self, height: int, width: int, multiple: int = 2, frames: int | None = None) -> float:
         """Cost of the whole run in full-size steps."""
-        return sum(self.step_costs(height, width, multiple))
+        return sum(self.step_costs(height, width, multiple, frames))
+
+    def check_picture(self) -> None:
+        """Raises ValueError if it is for videos alone."""
+        if self.frames:
+            raise ValueError(
+                f"The schedule {self.name or 'given'} begins with fewer frames: it is for videos, "
+                "and this is a picture. Choose a schedule without frames."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
-        return asdict(self)
+        data = asdict(self)
+        if not self.frames:
+            del data["frames"]  # what older versions read too
+        return data
 
     @classmethod
     def from_dict(cls, data: Any) -> "ScaleSchedule":
@@ -197,8 +270,8 @@ class Preset:
     """A named schedule with its source and what it expects of the model.
 
     family: which models it is for. provenance: the paper's section or the repository's table.
-    target: the image side in pixels the sizes were trained at. guidance: FLUX's embedded
-    guidance, 0 where the model has none.
+    target: the image side in pixels the sizes were trained at. video: for a video instead its
+    (pictures, height, width). guidance: FLUX's embedded guidance, 0 where the model has none.
     """
 
     schedule: ScaleSchedule
@@ -211,7 +284,7 @@ class Preset:
     guidance: float = 0.0
     size_conditioning: bool = False
     auto: bool = False
-    frames: tuple[float, ...] = field(default=())
+    video: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("family", "provenance", "title", "prediction"):
@@ -226,12 +299,22 @@ class Preset:
                 raise ValueError(f"{key!r} must be true or false, not {getattr(self, key)!r}.")
         if not _is_number(self.guidance) or self.guidance < 0:
             raise ValueError(f"'guidance' must be a number, 0 or above, not {self.guidance!r}.")
-        if self.frames != ():
-            object.__setattr__(self, "frames", _numbers(self.frames, "frames"))
-            if len(self.frames) != self.schedule.steps:
+        if self.video != ():
+            numbers = _numbers(self.video, "video")
+            if len(numbers) != 3 or any(n < 1 or n != int(n) for n in numbers):
                 raise ValueError(
-                    f"'frames' has {len(self.frames)} values for {self.schedule.steps} steps."
+                    f"'video' must be whole numbers above 0 for pictures, height and width, not "
+                    f"{list(numbers)}."
                 )
+            object.__setattr__(self, "video", tuple(map(int, numbers)))
+
+    @property
+    def latent_target(self) -> tuple[int | None, int, int]:
+        """Latent frames (None for pictures), height and width of the target."""
+        if not self.video:
+            return None, self.target // CELL, self.target // CELL
+        pictures, height, width = self.video
+        return (pictures - 1) // FRAME_CELL + 1, height // CELL, width // CELL
 
 
 def parse_preset(name: str, entry: Any) -> Preset:
@@ -249,6 +332,7 @@ def parse_preset(name: str, entry: Any) -> Preset:
             data.pop("sigmas", ()),
             data.pop("sigma_kind", "flow"),
             name,
+            data.pop("frames", ()),
         )
         return Preset(schedule=schedule, **data)
     except (ValueError, TypeError) as error:

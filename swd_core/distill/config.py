@@ -134,6 +134,7 @@ class Settings:
         schedule = presets()[name].schedule
         if (schedule.sigma_kind == "timestep") != (self.kind == "sdxl"):
             raise ValueError(f"[schedule] preset {name} is for another kind of model than this.")
+        schedule.check_picture()
         return schedule
 
 

@@ -352,6 +352,39 @@ def test_schedule_refuses_a_size_the_model_can_t_have(capsys):
     assert cli.main(["schedule", "--size", "1024"]) == 2
 
 
+def test_schedule_of_a_video_shows_its_frames(capsys):
+    def rows(*options):
+        assert cli.main(["schedule", "--preset", "wan21-1.3b-4", *options]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        return [(int(r[1]), r[2]) for r in lines if len(r) == 6 and r[0].isdigit()]
+
+    sizes = ["272x160", "416x240", "560x320", "832x480"]
+    assert rows() == list(zip((6, 11, 16, 21), sizes, strict=True)), "the paper's own target"
+    assert rows("--frames", "33") == list(zip((3, 5, 7, 9), sizes, strict=True))
+    for options, says in (
+        (["--preset", "wan21-1.3b-4", "--frames", "80"], "1, 5, 9"),
+        (["--preset", "flux-4", "--frames", "81"], "flux-4 is for pictures"),
+        (["--frames", "81"], "--frames needs a --preset"),
+    ):
+        assert cli.main(["schedule", *options]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_schedule_file_for_videos_needs_its_frames(tmp_path, capsys):
+    file = tmp_path / "film.json"
+    file.write_text('{"scales": [0.5, 1], "sigmas": [1, 0.6], "frames": [0.25, 1]}')
+    assert cli.main(["schedule", "--preset", str(file)]) == 2
+    assert "give --frames" in capsys.readouterr().err
+    assert cli.main(["schedule", "--preset", str(file), "--frames", "17", "--size", "512"]) == 0
+    assert [r.split()[1] for r in capsys.readouterr().out.splitlines()[1:3]] == ["2", "5"]
+
+
+@pytest.mark.parametrize("command", ["generate", "drafts"])
+def test_pictures_are_not_made_by_a_schedule_for_videos(command, capsys):
+    assert cli.main([command, "rocket", "--schedule", "wan21-1.3b-4"]) == 2
+    assert "this is a picture" in capsys.readouterr().err
+
+
 def test_schedule_shows_the_steps_added_for_a_larger_target(capsys):
     assert cli.main(["schedule", "--preset", "flux-4", "--size", "2048", "--extend"]) == 0
     rows = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()]

@@ -12,12 +12,15 @@ from torch import Tensor
 from swd_core.emoji import model as compact
 from swd_core.lora import (
     LoraLayer,
+    SwDLora,
     merge_sd3,
     read_lora,
+    schedule_header,
     sd3_target,
     to_host_state_dict,
     write_peft,
 )
+from swd_core.schedule import ScaleSchedule
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -392,3 +395,14 @@ def test_embedded_student_is_in_the_published_layout(random_weights):
     assert {k.split(".")[-2] for k in keys} == {"lora_A", "lora_B"}
     assert all(k.startswith("base_model.model.transformer_blocks.") for k in keys)
     assert read_lora(folder).family == "sd3"
+
+
+@pytest.mark.parametrize("frames", [(), (0.25, 1.0)])
+def test_a_schedule_goes_through_the_header_and_back(frames):
+    schedule = ScaleSchedule((0.5, 1), (1.0, 0.6), name="mine", frames=frames)
+    header = schedule_header(schedule)
+    assert SwDLora({}, "sd3", header).schedule == schedule
+    assert ("swd_frames" in header) == bool(frames), "older versions read those of pictures"
+    broken = {**header, "swd_frames": "[0.25"}
+    with pytest.raises(ValueError, match="schedule in the LoRA's header"):
+        _ = SwDLora({}, "sd3", broken).schedule

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from swd_core.resample import METHODS, downscale, resize, upscale
+from swd_core.resample import METHODS, downscale, pick_frames, resize, upscale
 
 TORCH = ("bicubic", "bilinear", "nearest-exact", "area")
 SIZES = [(32, 40), (20, 24), (17, 64), (8, 7), (16, 20)]
@@ -35,6 +35,49 @@ def test_video_is_its_frames(method):
     assert resized.shape == (2, 4, 3, 18, 20)
     for t in range(3):
         assert torch.equal(resized[:, :, t], resize(x[:, :, t], (18, 20), method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("frames", "more"), [(6, 11), (11, 16), (16, 21), (1, 4), (5, 6), (4, 1)])
+def test_time_blends_adjacent_frames(method, frames, more):
+    """As torch's linear interpolation with the ends aligned; space alone is what it is."""
+    x = torch.randn(2, 3, frames, 6, 8)
+    in_space = resize(x, (9, 10), method)
+    rows = in_space.permute(0, 1, 3, 4, 2).reshape(2, -1, frames)
+    blended = F.interpolate(rows, more, mode="linear", align_corners=True)
+    expected = blended.view(2, 3, 9, 10, more).permute(0, 1, 4, 2, 3)
+    got = upscale(x, (more, 9, 10), method)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert torch.equal(got[:, :, 0], in_space[:, :, 0]), "the first frame has its own meaning"
+    if more > 1:
+        assert torch.equal(got[:, :, -1], in_space[:, :, -1])
+    assert torch.equal(upscale(x, (frames, 9, 10), method), in_space)
+
+
+def test_twice_the_frames_are_the_old_ones_and_the_means_between():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = torch.randn(1, 2, 6, 4, 4).to(dtype)
+        y = upscale(x, (11, 4, 4))
+        assert y.dtype == dtype and torch.equal(y[:, :, ::2], x)
+        torch.testing.assert_close(y[:, :, 1::2], (x[:, :, :-1] + x[:, :, 1:]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fewer", "which"),
+    [(21, 6, [0, 4, 8, 12, 16, 20]), (9, 7, [0, 1, 3, 4, 5, 7, 8]), (4, 1, [0]), (2, 2, [0, 1])],
+)
+def test_fewer_frames_are_picked_ones(frames, fewer, which):
+    x = torch.randn(1, 2, frames, 8, 8)
+    assert torch.equal(downscale(x, (fewer, 8, 8)), x[:, :, which])
+    small = downscale(x, (fewer, 4, 4))
+    assert torch.equal(small, downscale(x[:, :, which], (4, 4)))
+    assert torch.equal(pick_frames(x.movedim(2, 0), fewer, 0), x.movedim(2, 0)[which])
+
+
+@pytest.mark.parametrize("size", [(3, 4, 4), (4,)])
+def test_pictures_have_no_frames_to_resize(size):
+    with pytest.raises(ValueError, match="only the latter have frames"):
+        resize(torch.zeros(1, 2, 4, 4), size)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (5, 5), (16, 64)])

@@ -124,6 +124,35 @@ def test_every_step_is_upscale_x0_then_noise(process):
         assert x_t.shape[-2:] == sizes[i]
 
 
+def test_video_grows_in_space_and_time_and_can_be_stopped():
+    schedule = ScaleSchedule((0.5, 0.75, 1), (1.0, 0.8, 0.6), frames=(0.25, 0.5, 1))
+    sizes, noise, steps = schedule.sizes(8, 12, frames=9), SeededNoise(3, (0, 4)), []
+    assert sizes == [(3, 4, 6), (5, 6, 10), (9, 8, 12)]
+
+    def go(state: ScaleState, until: int, on_step=None) -> ScaleState:
+        return sample_scalewise(
+            toy, schedule.sigmas, sizes, state, noise, process=FlowMatching(), until=until,
+            like=torch.zeros(2, 4, 9, 8, 12), on_step=on_step,
+        )  # fmt: skip
+
+    straight = go(ScaleState(), 3, lambda *step: steps.append(step))
+    for i, x_t, x0 in steps:
+        eps, sigma = noise(i, (2, 4, *sizes[i])), schedule.sigmas[i]
+        clean = torch.zeros_like(eps)
+        if i:
+            before, (t, *size) = steps[i - 1][2], sizes[i]
+            frames = torch.stack(
+                [torch.nn.functional.interpolate(f, size, mode="bicubic") for f in before.unbind(2)]
+            )  # (T, B, C, H, W)
+            rows = frames.flatten(1).T[None]  # exactly twice as many, but for the ends
+            rows = torch.nn.functional.interpolate(rows, t, mode="linear", align_corners=True)
+            clean = rows[0].T.view(t, *frames.shape[1:]).movedim(0, 2)
+        torch.testing.assert_close(x_t, (1 - sigma) * clean + sigma * eps)
+        assert torch.equal(x0, toy(x_t, sigma)) and tuple(x0.shape[2:]) == sizes[i]
+    for cut in (1, 2):
+        assert torch.equal(go(go(ScaleState(), cut), 3).x0, straight.x0)
+
+
 def test_upscaling_is_the_caller_s_choice():
     noise, like = SeededNoise(3, (0,)), torch.zeros(1, 4, 16, 16)
     seen = []

@@ -35,14 +35,72 @@ def test_preset_is_what_was_published(name):
 
 def test_video_preset_is_what_was_published():
     preset = presets()["wan21-1.3b-4"]
-    assert preset.schedule.sizes(60, 104, preset.multiple) == [
-        (20, 34),
-        (30, 52),
-        (40, 70),
-        (60, 104),
-    ]
-    assert [round(21 * share) for share in preset.frames] == [6, 11, 16, 21]
+    assert preset.latent_target == (21, 60, 104), "81 pictures of 832 x 480"
+    cells = [(6, 20, 34), (11, 30, 52), (16, 40, 70), (21, 60, 104)]
+    assert preset.schedule.sizes(60, 104, preset.multiple, frames=21) == cells
+    assert preset.schedule.sizes(60, 104, preset.multiple) == [size[1:] for size in cells]
+    volumes = [t * h * w for t, h, w in cells]
+    costs = preset.schedule.step_costs(60, 104, preset.multiple, frames=21)
+    assert costs == [v / volumes[-1] for v in volumes]
+    assert preset.schedule.cost(60, 104, preset.multiple, frames=21) == sum(costs)
     assert list(preset.schedule.sigmas) == [1, 0.896, 0.737, 0.602]
+
+
+def film(*frames: float) -> ScaleSchedule:
+    return ScaleSchedule((0.5, 0.75, 1), (1, 0.8, 0.6), frames=frames)
+
+
+@pytest.mark.parametrize(
+    ("target", "frames"),
+    [(1, [1, 1, 1]), (2, [1, 2, 2]), (5, [2, 3, 5]), (21, [6, 11, 21]), (41, [11, 21, 41])],
+)
+def test_the_first_latent_frame_is_always_there(target, frames):
+    """A causal VAE's first latent frame is one picture, each later one four."""
+    sizes = film(0.25, 0.5, 1).sizes(8, 8, frames=target)
+    assert sizes == [(t, side, side) for t, side in zip(frames, (4, 6, 8), strict=True)]
+
+
+def test_frames_never_fall_and_end_exactly_at_the_target():
+    schedule = film(0, 0.37, 1)
+    for target in range(1, 200):
+        times = [t for t, _, _ in schedule.sizes(8, 8, frames=target)]
+        assert times == sorted(times) and times[0] == 1 and times[-1] == target
+    with pytest.raises(ValueError, match="0 frames"):
+        schedule.sizes(8, 8, frames=0)
+
+
+@pytest.mark.parametrize("frames", [None, (), (1, 1, 1)])
+def test_no_frames_are_all_frames_throughout(frames):
+    schedule = ScaleSchedule((0.5, 0.75, 1), (1, 0.8, 0.6), frames=frames)
+    assert schedule == film() and schedule.frames == ()
+    assert schedule.sizes(8, 8, frames=5) == [(5, 4, 4), (5, 6, 6), (5, 8, 8)]
+    assert "frames" not in schedule.to_dict(), "older versions read it"
+    schedule.check_picture()
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ((0.5, 1), "2 frames but 3 scales"),
+        ((0.5, 0.25, 1), "Step 2: frames 0.25 is below step 1's 0.5"),
+        ((0.5, 0.75, 0.9), "Step 3: the last of frames is 0.9"),
+        ((-0.1, 0.5, 1), "Step 1: frames -0.1 is outside"),
+        ((0.5, 2, 1), "Step 2: frames 2 is outside"),
+        ((0.5, math.nan, 1), "frames, step 2"),
+        ("half", "frames must be a list"),
+        (3, "frames must be a list"),
+    ],
+)
+def test_bad_frames_name_the_step_and_the_rule(frames, says):
+    with pytest.raises(ValueError, match=says):
+        ScaleSchedule((0.5, 0.75, 1), (1, 0.8, 0.6), frames=frames)
+
+
+def test_a_schedule_for_videos_travels_as_json_and_refuses_pictures():
+    schedule = film(0.25, 0.5, 1)
+    assert ScaleSchedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
+    with pytest.raises(ValueError, match="this is a picture"):
+        schedule.check_picture()
 
 
 def test_emoji_preset_is_the_schedule_it_is_trained_with():
@@ -62,7 +120,7 @@ def test_only_flux_has_embedded_guidance_and_only_sdxl_has_its_own_ways():
 
 def test_one_preset_per_family_is_chosen_by_itself():
     chosen = [p.family for p in presets().values() if p.auto]
-    assert sorted(chosen) == ["emoji", "flux", "sd35-large", "sd35-medium", "sdxl"]
+    assert sorted(chosen) == ["emoji", "flux", "sd35-large", "sd35-medium", "sdxl", "wan"]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +261,8 @@ ENTRY = {"scales": [1], "sigmas": [1], "family": "f", "provenance": "p", "title"
         ({"title": 3}, "title"),
         ({"frames": 3}, "frames"),
         ({"frames": [1, 1]}, "frames"),
+        ({"video": [81, 480]}, "video"),
+        ({"video": [81, 480, 832.5]}, "video"),
         ({"colour": "red"}, "colour"),
         ({"scales": [0.5]}, "Step 1"),
     ],

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import comfy.ldm.wan.model
 import comfy.model_detection
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -142,6 +144,30 @@ def patcher(config: Any, state: dict[str, Tensor], dtype: torch.dtype, device: A
         model.load_model_weights(state, "")
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+WAN = {
+    "model_type": "t2v", "dim": 128, "num_heads": 1, "out_dim": 16, "ffn_dim": 128,
+    "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 64, "window_size": (-1, -1),
+    "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16, "text_dim": 32,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def wan_model(kind: str = "WAN21_T2V", **changes: Any) -> Any:
+    """The host's MODEL of a small random Wan, of a class of its supported_models."""
+    config = {**WAN, **changes}
+    net = comfy.ldm.wan.model.WanModel(
+        **config, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(8)
+    state = {
+        name: torch.randn(w.shape, generator=generator)
+        / (max(1, w[0].numel()) ** 0.5 if w.ndim > 1 else 20)
+        for name, w in net.state_dict().items()
+    }
+    config = getattr(comfy.supported_models, kind)({"image_model": "wan2.1", **config})
+    return patcher(config, state, torch.float32)
 
 
 def conditioning(family: str, seed: int = 1, **extra: Any) -> list:

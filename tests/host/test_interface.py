@@ -26,6 +26,7 @@ INPUTS = {
         custom_sigmas: STRING = 1 0.8959 0.7371 0.6022
         latent_image?: LATENT
         large_targets?: COMBO = stretch
+        custom_frames?: STRING =
     """,
     "SwDSampler": """
         schedule: SWD_SCHEDULE
@@ -90,6 +91,7 @@ INPUTS = {
         noise_sigma: FLOAT = 0.0
         seed: INT = 0
         model?: MODEL
+        latent_frames?: INT = 0
     """,
     "SwDLoraLoader": """
         model: MODEL

@@ -72,7 +72,7 @@ def table_sizes(table: str) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("mode", "multiple", "size", "sizes"), CASES, ids=str)
 def test_sizes_are_those_of_the_table(pack, small, models, mode, multiple, size, sizes):
-    """A cheap stand-in answers for the model: 65,000 tokens of attention take a CPU minutes."""
+    """A cheap stand-in answers for the model: 65,000 tokens of attention take a CPU too long."""
     for family in [name for name, m in MULTIPLES.items() if m == multiple]:
         seen = []
 
@@ -89,6 +89,45 @@ def test_sizes_are_those_of_the_table(pack, small, models, mode, multiple, size,
         assert seen == [*sizes, *sizes]
         assert torch.equal(one, other) and one.isfinite().all()
         assert tuple(one.shape[-2:]) == size
+
+
+def test_a_real_model_at_4096_pixels(pack, small):
+    """No stand-in: one SD3 block attends to all 65,536 tokens; about 30 s on a free core.
+
+    What the model sees is the paper's formula of its own answer one size below.
+    """
+    import comfy.sd
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(7)
+    kind = small.KINDS["sd35-medium"]
+    module = SD3Transformer2DModel(
+        patch_size=2, in_channels=16, out_channels=16, num_layers=1, num_attention_heads=1,
+        attention_head_dim=64, joint_attention_dim=kind.context, caption_projection_dim=64,
+        pooled_projection_dim=kind.pooled, pos_embed_max_size=384, qk_norm="rms_norm",
+    )  # fmt: skip
+    model = comfy.sd.load_diffusion_model_state_dict(
+        {name: w.detach() for name, w in module.state_dict().items()},
+        model_options={"dtype": torch.float32},
+    )
+    schedule, sigmas = (
+        pack["SwDScaleSchedule"]
+        .execute(model=model, preset="custom", custom_sizes="0.5 1", custom_sigmas="1 0.6")
+        .args[:2]
+    )
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    empty, steps = torch.zeros(1, 16, 512, 512), []
+    out = cfg_guider(model, guided(small, "sd35-medium")).sample(
+        empty, empty, sampler, sigmas, seed=SEED, disable_pbar=True,
+        callback=lambda step, x0, x_t, total: steps.append((x0, x_t)),
+    )  # fmt: skip
+    (before, first), (last, second) = steps
+    noise = [draw_noise(SEED, (0,), i, (16, s, s)) for i, s in enumerate((256, 512))]
+    torch.testing.assert_close(first, noise[0])
+    larger = F.interpolate(before, (512, 512), mode="bicubic")
+    torch.testing.assert_close(second, 0.4 * larger + 0.6 * noise[1])
+    assert relative(out, last / kind.scale + kind.shift) <= 1e-6
+    assert out.isfinite().all() and (last - second).abs().mean() > 0.1
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,4 @@
-"""Every kind of latent: batches and their numbers, channels, sizes, video; and what is refused."""
-
-import re
+"""Every kind of latent: batches and their numbers, channels, sizes; and what is refused."""
 
 import pytest
 import torch
@@ -176,95 +174,6 @@ def test_audio_latents_are_refused(pack, small, models):
 def test_no_latent_at_all_is_refused(pack, small, models, latent):
     with pytest.raises(ValueError, match="no samples"):
         run_node(pack, models["flux"], "flux-4", latent, guided(small, "flux"))
-
-
-@pytest.fixture(scope="module")
-def wan(small):
-    """A small Wan 2.1 text-to-video model."""
-    import comfy.ldm.wan.model
-    import comfy.ops
-    import comfy.supported_models
-
-    config = {
-        "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "num_heads": 1, "out_dim": 16,
-        "ffn_dim": 128, "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 64,
-        "window_size": (-1, -1),
-        "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16, "text_dim": 32,
-    }  # fmt: skip
-    built = {k: v for k, v in config.items() if k != "image_model"}
-    net = comfy.ldm.wan.model.WanModel(
-        **built, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32
-    )
-    generator = torch.Generator().manual_seed(8)
-    state = {
-        name: torch.randn(w.shape, generator=generator)
-        / (max(1, w[0].numel()) ** 0.5 if w.ndim > 1 else 20)
-        for name, w in net.state_dict().items()
-    }
-    return small.patcher(comfy.supported_models.WAN21_T2V(config), state, torch.float32)
-
-
-def video_schedule(pack, model, sizes="0.333333 0.5 0.666667 1", sigmas="1 0.896 0.737 0.602"):
-    out = pack["SwDScaleSchedule"].execute(
-        model=model, preset="custom", custom_sizes=sizes, custom_sigmas=sigmas
-    )
-    return out.args[:2]
-
-
-def test_video_latents_scale_in_space(pack, wan, record_property):
-    """The frames stay; their sides follow the schedule, as in the chain of host runs."""
-    import comfy.samplers
-
-    context = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(1))
-    guider = cfg_guider(wan, [[context, {}]])
-    schedule, sigmas = video_schedule(pack, wan)
-    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
-    empty, shapes = torch.zeros(1, 16, 5, 24, 36), []
-    ours = guider.sample(
-        empty, empty, sampler, sigmas, seed=SEED, disable_pbar=True,
-        callback=lambda step, x0, x, total: shapes.append(tuple(x0.shape[2:])),
-    )  # fmt: skip
-    sizes = [(8, 12), (12, 18), (16, 24), (24, 36)]
-    assert shapes == [(5, *size) for size in sizes]
-    x0 = torch.zeros(1, 16, 5, *sizes[0])
-    for step, size in enumerate(sizes):
-        if step:
-            frames = torch.nn.functional.interpolate(x0[0].movedim(1, 0), size, mode="bicubic")
-            x0 = frames.movedim(0, 1)[None]
-        x0 = guider.sample(
-            draw_noise(SEED, (0,), step, x0.shape[1:]), x0, comfy.samplers.sampler_object("lcm"),
-            torch.stack([sigmas[step], torch.tensor(0.0)]), disable_pbar=True, seed=SEED,
-        )  # fmt: skip
-    record_property("difference", relative(ours, x0))
-    assert relative(ours, x0) <= 1e-5
-    latent = {"samples": empty}
-    one = pack["SwDSample"].execute(
-        model=wan, positive=[[context, {}]], latent_image=latent, schedule=schedule, seed=SEED,
-        cfg=1.0, upscale_method="bicubic",
-    )  # fmt: skip
-    assert torch.equal(one.args[0]["samples"], ours)
-
-
-def test_video_is_not_extended(pack, wan):
-    large = {"samples": torch.zeros(1, 16, 5, 160, 160)}
-    with pytest.raises(ValueError, match="extend, which is for pictures"):
-        pack["SwDScaleSchedule"].execute(
-            model=wan, preset="custom", custom_sizes="0.5 1", custom_sigmas="1 0.6",
-            latent_image=large, large_targets="extend",
-        )  # fmt: skip
-
-
-def test_a_schedule_that_scales_time_is_refused_by_name(pack, wan):
-    """And the schedule in its place that the error names is one that runs."""
-    node = pack["SwDScaleSchedule"]
-    says = node.validate_inputs(preset="wan21-1.3b-4", custom_sizes="", custom_sigmas="")
-    assert "'wan21-1.3b-4' begins with fewer frames" in says
-    with pytest.raises(ValueError, match="'wan21-1.3b-4' begins with fewer frames"):
-        schedule_of(pack, wan, "wan21-1.3b-4")
-    sizes, sigmas = re.search(r"custom with sizes ([\d. ]+) and sigmas ([\d. ]+)\.$", says).groups()
-    schedule, levels = video_schedule(pack, wan, sizes, sigmas)
-    assert schedule.sizes(60, 104) == [(20, 34), (30, 52), (40, 70), (60, 104)]
-    assert levels.tolist() == pytest.approx([1, 0.896, 0.737, 0.602, 0])
 
 
 def test_weights_of_8_bits(pack, small, record_property):

@@ -284,13 +284,6 @@ def test_broken_users_preset_is_reported_and_the_others_load(pack, user_folder, 
         )
 
 
-def test_users_presets_that_scale_time_are_reported_and_left_out(pack, user_folder, caplog):
-    film = {**MINE, "family": "wan", "frames": [0.5, 1]}
-    (user_folder / "swd_presets.json").write_text(json.dumps({"film": film, "mine": MINE}))
-    assert [entry[:4] for entry in menu(pack)[11:]] == ["mine", "cust"]
-    assert any("swd_presets.json: The preset 'film' begins" in m for m in caplog.messages)
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\\xff"], ids=lambda t: t[:5])
 def test_unreadable_users_presets_leave_the_menu_whole(pack, user_folder, caplog, text):
     (user_folder / "swd_presets.json").write_bytes(text.encode("latin-1"))
