@@ -32,12 +32,17 @@ def own_faults(page) -> list[str]:
 
 
 def test_every_graph_is_a_template_with_its_picture(page, browse, look):
-    browse()
+    """A card's picture is loaded when the page likes: where from is seen on the first card."""
+    shown, *_ = GRAPHS
+    with page.expect_response(f"**/{shown}.jpg") as loaded:
+        browse()
+    picture = page.locator(f'img[alt="{shown}"]').first
+    page.wait_for_function("(i) => i.naturalWidth > 0", arg=picture.element_handle())
     for name in GRAPHS:
-        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()  # then it has one
-        picture = page.locator(f'img[alt="{name}"]').first
-        picture.scroll_into_view_if_needed()
-        page.wait_for_function("(i) => i.naturalWidth > 0", arg=picture.element_handle())
+        page.get_by_text(name, exact=True).first.wait_for()
+        reply = page.request.get(loaded.value.url.replace(shown, name))
+        assert (reply.status, reply.headers["content-type"]) == (200, "image/jpeg"), name
+        assert reply.body() == (ROOT / "workflows" / f"{name}.jpg").read_bytes(), name
     look("dialog")
 
 
