@@ -278,6 +278,13 @@ def to_host_state_dict(lora: SwDLora, names: Mapping[str, str] | None = None) ->
     return state
 
 
+def sd3_modules(layer: str) -> list[str]:
+    """The parts of a host layer such as joint_blocks.0.x_block.attn.qkv by diffusers' names."""
+    _, block, leaf = layer.split(".", 2)
+    parts = [module for module, (name, _, _) in _SD3_LAYERS.items() if name == leaf]
+    return [f"transformer_blocks.{block}.{part}" for part in parts]
+
+
 def sd3_target(module: str) -> tuple[str, int, int]:
     """Host weight, part and number of parts for a diffusers SD3 module.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..distill.adapters import add_adapters, switched_layers
 from ..distill.scalewise import Interval, intervals
 from ..distill.trainer import Conditioning, DistillConfig, Trainer
-from ..lora import LoraLayer, read_lora, schedule_header, write_peft
+from ..lora import LoraLayer, read_lora, schedule_header, sd3_modules, write_peft
 from ..process import FlowMatching
 from ..schedule import ScaleSchedule, presets
 from .autoencoder import Autoencoder
@@ -100,29 +100,11 @@ class EmojiBatches:
         return self.text(torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long))
 
 
-_STREAM_LAYERS = {
-    ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    ("x_block", "attn.proj"): ("attn.to_out.0",),
-    ("context_block", "attn.proj"): ("attn.to_add_out",),
-    ("x_block", "mlp.fc1"): ("ff.net.0.proj",),
-    ("x_block", "mlp.fc2"): ("ff.net.2",),
-    ("context_block", "mlp.fc1"): ("ff_context.net.0.proj",),
-    ("context_block", "mlp.fc2"): ("ff_context.net.2",),
-}
-
-
-def published_names(layer: str) -> list[str]:
-    """A layer's name in the host -> its parts' names in published SD3.5 students (diffusers')."""
-    _, block, stream, leaf = layer.split(".", 3)
-    return [f"transformer_blocks.{block}.{part}" for part in _STREAM_LAYERS[stream, leaf]]
-
-
 def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
     """Host-named adapters with a fused qkv -> the layers of a published SD3.5 student."""
     published = {}
     for layer, (down, up) in layers.items():
-        names = published_names(layer)
+        names = sd3_modules(layer)
         for name, part in zip(names, up.chunk(len(names)), strict=True):
             published[name] = LoraLayer(down=down.half(), up=part.half().contiguous(), scale=1.0)
     return published
@@ -138,7 +120,7 @@ def begin_from(module: MMDiT, folder: Path) -> None:
     published = read_lora(folder).layers
     for layer, adapters in switched_layers(module).items():
         try:
-            parts = [published[name] for name in published_names(layer)]
+            parts = [published[name] for name in sd3_modules(layer)]
             for name in adapters.down:
                 adapters.down[name].copy_(parts[0].down * parts[0].scale)
                 adapters.up[name].copy_(torch.cat([part.up for part in parts]))
