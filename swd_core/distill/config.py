@@ -210,12 +210,13 @@ def _check(s: Settings) -> None:
         "[train] dmd": (s.train.dmd, 0), "[train] gan": (s.train.gan, 0),
         "[train] gan_head": (s.train.gan_head, 0), "[train] clip": (s.train.clip, 0),
         "[train] ema": (s.train.ema, 0), "[train] decay": (s.train.decay, 0),
+        "[train] backward_simulation": (s.train.backward_simulation, 0),
     }  # fmt: skip
     for where, (value, low) in least.items():
         if not low <= value < float("inf"):
             raise ValueError(f"{where} must be {low} or more, not {value}.")
-    for where, value in (("ema", s.train.ema), ("decay", s.train.decay)):
-        if value > 1:
+    for where in ("ema", "decay", "backward_simulation"):
+        if (value := getattr(s.train, where)) > 1:
             raise ValueError(f"[train] {where} must be 0 to 1, not {value}.")
     for where, (low, high) in (("mmd", s.train.mmd_sigma), ("dmd", s.train.dmd_sigma)):
         if not 0 <= low <= high <= 1:

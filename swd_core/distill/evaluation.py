@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..contact import contact_sheet
 from ..noise import SeededNoise, draw_noise
-from ..sampling import ScaleState, sample_scalewise
 from ..spectrum import top_octave_energy
 from .adapters import adapter
 from .interface import Shown
@@ -29,22 +28,9 @@ def student_latents(trainer: Trainer, shown: Shown) -> Tensor:
 
     The noise is always the same and drawn apart: the training's random state is left alone.
     """
-    count = len(shown.real)
-
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        return trainer.model.predict(x, torch.full((count,), sigma, device=x.device), shown.text)
-
+    noise = SeededNoise(SEED, tuple(range(len(shown.real))))
     with trainer.averaged(), adapter(trainer.model.module, "student"), trainer.autocast():
-        state = sample_scalewise(
-            denoise,
-            [step.sigma for step in shown.steps],
-            [step.size for step in shown.steps],
-            ScaleState(),
-            SeededNoise(SEED, tuple(range(count))),
-            process=trainer.process,
-            like=shown.real,
-        )
-    return state.x0.float()
+        return trainer.sample(shown.steps, shown.text, shown.real, noise).float()
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ class DistillConfig:
     batch_tokens: patches in one batch of one process. accumulate: batches to one optimiser step.
     autocast: compute in bfloat16 where the device is fast at it. regression: weight of the squared
     distance to the real latent, of use only where a prompt means one picture (not in the paper).
+    backward_simulation: share of batches, 0 to 1, that go on from the student's own smaller
+    pictures instead of real ones (arXiv 2405.14867, section 4.5).
     """
 
     mmd: float = 1.0
@@ -91,3 +93,4 @@ class DistillConfig:
     accumulate: int = 1
     autocast: bool = False
     regression: float = 0.0
+    backward_simulation: float = 0.0

@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..process import VarianceExploding
+from ..sampling import Noise, ScaleState, sample_scalewise
 from .adapters import adapter, adapter_parameters, adapter_state
 from .checkpoint import load_checkpoint, save_checkpoint
 from .interface import Batches, Conditioning, DistillConfig, DistillModel
@@ -103,7 +104,7 @@ class Trainer:
         with frozen(self.fake):
             for _ in range(self.config.accumulate):
                 with self.autocast():
-                    real, x0, text = self._generate(self._interval(rng), rng, generator)
+                    real, x0, text = self._generate(self._steps(rng), rng, generator)
                 # Each part's graph ends at x0 and is freed before the next one is made: at most
                 # one of them is there beside the student's own.
                 seen = x0.detach().requires_grad_()
@@ -123,9 +124,11 @@ class Trainer:
     def autocast(self) -> AbstractContextManager:
         return fast_autocast(self.device) if self.config.autocast else nullcontext()
 
-    def _interval(self, rng: random.Random) -> Interval:
-        steps = getattr(self.batches, "steps", None)
-        return rng.choice(self.steps if steps is None else steps(rng))
+    def _steps(self, rng: random.Random) -> list[Interval]:
+        """The beginning of the schedule up to the step that is trained now."""
+        choose = getattr(self.batches, "steps", None)
+        steps = self.steps if choose is None else choose(rng)
+        return steps[: 1 + rng.randrange(len(steps))]
 
     def _descend(
         self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: dict
@@ -151,21 +154,43 @@ class Trainer:
             sums[name] = sums.get(name, 0.0) + value.item() * share
 
     def _generate(
-        self, interval: Interval, rng: random.Random, generator: torch.Generator
+        self, steps: list[Interval], rng: random.Random, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Conditioning]:
-        """Real latents of an interval, the student's prediction for them, their conditioning."""
+        """Real latents of the last of `steps`, the student's prediction for them, their text."""
+        interval, share = steps[-1], self.config.backward_simulation
         height, width = interval.size
         count = max(2, self.config.batch_tokens * self.patch**2 // (height * width))
         total, extra = count * self.world.size, {}
         if self.world.size > 1:
             extra["part"] = self.world.part(total)
         real, previous, text = self.batches.draw(interval, total, rng, **extra)
-        noise = self._noise(real, generator)
-        x_t = student_input(interval, real, previous, noise, self.process)
-        sigma = torch.full((count,), interval.sigma, device=self.device)
         with adapter(self.model.module, "student"):
+            if share and rng.random() < share and len(steps) > 1:
+                with torch.no_grad():
+                    previous = self.sample(
+                        steps[:-1],
+                        text,
+                        real,
+                        lambda _, shape: self._noise(real.new_empty(shape), generator),
+                    )
+            noise = self._noise(real, generator)
+            x_t = student_input(interval, real, previous, noise, self.process)
+            sigma = torch.full((count,), interval.sigma, device=self.device)
             x0 = self.model.predict(x_t, sigma, text)
         return real, x0, text
+
+    def sample(
+        self, steps: Sequence[Interval], text: Conditioning, like: Tensor, noise: Noise
+    ) -> Tensor:
+        """x0 (B, C, H, W) after `steps` of sampling with the active adapter."""
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return self.model.predict(x, torch.full((len(x),), sigma, device=x.device), text)
+
+        sigmas, sizes = [step.sigma for step in steps], [step.size for step in steps]
+        return sample_scalewise(
+            denoise, sigmas, sizes, ScaleState(), noise, process=self.process, like=like
+        ).x0
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """This process's share of the whole batch's noise."""
@@ -243,7 +268,7 @@ class Trainer:
         sums: dict[str, float] = {}
         for _ in range(self.config.accumulate):
             with torch.no_grad(), self.autocast():
-                real, x0, text = self._generate(self._interval(rng), rng, generator)
+                real, x0, text = self._generate(self._steps(rng), rng, generator)
             sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), generator, x0, real)
             with self.autocast():
                 losses = self._fake_losses(x0, noisy, sigma, text)

@@ -26,6 +26,9 @@ from .text import EmojiTextEncoder
 
 log = logging.getLogger(__name__)
 RANK = 64
+# What the trainer's settings are called on the command line, where they are fractions.
+FRACTIONS = ("mmd", "dmd", "gan", "regression", "backward-simulation", "lr", "lr-fake", "guidance",
+             "ema")  # fmt: skip
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
 # Latent sides and noise levels of each student; the names are those of the model card.
@@ -198,7 +201,7 @@ def main() -> None:
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
-    for option in ("mmd", "dmd", "gan", "regression", "lr", "lr-fake", "guidance", "ema"):
+    for option in FRACTIONS:
         parser.add_argument(f"--{option}", type=float)
     for option in ("fake-steps", "batch-tokens"):
         parser.add_argument(f"--{option}", type=int)

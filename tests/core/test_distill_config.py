@@ -40,6 +40,7 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"lr": float("nan")}}, r"\[train\] lr must be 0 or more, not nan"),
         ({"train": {"mmd_sigma": [0.5]}}, r"mmd_sigma must be a list of 2 numbers"),
         ({"train": {"mmd_sigma": [0.5, 0.2]}}, r"mmd_sigma must rise"),
+        ({"train": {"backward_simulation": 1.5}}, r"backward_simulation must be 0 to 1, not 1.5"),
         ({"train": {"kernel": "cubic"}}, "kernel is 'cubic'; use one of linear, rbf"),
         ({"train": {"mmd": 0, "dmd": 0, "gan": 0}}, "nothing to learn"),
         ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),

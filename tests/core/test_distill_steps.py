@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
-from swd_core.distill.adapters import adapter_state  # noqa: E402
+from swd_core.distill.adapters import adapter, adapter_state  # noqa: E402
 from swd_core.distill.diffusers_models import wrap  # noqa: E402
 from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
 from swd_core.distill.interface import Shown  # noqa: E402
@@ -115,7 +116,7 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     rng, total = random.Random(1), 0.0
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     for _ in range(2):
-        real, x0, text = other._generate(other._interval(rng), rng, generator)
+        real, x0, text = other._generate(other._steps(rng), rng, generator)
         for part in (other._score_losses, other._patch_losses):
             total += sum(part(real, x0, text, generator).values()) / 2
     expected = torch.autograd.grad(total, other.student, materialize_grads=True)
@@ -130,12 +131,37 @@ def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family)
     rng, generator, total = random.Random(1), torch.Generator().manual_seed(1), 0.0
     for _ in range(2):
         with torch.no_grad():
-            real, x0, text = other._generate(other._interval(rng), rng, generator)
+            real, x0, text = other._generate(other._steps(rng), rng, generator)
         sigma, (noisy, noisy_real) = other._renoise((0.0, 1.0), generator, x0, real)
         total += sum(other._fake_losses(x0, noisy, sigma, text).values()) / 2
         total += other._real_loss(noisy_real, sigma, text) / 2
     expected = torch.autograd.grad(total, other.fake, materialize_grads=True)
     torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["sd3", "sdxl"])
+def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
+    trainer = trainer_for(family, backward_simulation=1.0)
+    trainer.student_step(random.Random(0))
+    steps = models.steps(family)
+    torch.manual_seed(4)
+    real, x0, text = trainer._generate(steps, random.Random(3), torch.default_generator)
+
+    torch.manual_seed(4)
+    expected, (count, channels) = None, real.shape[:2]
+    with torch.no_grad(), adapter(trainer.model.module, "student"):
+        for step in steps:
+            noise = torch.randn(count, channels, *step.size)
+            x_t = step.sigma * noise
+            if expected is not None:
+                up = F.interpolate(expected, size=step.size, mode="bicubic")
+                x_t = x_t + (1 - step.sigma if family == "sd3" else 1) * up
+            expected = trainer.model.predict(x_t, torch.full((count,), step.sigma), text)
+    torch.testing.assert_close(x0, expected, rtol=1e-4, atol=1e-5)
+    trainer.config = replace(trainer.config, backward_simulation=0.0)
+    torch.manual_seed(4)
+    _, other, _ = trainer._generate(steps, random.Random(3), torch.default_generator)
+    assert not torch.allclose(other, x0, atol=1e-2)
 
 
 def test_mmd_alone_makes_the_students_means_those_of_the_data():
