@@ -122,7 +122,9 @@ class SwDDistillTrain(io.ComfyNode):
                     tooltip="The teacher as loaded, without LoRAs: SD3.5, FLUX.1, SDXL, or Load "
                     "SwD Emoji Student with strength 0.",
                 ),
-                DistillData.Input("data", tooltip="From SwD Distill Data."),
+                DistillData.Input(
+                    "data", tooltip="From SwD Distill Data or Load SwD Prepared Data."
+                ),
                 io.String.Input(
                     "lora_name", default="my_student", tooltip="Its folder in models/loras."
                 ),
@@ -248,7 +250,7 @@ class SwDDistillTrain(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        data: MemoryData,
+        data: Any,
         lora_name: str,
         rank: int,
         resume: bool,

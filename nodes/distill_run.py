@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..swd_core.distill.config import Settings, parse_settings
+from ..swd_core.distill.data import PreparedBatches
 from ..swd_core.distill.evaluation import grid, student_latents
 from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
@@ -22,16 +23,17 @@ from ..swd_core.schedule import presets
 from . import _host
 from .host_model import HostModel
 from .lora import TITLES
-from .trainable import check_trainable, context_width
+from .trainable import KINDS, check_trainable, context_width, pooled_width
 from .twin import training_mode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TrainingData = MemoryData | PreparedBatches
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
 WIDTH, HEIGHT, SAMPLES = 768, 320, 4
 
 
 def settings_for(
-    model: Any, data: MemoryData, name: str, options: dict[str, Any], train: dict[str, Any]
+    model: Any, data: TrainingData, name: str, options: dict[str, Any], train: dict[str, Any]
 ) -> Settings:
     """The node's widgets as a config; the LoRA goes to models/loras/NAME.
 
@@ -69,16 +71,30 @@ def settings_for(
     )
 
 
-def check_data(model: Any, data: MemoryData) -> None:
+def check_data(model: Any, data: TrainingData) -> None:
     """Raises ValueError if the data was encoded for another kind of model."""
     _host.check_prediction(model, data.schedule)
-    _host.check_channels(data.latents[data.sizes[-1]], model)
-    width, wanted = data.context[0].shape[-1], context_width(model)
-    if width != wanted:
-        raise ValueError(
-            f"The captions are encoded {width} wide, this model reads {wanted}: connect the text "
-            "encoder of this model to SwD Distill Data."
-        )
+    if isinstance(data, PreparedBatches):
+        kind = KINDS[_host.model_family(model)]
+        if KINDS.get(data.family, data.family) != kind:
+            raise ValueError(
+                f"{data.folder} was prepared for {data.family}, this model is {kind}: prepare the "
+                "pictures with the config of this model."
+            )
+        shown = data.first(1)
+        latent, context, pooled = shown.real, *shown.text[:2]
+    else:
+        latent, context, pooled = data.latents[data.sizes[-1]], data.context[0], data.pooled
+    _host.check_channels(latent, model)
+    for what, part, wanted in (
+        ("encoded", context, context_width(model)),
+        ("pooled", pooled, pooled_width(model)),
+    ):
+        if part.shape[-1] != wanted:
+            raise ValueError(
+                f"The captions are {what} {part.shape[-1]} wide, this model reads {wanted}: "
+                "encode them with the text encoder of this model."
+            )
     multiple = _host.patch_multiple(model)
     for height, width in data.sizes:
         if height % multiple or width % multiple:
@@ -136,7 +152,7 @@ def stacked(top: Image.Image, below: Image.Image | None) -> Image.Image:
 
 
 def train(
-    model: Any, data: MemoryData, settings: Settings, vae: Any, resume: bool
+    model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
     """Trains and writes models/loras/NAME; an interrupt saves first.
 
@@ -151,7 +167,7 @@ def train(
 
 
 def _train(
-    model: Any, data: MemoryData, settings: Settings, vae: Any, resume: bool
+    model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
     options, name = settings.model, settings.output.name
     teacher = HostModel(
@@ -162,7 +178,10 @@ def _train(
         options.checkpointing and model.load_device.type != "cpu",
     )
     sigmas = _host.schedule_sigmas(model, data.schedule)[:-1].tolist()
-    batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
+    if isinstance(data, PreparedBatches):  # in the model's own units
+        batches = dataclasses.replace(data, sigmas=tuple(sigmas), device=model.load_device)
+    else:
+        batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
     shown = batches.first(SAMPLES)
     trainer = Trainer(teacher, batches, shown.steps, settings.train)
     checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT

@@ -94,6 +94,14 @@ def context_width(model: Any) -> int:
     return config["context_in_dim" if "context_in_dim" in config else "context_dim"]
 
 
+def pooled_width(model: Any) -> int:
+    """How wide the pooled text is that an SD3.5, FLUX.1 or SDXL MODEL reads."""
+    config = model.model.model_config.unet_config
+    if isinstance(model.model, comfy.model_base.SDXL):  # six sizes of 256 features are not text
+        return config["adm_in_channels"] - 6 * 256
+    return config["vec_in_dim" if "vec_in_dim" in config else "adm_in_channels"]
+
+
 def _published_names(model: Any) -> Iterator[tuple[str, str, int, int]]:
     """The weights of an SD3.5, FLUX.1 or SDXL MODEL under diffusers' names, by the host's own map.
 

@@ -36,14 +36,14 @@ class PreparedBatches:
 
     Args:
         folder: of `prepare`. device: where the batches go.
-        sigmas: the schedule's noise levels in the process's own terms.
+        sigmas: the schedule's noise levels in the process's own terms; as prepared if empty.
 
     Raises:
         FileNotFoundError: if there is nothing prepared. ValueError: if it is damaged.
     """
 
     folder: Path
-    sigmas: tuple[float, ...]
+    sigmas: tuple[float, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
@@ -62,11 +62,17 @@ class PreparedBatches:
             )
             sizes = self.schedule.sizes(size[0] // factor, size[1] // factor, index["multiple"])
             self.buckets[bucket.name] = bucket
-            self._steps[bucket.name] = intervals(sizes, self.sigmas, bucket.name)
+            sigmas = self.sigmas or self.schedule.sigmas
+            self._steps[bucket.name] = intervals(sizes, sigmas, bucket.name)
         self.count = sum(b.ends[-1] for b in self.buckets.values())
         self._open: dict[str, safe_open] = {}
         empty = self._file("empty.safetensors")
         self.empty = tuple(empty.get_tensor(k).to(self.device) for k in ("context", "pooled"))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Every step's size in latent cells, of all buckets."""
+        return tuple({step.size for steps in self._steps.values() for step in steps})
 
     def steps(self, rng: random.Random) -> list[Interval]:
         """The intervals of one bucket, drawn in proportion to its pictures."""

@@ -108,6 +108,9 @@ INPUTS = {
         schedule: SWD_SCHEDULE
         captions: STRING =
     """,
+    "SwDLoadPrepared": """
+        folder: COMBO
+    """,
     "SwDDistillTrain": """
         model: MODEL
         data: SWD_DISTILL_DATA
@@ -144,6 +147,7 @@ OUTPUTS = {
     "SwDLoraLoader": "model: MODEL, report: STRING",
     "SwDEmojiStudent": "model: MODEL, clip: CLIP, vae: VAE, schedule: SWD_SCHEDULE",
     "SwDDistillData": "data: SWD_DISTILL_DATA",
+    "SwDLoadPrepared": "data: SWD_DISTILL_DATA, schedule: SWD_SCHEDULE",
     "SwDDistillTrain": "model: MODEL, lora_name: STRING, plot: IMAGE",
 }
 # Menu entries that saved graphs may hold; more may follow, none may go.
@@ -159,7 +163,7 @@ MENUS = {
     ("SwDDrafts", "upscale_method"): UPSCALERS,
     ("SwDLatentUpscale", "upscale_method"): UPSCALERS,
 }  # fmt: skip
-FILES = {"lora_name", "file"}  # menus of what lies in a folder
+FILES = {"lora_name", "file", "folder"}  # menus of what lies in a folder
 NODES = sorted(INPUTS)
 
 
