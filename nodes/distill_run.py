@@ -56,6 +56,8 @@ def settings_for(
         chosen: dict[str, Any] = {"preset": schedule.name}
     else:
         chosen = {"scales": list(schedule.scales), "sigmas": list(schedule.sigmas)}
+    # A graphics card computes in the model's own number format.
+    train = {**train, "autocast": model.load_device.type == "cpu"}
     if schedule.sigma_kind == "timestep":
         train = {**train, "mmd_sigma": [0.0, 0.4]}  # the paper's for SDXL
     # An SD3 type that nobody has published a student for is trained as SD3.5 Medium is.

@@ -186,6 +186,11 @@ def start_server(tmp_path):
 
 
 @pytest.fixture(scope="module")
+def wan(small):
+    return small.wan_model()
+
+
+@pytest.fixture(scope="module")
 def models(small):
     """The host's float32 model of each family, loaded once a file."""
     return {family: small.host_model(family) for family in small.KINDS}
