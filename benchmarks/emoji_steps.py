@@ -15,7 +15,7 @@ from paired import ROOT, Times, arguments, log, paired, parser, ratio, section, 
 
 from swd_core.emoji.evaluate import SIDE, Way, generate, shifted, ways
 from swd_core.emoji.student import EmojiStudent
-from swd_core.schedule import presets
+from swd_core.presets import presets
 
 STUDENT = "student, 4 scale-wise steps"
 DECODING = "decoding"

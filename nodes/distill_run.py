@@ -19,7 +19,7 @@ from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, training, write_lora
 from ..swd_core.distill.trainer import Trainer
-from ..swd_core.schedule import presets
+from ..swd_core.presets import presets
 from . import _host
 from .host_model import HostModel
 from .lora import TITLES

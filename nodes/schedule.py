@@ -8,7 +8,8 @@ from typing import Any
 import folder_paths
 
 from ..swd_core.extend import extend_schedule
-from ..swd_core.schedule import Preset, ScaleSchedule, parse_steps, presets, read_presets
+from ..swd_core.presets import Preset, presets, read_presets
+from ..swd_core.schedule import ScaleSchedule, parse_steps
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported, ui
 from .plot import CELL, schedule_plot

@@ -21,7 +21,7 @@ from ..swd_core.emoji.student import (
 )
 from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
 from ..swd_core.lora import read_lora
-from ..swd_core.schedule import presets
+from ..swd_core.presets import presets
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
 

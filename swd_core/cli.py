@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .distill.commands import add_training_commands
 from .extend import extend_schedule
-from .schedule import CELL, FRAME_CELL, Preset, ScaleSchedule, latent_frames, presets
+from .presets import Preset, presets
+from .schedule import CELL, FRAME_CELL, ScaleSchedule, latent_frames
 
 if TYPE_CHECKING:
     from .emoji.generate import Job

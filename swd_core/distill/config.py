@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..schedule import ScaleSchedule, presets
+from ..presets import presets
+from ..schedule import ScaleSchedule
 from .interface import DistillConfig
 
 FAMILIES = {

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..lora import merge_sd3, read_lora
+from ..presets import presets
 from ..process import FlowMatching
-from ..schedule import ScaleSchedule, presets
+from ..schedule import ScaleSchedule
 from .autoencoder import FACTOR, Autoencoder
 from .model import MMDiT
 from .text import EmojiTextEncoder, EmojiTokenizer, encode_batch

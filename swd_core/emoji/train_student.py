@@ -15,8 +15,9 @@ from ..distill.adapters import add_adapters, switched_layers
 from ..distill.scalewise import Interval, intervals
 from ..distill.trainer import Conditioning, DistillConfig, Trainer
 from ..lora import LoraLayer, read_lora, schedule_header, sd3_modules, write_peft
+from ..presets import presets
 from ..process import FlowMatching
-from ..schedule import ScaleSchedule, presets
+from ..schedule import ScaleSchedule
 from .autoencoder import Autoencoder
 from .detail import PictureDetail
 from .latents import PromptSampler, load_latents

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swd_core.cli import build_parser
-from swd_core.schedule import presets
+from swd_core.presets import presets
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")]

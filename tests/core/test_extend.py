@@ -5,7 +5,8 @@ import math
 import pytest
 
 from swd_core.extend import extend_schedule
-from swd_core.schedule import ScaleSchedule, presets
+from swd_core.presets import presets
+from swd_core.schedule import ScaleSchedule
 
 FLUX, SDXL = presets()["flux-4"].schedule, presets()["sdxl-4"].schedule
 

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from swd_core.noise import SeededNoise
+from swd_core.presets import presets
 from swd_core.process import FlowMatching, VarianceExploding
 from swd_core.resample import resize
 from swd_core.sampling import ScaleState, sample_scalewise
-from swd_core.schedule import ScaleSchedule, presets
+from swd_core.schedule import ScaleSchedule
 
 SCHEDULE = ScaleSchedule((0.5, 0.625, 0.75, 1.0), (1.0, 0.8959, 0.7371, 0.6022))
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from swd_core.schedule import ScaleSchedule, parse_preset, presets, read_presets
+from swd_core.presets import parse_preset, presets, read_presets
+from swd_core.schedule import ScaleSchedule
 
 FOUR = ScaleSchedule((0.5, 0.625, 0.75, 1.0), (1.0, 0.8959, 0.7371, 0.6022))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from swd_core.distill.adapters import switched_layers
 from swd_core.distill.diffusers_models import wrap
 from swd_core.lora import read_lora, write_peft
-from swd_core.schedule import presets
+from swd_core.presets import presets
 
 FAMILIES = ("sd35-medium", "sd35-large", "flux", "sdxl")
 PRESET = {family: f"{family}-4" for family in FAMILIES}
@@ -46,7 +46,7 @@ def packed(name: str):
 def data_for(small, family: str, count: int = 3):
     """Random latents at every size, and random text; one caption has twice the tokens."""
     kind = small.KINDS[family]
-    schedule = packed("swd_core.schedule").presets()[PRESET[family]].schedule
+    schedule = packed("swd_core.presets").presets()[PRESET[family]].schedule
     sizes = tuple(schedule.sizes(SIDE, SIDE, kind.multiple))
     generator = torch.Generator().manual_seed(3)
     latents = {

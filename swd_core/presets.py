@@ -1,0 +1,114 @@
+"""Named schedules: those that come with the pack, and those of a user's own file."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .schedule import CELL, FRAME_CELL, ScaleSchedule, finite_numbers, is_number
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named schedule with its source and what it expects of the model.
+
+    family: which models it is for. provenance: the paper's section or the repository's table.
+    target: the image side in pixels the sizes were trained at. video: for a video instead its
+    (pictures, height, width). guidance: FLUX's embedded guidance, 0 where the model has none.
+    """
+
+    schedule: ScaleSchedule
+    family: str
+    provenance: str
+    title: str
+    target: int = 1024
+    multiple: int = 2
+    prediction: str = "flow"
+    guidance: float = 0.0
+    size_conditioning: bool = False
+    auto: bool = False
+    video: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("family", "provenance", "title", "prediction"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"{key!r} must be text, not {type(getattr(self, key)).__name__}.")
+        for key in ("target", "multiple"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key!r} must be a whole number above 0, not {value!r}.")
+        for key in ("size_conditioning", "auto"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key!r} must be true or false, not {getattr(self, key)!r}.")
+        if not is_number(self.guidance) or self.guidance < 0:
+            raise ValueError(f"'guidance' must be a number, 0 or above, not {self.guidance!r}.")
+        if self.video != ():
+            numbers = finite_numbers(self.video, "video")
+            if len(numbers) != 3 or any(n < 1 or n != int(n) for n in numbers):
+                raise ValueError(
+                    f"'video' must be whole numbers above 0 for pictures, height and width, not "
+                    f"{list(numbers)}."
+                )
+            object.__setattr__(self, "video", tuple(map(int, numbers)))
+
+    @property
+    def latent_target(self) -> tuple[int | None, int, int]:
+        """Latent frames (None for pictures), height and width of the target."""
+        if not self.video:
+            return None, self.target // CELL, self.target // CELL
+        pictures, height, width = self.video
+        return (pictures - 1) // FRAME_CELL + 1, height // CELL, width // CELL
+
+
+def parse_preset(name: str, entry: Any) -> Preset:
+    """Checks one entry of a presets file.
+
+    Raises:
+        ValueError: names the entry and the reason.
+    """
+    try:
+        if not isinstance(entry, dict):
+            raise ValueError(f"it must be an object, not {type(entry).__name__}")
+        data = dict(entry)
+        schedule = ScaleSchedule(
+            data.pop("scales", ()),
+            data.pop("sigmas", ()),
+            data.pop("sigma_kind", "flow"),
+            name,
+            data.pop("frames", ()),
+        )
+        return Preset(schedule=schedule, **data)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Preset {name!r}: {error}") from error
+
+
+def read_presets(path: Path) -> tuple[dict[str, Preset], list[str]]:
+    """Reads a presets file: the good presets by name, and a message for every broken one.
+
+    The messages name file, entry and reason; an unreadable file is one message and no presets.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"{path.name} can't be read as JSON: {error}"]
+    if not isinstance(entries, dict):
+        return {}, [
+            f"{path.name} must be one object of presets by name, not {type(entries).__name__}."
+        ]
+    found, problems = {}, []
+    for name, entry in entries.items():
+        try:
+            found[name] = parse_preset(name, entry)
+        except ValueError as error:
+            problems.append(f"{path.name}: {error}")
+    return found, problems
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, Preset]:
+    """The presets that come with the pack (presets.json)."""
+    found, problems = read_presets(Path(__file__).with_name("presets.json"))
+    if problems:
+        raise ValueError(problems[0])
+    return found
