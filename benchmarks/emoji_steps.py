@@ -2,9 +2,9 @@
 
     make bench-emoji
 
-No ComfyUI needed. Time is of one picture at 256 pixels on one thread, without decoding, which
-costs every way the same and has a row of its own. Quality stands in docs/emoji.json, measured by
-the command that the model card names; a dash where it was not.
+No ComfyUI needed. Time is of one picture at 256 pixels on one thread, and of a batch of them,
+without decoding, which costs every way the same and has a row of its own. Quality stands in
+docs/emoji.json, measured by the command that the model card names; a dash where it was not.
 """
 
 import json
@@ -18,7 +18,15 @@ from swd_core.emoji.student import EmojiStudent
 from swd_core.presets import presets
 
 STUDENT = "student, 4 scale-wise steps"
-DECODING = "decoding"
+FULL4, FULL2 = "teacher, 4 full-size steps", "teacher, 2 full-size steps"
+DECODING, BATCH = "decoding", 16
+
+
+def of_batch(name: str) -> str:
+    return f"{name}, {BATCH} at once"
+
+
+BATCHED = {of_batch(name): name for name in (FULL2, STUDENT, FULL4)}
 KEYS = ("retrieval", "psnr", "ssim", "top_octave")
 
 
@@ -32,6 +40,8 @@ def text(times: Times, calls: dict[str, float]) -> str:
     quality = json.loads((ROOT / "docs" / "emoji.json").read_text(encoding="utf-8"))
     rows = []
     for name, values in times.items():
+        if name in BATCHED:
+            continue
         of = "" if name == DECODING else ratio(times, name, STUDENT)
         known = quality.get(name, {})
         figures = [known.get(key, "–") for key in KEYS] if name != DECODING else [""] * len(KEYS)
@@ -40,7 +50,19 @@ def text(times: Times, calls: dict[str, float]) -> str:
     runs = (
         f"Median of {len(times[STUDENT])} paired runs. 25 guided steps are the teacher's own way."
     )
-    return f"{runs}\n\n" + table([*head, "top octave"], rows)
+    return f"{runs}\n\n" + table([*head, "top octave"], rows) + "\n\n" + batches(times)
+
+
+def batches(times: Times) -> str:
+    """One picture and a batch: small calls have a fixed cost, the reading of the weights."""
+    rows = []
+    for many, one in BATCHED.items():
+        each = spread([t / BATCH for t in times[many]])
+        found = [ratio(times, one, FULL4), ratio(times, many, of_batch(FULL4))]
+        goals = [r.against(0.62) for r in found] if one == STUDENT else ["", ""]
+        rows.append([one, found[0], goals[0], each, found[1], goals[1]])
+    head = ["", f"of {FULL4}", "goal", f"seconds each, {BATCH} at once", f"of {FULL4}", "goal"]
+    return table(head, rows)
 
 
 def main() -> None:
@@ -52,11 +74,15 @@ def main() -> None:
         Way("teacher, 28 full-size steps", "", (SIDE,) * 28, shifted(28), euler=True),
     ]
     student, teacher = EmojiStudent.load(), EmojiStudent.load(lora=None)
-    prompt = student.encode(["red apple"])
+    prompt, prompts = student.encode(["red apple"]), student.encode(["red apple"] * BATCH)
     sides: dict[str, Callable[[], object]] = {}
     for way in sorted(shipped, key=lambda way: way.calls):
         model = student if way.lora else teacher
         sides[way.title] = lambda model=model, way=way: generate(model, way, prompt, 7, range(1))
+        if (many := of_batch(way.title)) in BATCHED:
+            sides[many] = lambda model=model, way=way: generate(
+                model, way, prompts, 7, range(BATCH)
+            )
     latent = torch.zeros(1, 16, SIDE, SIDE)
     sides[DECODING] = lambda: student.decode(latent)
     calls = {way.title: round(way.calls, 2) for way in shipped}
