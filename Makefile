@@ -127,8 +127,8 @@ train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
 train-student: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
 	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
 
-ablation: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
-	$(RUN) -m swd_core.emoji.ablation $(EMOJI) --run $(RUNS) $(if $(STEPS),--steps $(STEPS))
+ablation: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.emoji.ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))
 
 $(RUNS)/emoji_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=

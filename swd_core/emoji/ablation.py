@@ -1,12 +1,14 @@
 """The paper's ablation on the emoji teacher: every variant from every seed, one table.
 
-Hours of CPU time. Finished rows are kept in `ablation.json`, so a stopped run goes on.
+Hours of CPU time. Finished rows are kept in `ablation.json`, so a stopped run goes on. The teacher
+is the embedded one, unless the run's folder has another.
 """
 
 import argparse
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 from ..distill.trainer import DistillConfig
 from .data import load_images
 from .evaluate import Way, measure
-from .latents import load_latents
+from .latents import load_latents, prepare_latents
+from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from .train_student import STUDENTS, train
 
 log = logging.getLogger(__name__)
-TABLE = "ablation.json"
+TABLE, LATENTS = "ablation.json", "latents.safetensors"
 KEYS = ("retrieval", "psnr", "ssim", "top_octave", "spread")
 # What differs from the trainer's defaults (the paper's weights): short runs need a short average.
 RECIPE: dict[str, Any] = {"fake_steps": 1, "ema": 0.98, "autocast": True}
@@ -50,12 +53,23 @@ def way_of(variant: Variant, lora: str) -> Way:
     return Way(variant.title, lora, sides, sigmas)
 
 
+def begin_run(run: Path, assets: Path) -> None:
+    """Gives a folder without a teacher the embedded one, and latents of the training pictures."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / MODEL_FILE).is_file():
+        for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
+            shutil.copy(WEIGHTS / name, run / name)
+    if not (run / LATENTS).is_file():
+        prepare_latents(assets, EmojiStudent.load(run, lora=None).vae, run / LATENTS)
+
+
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
     """Trains and measures what `ablation.json` does not hold yet; returns all rows."""
     path = a.out or a.run / TABLE
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     done = {(r["variant"], r["seed"], r["steps"], r["prompts"]) for r in rows}
-    bank = load_latents(a.run / "latents.safetensors")[32]
+    begin_run(a.run, a.assets)
+    bank = load_latents(a.run / LATENTS)[32]
     pictures = load_images(a.assets)
     for seed in a.train_seeds:
         for variant in VARIANTS:
@@ -101,7 +115,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji"))
+    parser.add_argument("--run", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=1000, help="of training for each student")
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seeds", type=int, default=2, help="of sampling")
