@@ -32,15 +32,6 @@ def detail_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(*rms)
 
 
-def energy_loss(output: Tensor, target: Tensor) -> Tensor:
-    """How far the whole energy of the finest detail is off: the squared log of the ratio.
-
-    `detail_loss` is least at the median, which lies below the mean where detail is uncertain.
-    """
-    energies = [laplacian(x).square().mean((1, 2, 3)).add(1e-6).log() for x in (output, target)]
-    return F.mse_loss(*energies)
-
-
 def pyramid(images: Tensor, sides: tuple[int, ...]) -> dict[int, Tensor]:
     """uint8 pictures (N, 3, S, S) at every side in `sides`, downscaled by area."""
     found = {}
@@ -59,24 +50,21 @@ class PictureDetail:
 
     Args:
         vae: the frozen autoencoder. pictures: uint8 (N, 3, S, S) by picture side.
-        weight: of `detail_loss`. energy: of `energy_loss` beside it, 0 to leave it out.
-        crop: side of the decoded part, in cells. count: pictures of a batch that are decoded.
+        weight: of `detail_loss`. crop: side of the decoded part, in cells. count: pictures of a
+            batch that are decoded.
     """
 
     vae: Autoencoder
     pictures: Mapping[int, Tensor]
     weight: float
-    energy: float = 0.0
     crop: int = 16
     count: int = 12
 
     @classmethod
-    def load(
-        cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...], weight: float, energy: float
-    ) -> "PictureDetail":
+    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...], weight: float):
         """For latents with `sides` cells a side, of the pictures in the folder `assets`."""
         pictures = pyramid(load_images(assets), tuple(FACTOR * side for side in sides))
-        return cls(vae.requires_grad_(False), pictures, weight, energy)
+        return cls(vae.requires_grad_(False), pictures, weight)
 
     def __call__(
         self, x0: Tensor, text: tuple[Tensor, ...], generator: torch.Generator
@@ -91,5 +79,4 @@ class PictureDetail:
         real = self.pictures[FACTOR * side][chosen, :, top : top + size, left : left + size]
         inner = slice(BORDER, -BORDER)
         made, real = (t[..., inner, inner].float() for t in (made, real))
-        loss = detail_loss(made, real / 255) + self.energy * energy_loss(made, real / 255)
-        return {"detail": self.weight * loss}
+        return {"detail": self.weight * detail_loss(made, real / 255)}

@@ -142,15 +142,13 @@ def train(
     steps: int | None = None,
     begin: Path | None = None,
     detail: float = 0.0,
-    energy: float = 0.0,
     assets: Path | None = None,
 ) -> None:
     """Distils for `minutes` of wall time or `steps` in all and writes the LoRA to `run/name`.
 
     Args:
         begin: folder of a student's LoRA to begin from; the fake score begins there, too.
-        detail: weight of the loss on decoded pictures, energy: see `PictureDetail`; assets: the
-            folder the pictures are in.
+        detail: weight of the loss on decoded pictures; assets: the folder they are in.
     """
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
@@ -173,7 +171,7 @@ def train(
         vae = Autoencoder.from_state_dict(
             {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
         )
-        extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail, energy)
+        extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail)
     trainer = Trainer(EmojiModel(module), batches, schedule_steps, config, extra=extra)
 
     def write(trainer: Trainer) -> None:
@@ -200,7 +198,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
     parser.add_argument("--begin", type=Path, help="folder of a student's LoRA to begin from")
     parser.add_argument("--detail", type=float, default=0.0, help="weight of the decoded detail")
-    parser.add_argument("--energy", type=float, default=0.0, help="in --detail: its whole strength")
     parser.add_argument("--assets", type=Path, help="the training pictures, for --detail")
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
@@ -228,7 +225,6 @@ def main() -> None:
         steps=a["steps"],
         begin=a["begin"],
         detail=a["detail"],
-        energy=a["energy"],
         assets=a["assets"],
     )
 

@@ -1,14 +1,12 @@
 """The embedded student's files and models, on small random weights."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from swd_core.emoji.autoencoder import Autoencoder, widen
 from swd_core.emoji.data import catalogue
-from swd_core.emoji.detail import detail_loss, energy_loss, laplacian
+from swd_core.emoji.detail import detail_loss, laplacian
 from swd_core.emoji.model import MMDiT, position_embedding
 from swd_core.emoji.student import MODEL_FILE, VAE_FILE, EmojiStudent
 from swd_core.emoji.text import build_vocabulary
@@ -114,14 +112,3 @@ def test_detail_loss_wants_as_much_detail_as_the_picture_has():
     half = float(detail_loss(0.5 * stripes, stripes))
     more = float(detail_loss(1.5 * stripes, stripes))
     assert half == pytest.approx(missing / 2, rel=0.01) == pytest.approx(more, rel=0.01)
-
-
-def test_energy_loss_is_the_squared_log_of_the_pictures_own_ratio():
-    generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(2, 3, 32, 32, generator=generator)
-    weaker = 0.5 + torch.tensor([0.5, 0.25]).view(2, 1, 1, 1) * (pictures - 0.5)
-    # A half of the contrast is a quarter of the energy.
-    expected = (math.log(4) ** 2 + math.log(16) ** 2) / 2
-    assert float(energy_loss(weaker, pictures)) == pytest.approx(expected, rel=1e-3)
-    moved = pictures.roll(3, -1)
-    assert float(energy_loss(moved, pictures)) < 1e-3 < float(energy_loss(0 * pictures, pictures))
