@@ -66,7 +66,11 @@ def begin_run(run: Path, assets: Path) -> None:
 
 
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains and measures what `ablation.json` does not hold yet; returns all rows."""
+    """Trains and measures what `ablation.json` does not hold yet; returns all rows.
+
+    Raises:
+        SystemExit: if a training was stopped; half a student is not measured.
+    """
     path = a.out or a.run / TABLE
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     done = {(r["variant"], r["seed"], r["steps"], r["prompts"]) for r in rows}
@@ -82,7 +86,11 @@ def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
             name = f"ablation/{variant.name}-{seed}-{a.steps}"
             options = RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses
             config = DistillConfig(seed=seed, **options)
-            train(a.run, variant.student, config, name, steps=a.steps)
+            if (reached := train(a.run, variant.student, config, name, steps=a.steps)) < a.steps:
+                raise SystemExit(
+                    f"{variant.title}, seed {seed}: stopped at step {reached} of {a.steps}. The "
+                    "same command goes on from there."
+                )
             figures = measure(
                 a.run, way_of(variant, name), bank, pictures, a.prompts, a.seeds, a.batch
             )

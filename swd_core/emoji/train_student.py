@@ -143,12 +143,15 @@ def train(
     begin: Path | None = None,
     detail: float = 0.0,
     assets: Path | None = None,
-) -> None:
+) -> int:
     """Distils for `minutes` of wall time or `steps` in all and writes the LoRA to `run/name`.
 
     Args:
         begin: folder of a student's LoRA to begin from; the fake score begins there, too.
         detail: weight of the loss on decoded pictures; assets: the folder they are in.
+
+    Returns:
+        the steps done in all: fewer than `steps` if the time or a signal ended it.
     """
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
@@ -186,6 +189,7 @@ def train(
         )
 
     trainer.run(run / f"{name}.pt", minutes=minutes, steps=steps, on_save=write)
+    return trainer.step
 
 
 def main() -> None:

@@ -1,20 +1,24 @@
 """Training the embedded student: beginning from a shipped student, detail by way of the decoder."""
 
+import argparse
 import random
+import shutil
+import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from swd_core.distill.adapters import adapter, add_adapters, switched_layers
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
+from swd_core.emoji import ablation
 from swd_core.emoji.autoencoder import Autoencoder
 from swd_core.emoji.detail import PictureDetail, pyramid
 from swd_core.emoji.model import MMDiT
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
-from swd_core.emoji.train_student import RANK, TARGETS, EmojiModel, begin_from
+from swd_core.emoji.train_student import RANK, TARGETS, EmojiBatches, EmojiModel, begin_from
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +119,34 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
         trainer = Trainer(EmojiModel(module), Batches(), intervals([(16, 16)], (1.0,)), config)
         trainer.run(tmp_path / "run.pt", steps=wanted)
         assert trainer.step == wanted
+
+
+def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
+    random_weights, tmp_path, monkeypatch
+):
+    run, generator = tmp_path / "run", torch.Generator().manual_seed(4)
+    shutil.copytree(random_weights, run)
+    sides = {str(n): torch.randn(6, 16, n, n, generator=generator) for n in (16, 20, 24, 32)}
+    save_file(sides, run / "latents.safetensors")
+    pictures = (torch.rand(6, 3, 256, 256, generator=generator) * 255).byte()
+    monkeypatch.setattr(ablation, "load_images", lambda _: pictures)
+    drawn, draw = [], EmojiBatches.draw
+
+    def draw_and_stop(*arguments):
+        drawn.append(1)
+        if len(drawn) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(*arguments)
+
+    monkeypatch.setattr(EmojiBatches, "draw", draw_and_stop)
+    options = argparse.Namespace(
+        assets=tmp_path, run=run, out=tmp_path / "table.json", steps=4, train_seeds=[0],
+        variants=["mmd"], prompts=2, seeds=1, batch=2, batch_tokens=64,
+    )  # fmt: skip
+    with pytest.raises(SystemExit, match="MMD alone, seed 0: stopped at step 2 of 4"):
+        ablation.run_ablation(options)
+    assert not options.out.exists()
+    [row] = ablation.run_ablation(options)
+    assert len(drawn) == 4, "only the two steps that were left"
+    assert (row["variant"], row["steps"], row["images"]) == ("mmd", 4, 2)
+    assert ablation.run_ablation(options) == [row]
