@@ -40,7 +40,7 @@ help:
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
-	@echo "make ablation           the paper's ablation on the emoji teacher: hours of CPU (STEPS=n each)"
+	@echo "make ablation           the paper's ablation on the emoji teacher: three hours (STEPS=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -8,14 +8,21 @@ import argparse
 import json
 import logging
 import os
+import random
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
+import numpy as np
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageDraw
+
 from ..distill.trainer import DistillConfig
-from .data import load_images
-from .evaluate import Way, measure
+from .data import catalogue, load_images
+from .evaluate import Way, generate, load, measure
 from .latents import load_latents, prepare_latents
 from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from .train_student import STUDENTS, train
@@ -23,6 +30,7 @@ from .train_student import STUDENTS, train
 log = logging.getLogger(__name__)
 TABLE, LATENTS = "ablation.json", "latents.safetensors"
 KEYS = ("retrieval", "psnr", "ssim", "top_octave", "spread")
+TILE, LABEL = 128, 170  # of the sheet: a picture's side, and its column of titles, in pixels
 # What differs from the trainer's defaults (the paper's weights): short runs need a short average.
 RECIPE: dict[str, Any] = {"fake_steps": 1, "ema": 0.98, "autocast": True}
 
@@ -55,6 +63,10 @@ def way_of(variant: Variant, lora: str) -> Way:
     return Way(variant.title, lora, sides, sigmas)
 
 
+def name_of(variant: Variant, seed: int, steps: int) -> str:
+    return f"ablation/{variant.name}-{seed}-{steps}"
+
+
 def begin_run(run: Path, assets: Path) -> None:
     """Gives a folder without a teacher the embedded one, and latents of the training pictures."""
     run.mkdir(parents=True, exist_ok=True)
@@ -83,7 +95,7 @@ def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
                 continue
             if (variant.name, seed, a.steps, a.prompts) in done:
                 continue
-            name = f"ablation/{variant.name}-{seed}-{a.steps}"
+            name = name_of(variant, seed, a.steps)
             options = RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses
             config = DistillConfig(seed=seed, **options)
             if (reached := train(a.run, variant.student, config, name, steps=a.steps)) < a.steps:
@@ -122,22 +134,46 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None:
+    """A row of unpicked pictures for every variant, and the training pictures of the prompts."""
+    chosen = random.Random(seed).sample(range(len(catalogue())), count)
+    rows = []
+    for variant in [v for v in VARIANTS if v.name in a.variants]:
+        way = way_of(variant, name_of(variant, a.train_seeds[0], a.steps))
+        model = load(a.run, way.lora)
+        text = model.encode([catalogue()[i]["name"] for i in chosen])
+        made = model.decode(generate(model, way, text, seed, range(count)))
+        rows.append((variant.title, rearrange(made, "b h w c -> b c h w")))
+    rows.append(("training picture", load_images(a.assets)[chosen] / 255))
+    picture = Image.new("RGB", (LABEL + count * TILE, len(rows) * TILE), "white")
+    draw = ImageDraw.Draw(picture)
+    for y, (title, pictures) in enumerate(rows):
+        draw.multiline_text((8, y * TILE + TILE // 3), "\n".join(wrap(title, 22)), "black")
+        for x, tile in enumerate(F.interpolate(pictures, (TILE, TILE), mode="area")):
+            pixels = (tile.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            picture.paste(Image.fromarray(pixels), (LABEL + x * TILE, y * TILE))
+    picture.save(a.sheet, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--steps", type=int, default=1000, help="of training for each student")
+    parser.add_argument("--steps", type=int, default=250, help="of training for each student")
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seeds", type=int, default=2, help="of sampling")
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of training")
     parser.add_argument("--out", type=Path, help="the table's file; RUN/ablation.json by default")
+    parser.add_argument("--sheet", type=Path, help="PNG of what the first seed's students make")
     parser.add_argument("--batch", type=int, default=16)
     names = [v.name for v in VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.info(table(run_ablation(a)))
+    if a.sheet:
+        sheet(a)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The written face: links lead somewhere, commands exist, figures are what the commands print."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swd_core.cli import build_parser
+from swd_core.emoji.ablation import VARIANTS, table
 from swd_core.presets import presets
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +86,9 @@ def test_the_readme_names_every_node_page_and_workflow():
     graphs = [p.stem for p in (ROOT / "workflows").glob("swd_*.json")]
     assert [name for name in pages if f"web/docs/{name}" not in text] == []
     assert [name for name in graphs if f"`{name}`" not in text] == []
+
+
+def test_the_ablations_table_is_that_of_its_runs():
+    rows = json.loads(page("docs/ablation.json"))
+    assert table(rows) in page("docs/ABLATION.md")
+    assert {v.name for v in VARIANTS} == {row["variant"] for row in rows}
