@@ -57,6 +57,8 @@ class SwDLoadPrepared(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
+        if (checked := cls.validate_inputs(folder)) is not True:  # the host asks for widgets only
+            raise ValueError(checked)
         data = PreparedBatches(Path(folder_paths.get_input_directory()) / folder)
         say(f"{folder}: {data.count} pictures prepared for {data.family}, {data.schedule.name}")
         return io.NodeOutput(data, data.schedule)

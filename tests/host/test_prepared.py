@@ -125,6 +125,10 @@ def test_data_of_another_family_or_width_is_refused(pack, prepared, offered, tmp
         run.check_data(model, narrow)
 
 
-def test_a_folder_that_is_not_prepared_is_named(pack, offered):
-    message = pack["SwDLoadPrepared"].validate_inputs("sets/none")
-    assert "no prepared folder 'sets/none'" in message and "prepare" in message
+@pytest.mark.parametrize("folder", ["sets/none", "../prepared", "sets/pets/.."])
+def test_a_folder_that_is_not_offered_is_refused(pack, offered, folder):
+    """Also where the name comes through a link, which the host doesn't validate."""
+    node = pack["SwDLoadPrepared"]
+    assert f"no prepared folder {folder!r}" in node.validate_inputs(folder)
+    with pytest.raises(ValueError, match="no prepared folder.*swd_core prepare"):
+        node.execute(folder=folder)
