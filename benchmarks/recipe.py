@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from swd_core.distill.diffusers_models import TARGETS
+from swd_core.distill.discriminator import discriminator_head
 from swd_core.distill.losses import mmd_linear
 from swd_core.distill.precision import fast_autocast
 from swd_core.distill.scalewise import Interval
-from swd_core.distill.trainer import discriminator_head
 from swd_core.resample import upscale
 
 

@@ -83,3 +83,15 @@ def adapter_state(model: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor
     return {
         n: (m.down[name].detach(), m.up[name].detach()) for n, m in switched_layers(model).items()
     }
+
+
+@contextmanager
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Runs the body without gradients for `parameters`."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

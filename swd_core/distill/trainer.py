@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..process import VarianceExploding
 from ..sampling import Noise, ScaleState, sample_scalewise
-from .adapters import adapter, adapter_parameters, adapter_state
+from .adapters import adapter, adapter_parameters, adapter_state, frozen
 from .checkpoint import load_checkpoint, save_checkpoint
+from .discriminator import discriminator_head
 from .interface import Batches, Conditioning, DistillConfig, DistillModel
 from .losses import dmd_loss, gan_head_loss, gan_student_loss, mmd_loss
 from .precision import fast_autocast
@@ -26,28 +27,6 @@ from .world import World
 log = logging.getLogger(__name__)
 # Losses of the caller's own on the student's x0 (B, C, H, W), by name; see PictureDetail.
 ExtraLosses = Callable[[Tensor, Conditioning, torch.Generator], dict[str, Tensor]]
-
-
-def discriminator_head(width: int, layers: int = 4) -> nn.Sequential:
-    """MLP on mean-pooled tokens; widths fall evenly from `width` to 1."""
-    widths = torch.linspace(width, 1, layers + 1).int().tolist()
-    parts = [
-        nn.Sequential(nn.LayerNorm(a), nn.GELU(), nn.Linear(a, b))
-        for a, b in zip(widths, widths[1:], strict=False)
-    ]
-    return nn.Sequential(*parts)
-
-
-@contextmanager
-def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Runs the body without gradients for `parameters`."""
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
 
 
 @dataclass

@@ -185,6 +185,14 @@ def start_server(tmp_path):
         one.stop()
 
 
+@pytest.fixture
+def as_the_host_runs_its_nodes():
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="module")
 def wan(small):
     return small.wan_model()

@@ -31,11 +31,7 @@ from videos import (
     text,
 )
 
-
-@pytest.fixture(autouse=True)
-def as_the_host_runs_its_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_the_host_runs_its_nodes")
 
 
 @pytest.fixture(scope="module")

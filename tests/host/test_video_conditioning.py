@@ -25,11 +25,7 @@ from videos import (
 
 from swd_core.noise import draw_noise
 
-
-@pytest.fixture(autouse=True)
-def as_the_host_runs_its_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_the_host_runs_its_nodes")
 
 
 @pytest.fixture(scope="module")
