@@ -29,11 +29,26 @@ class SwitchedLinear(nn.Module):
         # As a matrix: with a batch of slices, such as attention's two streams, torch copies the
         # weights for every picture.
         rows = x.reshape(-1, x.shape[-1])
-        y = self.base(rows)
-        if self.active is not None:
-            down, up = self.down[self.active].to(y.dtype), self.up[self.active].to(y.dtype)
-            y.addmm_(rows.to(y.dtype) @ down.T, up.T)
+        if torch.compiler.is_compiling():
+            y = self._in_sums(rows)
+        else:
+            y = self.base(rows)
+            if self.active is not None:
+                y.addmm_(*self._update(rows, y.dtype))
         return y.view(*x.shape[:-1], -1)
+
+    def _update(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Two matrices whose product is the active update."""
+        down, up = self.down[self.active].to(dtype), self.up[self.active].to(dtype)
+        return rows.to(dtype) @ down.T, up.T
+
+    def _in_sums(self, rows: Tensor) -> Tensor:
+        """Plain products and their sum: compiled code adds while it does what comes next."""
+        y = rows @ self.base.weight.T
+        if self.active is not None:
+            narrow, up = self._update(rows, y.dtype)
+            y = y + narrow @ up
+        return y if self.base.bias is None else y + self.base.bias
 
 
 def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:

@@ -21,15 +21,27 @@ class WrittenOut(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        options = kwargs or {}
         if func is F.scaled_dot_product_attention and torch.is_grad_enabled():
-            named = [options[n] for n in ("query", "key", "value") if n in options]
-            q, k, v, *more = (*args, *named)
-            others = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-            unusual = more or any(options.get(n) not in (None, 0, False) for n in others)
-            if not unusual and max(q.shape[-2], k.shape[-2]) <= FEW:
-                return attend(q, k, v)
-        return func(*args, **options)
+            func = written_out
+        return func(*args, **kwargs or {})
+
+
+def written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """`scaled_dot_product_attention`, as matrix products where it is plain and has few tokens."""
+    unusual = attn_mask is not None or dropout_p or is_causal or any(options.values())
+    if unusual or max(query.shape[-2], key.shape[-2]) > FEW:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, **options
+        )
+    return attend(query, key, value)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class ModelConfig:
     """The teacher.
 
     family: one of FAMILIES. base: folder or hub id of a diffusers model; for emoji a folder of
-    weights, the embedded ones if empty. block: see DiffusersModel; -1 for the middle.
+    weights, the embedded ones if empty. block: see DiffusersModel; -1 for the middle. compile:
+    some minutes at the start for faster steps; needs a C++ compiler, on a graphics card Triton.
     """
 
     family: str
@@ -39,6 +40,7 @@ class ModelConfig:
     block: int = -1
     embedded_guidance: float = 4.5
     checkpointing: bool = True
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,8 @@ def _check(s: Settings) -> None:
         raise ValueError("[train] mmd, dmd and gan are all 0: there is nothing to learn from.")
     if s.model.family != "emoji" and not s.model.base:
         raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
+    if s.model.family == "emoji" and s.model.compile:
+        raise ValueError("[model] compile is for diffusers' models; leave it out for emoji.")
     s.scale_schedule()
 
 

@@ -1,7 +1,7 @@
 """diffusers' SD3, FLUX and SDXL behind the trainer's interface."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..lora import LoraLayer
 from ..process import FlowMatching, VarianceExploding
 from .adapters import SwitchedLinear, adapter, add_adapters
 from .attention import quick_attention
+from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -37,8 +38,10 @@ def checkpointed(module: nn.Module, *args: Any) -> Any:
     """Runs a block without keeping its activations.
 
     The backward pass computes it again when another adapter, or none, is active: the one of the
-    forward pass is put back for that.
+    forward pass is put back for that. Compiled code sees to all of it by itself.
     """
+    if is_compiled(module):
+        return module(*args)
     name = active_adapter(module)
 
     def run(*inputs: Any) -> Any:
@@ -70,12 +73,14 @@ class DiffusersModel:
         rank: of both adapters.
         block: the block, counted from 0, whose tokens the losses compare; about the middle if None.
         checkpointing: compute activations again in the backward pass, to save memory.
+        compile: have torch compile the blocks when they first run.
     """
 
     module: nn.Module
     rank: int = 64
     block: int | None = None
     checkpointing: bool = False
+    compile: bool = False
     family: str = field(init=False, default="")
     process: Any = field(init=False, default_factory=FlowMatching)
 
@@ -83,6 +88,8 @@ class DiffusersModel:
         self.check()
         add_adapters(self.module, TARGETS[self.family], ("student", "fake"), self.rank)
         self.width = self._width()
+        if self.compile:
+            compile_blocks(self.module, checkpointing=self.checkpointing)
         if self.checkpointing:
             self.module.enable_gradient_checkpointing(checkpointed)
 
@@ -179,7 +186,9 @@ class DiffusersModel:
         raise NotImplementedError
 
     def _run(self, *arguments: Any, to_end: bool = True) -> Tensor:
-        with quick_attention(self._device):
+        # Checkpointed and compiled blocks see to it themselves.
+        own = self.checkpointing or self.compile
+        with nullcontext() if own else quick_attention(self._device):
             return self._call(*arguments, to_end=to_end)
 
     def _cast(self, *tensors: Tensor) -> list[Tensor]:

@@ -138,7 +138,7 @@ def _diffusers_model(settings: Settings, device: torch.device, first: torch.devi
     _, kind, part = PIPELINES[settings.kind]
     dtype = dtype_of(settings, device)
     module = pretrained(kind, m.base, subfolder=part, torch_dtype=dtype).to(first)
-    options: dict[str, Any] = {"rank": m.rank, "checkpointing": m.checkpointing}
+    options = {"rank": m.rank, "checkpointing": m.checkpointing, "compile": m.compile}
     options["block"] = None if m.block < 0 else m.block
     if settings.kind == "flux":
         options["guidance"] = m.embedded_guidance

@@ -8,25 +8,15 @@ import torch
 from torch import nn
 
 from .adapters import switched_layers
+from .blocks import blocks_of
 
 log = logging.getLogger(__name__)
-LISTS = ("transformer_blocks", "single_transformer_blocks", "joint_blocks")
 
 
 def wants_sharding() -> bool:
     """Whether several processes were started by `accelerate launch --use_fsdp`."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
     return asked and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, which hold nearly all weights of any of the models."""
-    return [
-        block
-        for name, blocks in module.named_modules()
-        if isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2] in LISTS
-        for block in blocks
-    ]
 
 
 def shard(module: nn.Module, device: torch.device) -> None:

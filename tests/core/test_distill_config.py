@@ -46,6 +46,7 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of emoji"),
         ({"model": {"family": "flux"}}, r"\[model\] base is missing"),
+        ({"model": {"family": "emoji", "compile": True}}, r"\[model\] compile is for diffusers"),
         ({"model": {"base": "x"}}, "needs a family"),
         ({"model": "flux"}, "needs a family|must be a section"),
         ({"schedule": {"preset": "sdxl-4"}}, "another kind of model"),
