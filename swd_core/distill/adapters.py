@@ -2,16 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
+@dataclass
+class Switch:
+    """The adapter that all layers of a model have active now; None is the bare teacher."""
+
+    active: str | None = None
+
+
 class SwitchedLinear(nn.Module):
     """A frozen linear layer with several named low-rank updates, at most one of them active."""
 
-    def __init__(self, base: nn.Linear, names: tuple[str, ...], rank: int):
+    def __init__(self, base: nn.Linear, names: tuple[str, ...], rank: int, switch: Switch):
         super().__init__()
+        self.switch = switch
         self.base = base.requires_grad_(False)
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
@@ -23,7 +32,10 @@ class SwitchedLinear(nn.Module):
                 torch.zeros(base.out_features, rank, device=base.weight.device)
             )
             nn.init.normal_(self.down[name], std=base.in_features**-0.5)
-        self.active: str | None = None
+
+    @property
+    def active(self) -> str | None:
+        return self.switch.active
 
     def forward(self, x: Tensor) -> Tensor:
         # As a matrix: with a batch of slices, such as attention's two streams, torch copies the
@@ -51,6 +63,13 @@ class SwitchedLinear(nn.Module):
         return y if self.base.bias is None else y + self.base.bias
 
 
+def switch_of(model: nn.Module) -> Switch | None:
+    """The switch of `model` or of the model that it is a part of; None if it has no adapters."""
+    layers = (m for m in model.modules() if isinstance(m, SwitchedLinear))
+    first = next(layers, None)
+    return None if first is None else first.switch
+
+
 def switched_layers(model: nn.Module) -> dict[str, SwitchedLinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, SwitchedLinear)}
 
@@ -69,23 +88,21 @@ def add_adapters(
     ]
     if not chosen:
         raise ValueError(f"No linear layer of the model ends in {', '.join(targets)}.")
+    switch = switch_of(model) or Switch()
     for name, layer in chosen:
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, SwitchedLinear(layer, names, rank))
+        setattr(model.get_submodule(parent), leaf, SwitchedLinear(layer, names, rank, switch))
 
 
 @contextmanager
 def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Runs the body with the adapter `name` active; None is the bare teacher."""
-    layers = list(switched_layers(model).values())
-    before = [layer.active for layer in layers]
-    for layer in layers:
-        layer.active = name
+    """Runs the body with the adapter `name` active in all of the model; None is the teacher."""
+    switch = switch_of(model) or Switch()
+    before, switch.active = switch.active, name
     try:
         yield
     finally:
-        for layer, active in zip(layers, before, strict=True):
-            layer.active = active
+        switch.active = before
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..lora import LoraLayer
 from ..process import FlowMatching, VarianceExploding
-from .adapters import SwitchedLinear, adapter, add_adapters
+from .adapters import adapter, add_adapters, switch_of
 from .attention import quick_attention
 from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
@@ -28,10 +28,8 @@ SDXL_BETAS = (0.00085, 0.012, 1000)
 
 def active_adapter(module: nn.Module) -> str | None:
     """The adapter that `module` runs with now."""
-    for layer in module.modules():
-        if isinstance(layer, SwitchedLinear):
-            return layer.active
-    return None
+    switch = switch_of(module)
+    return None if switch is None else switch.active
 
 
 def checkpointed(module: nn.Module, *args: Any) -> Any:
