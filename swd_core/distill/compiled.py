@@ -23,14 +23,20 @@ COMPILER = "inductor"
 
 @dataclass(eq=False)
 class CompiledForward:
-    """The `forward` of one block: one compiled function without gradient, another with it."""
+    """The `forward` of one block by compiled functions: without gradient, and with it.
+
+    keep: whether the activations are kept for the backward pass even with checkpointing.
+    """
 
     block: nn.Module
     plain: Callable
     graded: Callable
+    kept: Callable
+    keep: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = self.graded if torch.is_grad_enabled() else self.plain
+        graded = self.kept if self.keep else self.graded
+        run = graded if torch.is_grad_enabled() else self.plain
         return run(self.block, *args, **kwargs)
 
 
@@ -54,7 +60,9 @@ def compile_blocks(module: nn.Module, *, checkpointing: bool = False) -> None:
     # with whichever adapter is active then.
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
     for block in blocks_of(module):
-        block.forward = CompiledForward(block, *_functions(type(block).forward, checkpointing))
+        plain, kept = _functions(type(block).forward, False)
+        graded = _functions(type(block).forward, True)[1] if checkpointing else kept
+        block.forward = CompiledForward(block, plain, graded, kept)
 
 
 @lru_cache

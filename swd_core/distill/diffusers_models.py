@@ -36,10 +36,8 @@ def checkpointed(module: nn.Module, *args: Any) -> Any:
     """Runs a block without keeping its activations.
 
     The backward pass computes it again when another adapter, or none, is active: the one of the
-    forward pass is put back for that. Compiled code sees to all of it by itself.
+    forward pass is put back for that.
     """
-    if is_compiled(module):
-        return module(*args)
     name = active_adapter(module)
 
     def run(*inputs: Any) -> Any:
@@ -81,6 +79,7 @@ class DiffusersModel:
     compile: bool = False
     family: str = field(init=False, default="")
     process: Any = field(init=False, default_factory=FlowMatching)
+    _end: nn.Module | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.check()
@@ -89,7 +88,7 @@ class DiffusersModel:
         if self.compile:
             compile_blocks(self.module, checkpointing=self.checkpointing)
         if self.checkpointing:
-            self.module.enable_gradient_checkpointing(checkpointed)
+            self.module.enable_gradient_checkpointing(self._checkpointed)
 
     def check(self) -> None:
         """Raises ValueError if the block that is to be looked at does not exist."""
@@ -110,14 +109,14 @@ class DiffusersModel:
         return self.process.to_x0(x, output.float(), sigma.view(-1, 1, 1, 1))
 
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        with self._first_half(), self._watch(detach=False) as seen:
+        with self._first_half(), self._kept(self._watched()), self._watch(detach=False) as seen:
             self._run(x, sigma, text, to_end=False)
         return seen[0]
 
     def predict_with_features(
         self, x: Tensor, sigma: Tensor, text: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        with self._watch(detach=False) as seen:
+        with self._kept(self._last()), self._watch(detach=False) as seen:
             x0 = self.predict(x, sigma, text)
         return x0, seen[0]
 
@@ -125,7 +124,8 @@ class DiffusersModel:
         self, x: Tensor, sigma: Tensor, text: Conditioning
     ) -> tuple[Tensor, Tensor]:
         """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
-        with self._watch(detach=True) as seen, self._ungraded():
+        kept = self._kept(self._watched())
+        with kept, self._watch(detach=True) as seen, self._ungraded():
             x0 = self.predict(x, sigma, text)
         return x0.detach(), seen[0]
 
@@ -135,6 +135,34 @@ class DiffusersModel:
             name: LoraLayer(down.half().cpu().contiguous(), up.half().cpu().contiguous(), 1.0)
             for name, (down, up) in pairs.items()
         }
+
+    @contextmanager
+    def _kept(self, block: nn.Module | None) -> Iterator[None]:
+        """Keeps the activations of the block that a graph ends with.
+
+        The backward pass begins there: computing them again would take as much memory at once.
+        """
+        self._end = block
+        if block is not None and is_compiled(block):
+            block.forward.keep = True
+        try:
+            yield
+        finally:
+            self._end = None
+            if block is not None and is_compiled(block):
+                block.forward.keep = False
+
+    def _checkpointed(self, module: nn.Module, *args: Any) -> Any:
+        if is_compiled(module):
+            return module(*args)
+        if module is self._end:
+            with quick_attention(self._device):
+                return module(*args)
+        return checkpointed(module, *args)
+
+    def _last(self) -> nn.Module | None:
+        """The block that a whole pass ends with."""
+        return self.module.transformer_blocks[-1]
 
     @contextmanager
     def _watch(self, detach: bool) -> Iterator[list[Tensor]]:
@@ -248,6 +276,9 @@ class FluxModel(DiffusersModel):
         )[0]
         return rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
 
+    def _last(self) -> nn.Module | None:
+        return [*self.module.transformer_blocks, *self.module.single_transformer_blocks][-1]
+
     def _first_half(self) -> Any:
         return replaced(
             self.module,
@@ -311,6 +342,9 @@ class SDXLModel(DiffusersModel):
             },
             return_dict=False,
         )[0]
+
+    def _last(self) -> nn.Module | None:
+        return None
 
     def _watched(self) -> nn.Module:
         return self.module.mid_block
