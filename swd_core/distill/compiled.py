@@ -25,32 +25,37 @@ COMPILER = "inductor"
 class CompiledForward:
     """The `forward` of one block by compiled functions: without gradient, and with it.
 
-    keep: whether the activations are kept for the backward pass even with checkpointing.
+    checkpointing: whether the backward pass computes the activations again; see `checkpointed`.
     """
 
     block: nn.Module
     plain: Callable
-    graded: Callable
     kept: Callable
-    keep: bool = False
+    recomputed: Callable
+    checkpointing: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        graded = self.kept if self.keep else self.graded
+        graded = self.recomputed if self.checkpointing else self.kept
         run = graded if torch.is_grad_enabled() else self.plain
         return run(self.block, *args, **kwargs)
+
+    def checkpointed(self, *args: Any) -> Any:
+        """Runs the block without keeping its activations."""
+        self.checkpointing = True
+        try:
+            return self.block(*args)
+        finally:
+            self.checkpointing = False
 
 
 def is_compiled(module: nn.Module) -> bool:
     return isinstance(module.forward, CompiledForward)
 
 
-def compile_blocks(module: nn.Module, *, checkpointing: bool = False) -> None:
+def compile_blocks(module: nn.Module) -> None:
     """Has torch compile the blocks of `module`, each kind once, when they first run.
 
     Any sizes and batches share the compiled code; each adapter has its own.
-
-    Args:
-        checkpointing: compute activations again in the backward pass, to save memory.
 
     Raises:
         ValueError: if torch can't compile here.
@@ -60,28 +65,27 @@ def compile_blocks(module: nn.Module, *, checkpointing: bool = False) -> None:
     # with whichever adapter is active then.
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
     for block in blocks_of(module):
-        plain, kept = _functions(type(block).forward, False)
-        graded = _functions(type(block).forward, True)[1] if checkpointing else kept
-        block.forward = CompiledForward(block, plain, graded, kept)
+        block.forward = CompiledForward(block, *_functions(type(block).forward))
 
 
 @lru_cache
-def _functions(forward: Callable, checkpointing: bool) -> tuple[Callable, Callable]:
-    """Both functions for all blocks of one class."""
+def _functions(forward: Callable) -> tuple[Callable, Callable, Callable]:
+    """The functions for all blocks of one class."""
 
     def plain(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(block, *args, **kwargs)
 
-    def graded(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if checkpointing:
-            return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+    def kept(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(block, *args, **kwargs)
 
-    options = {"dynamic": True, "fullgraph": True}
-    return (
-        torch.compile(plain, backend=partial(_backend, graded=False), **options),
-        torch.compile(graded, backend=partial(_backend, graded=True), **options),
-    )
+    def recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+
+    def compiled(function: Callable, graded: bool) -> Callable:
+        backend = partial(_backend, graded=graded)
+        return torch.compile(function, backend=backend, dynamic=True, fullgraph=True)
+
+    return compiled(plain, False), compiled(kept, True), compiled(recomputed, True)
 
 
 def _backend(graph: fx.GraphModule, inputs: list[Any], *, graded: bool) -> Callable:

@@ -86,9 +86,9 @@ class DiffusersModel:
         add_adapters(self.module, TARGETS[self.family], ("student", "fake"), self.rank)
         self.width = self._width()
         if self.compile:
-            compile_blocks(self.module, checkpointing=self.checkpointing)
+            compile_blocks(self.module)
         if self.checkpointing:
-            self.module.enable_gradient_checkpointing(self._checkpointed)
+            self.module.enable_gradient_checkpointing(self.run_block)
 
     def check(self) -> None:
         """Raises ValueError if the block that is to be looked at does not exist."""
@@ -143,22 +143,20 @@ class DiffusersModel:
         The backward pass begins there: computing them again would take as much memory at once.
         """
         self._end = block
-        if block is not None and is_compiled(block):
-            block.forward.keep = True
         try:
             yield
         finally:
             self._end = None
-            if block is not None and is_compiled(block):
-                block.forward.keep = False
 
-    def _checkpointed(self, module: nn.Module, *args: Any) -> Any:
-        if is_compiled(module):
-            return module(*args)
-        if module is self._end:
+    def run_block(self, block: nn.Module, *args: Any) -> Any:
+        """What diffusers calls instead of a block where it is asked for checkpointing."""
+        last = block is self._end
+        if is_compiled(block):
+            return block(*args) if last else block.forward.checkpointed(*args)
+        if last:
             with quick_attention(self._device):
-                return module(*args)
-        return checkpointed(module, *args)
+                return block(*args)
+        return checkpointed(block, *args)
 
     def _last(self) -> nn.Module | None:
         """The block that a whole pass ends with."""
@@ -212,7 +210,7 @@ class DiffusersModel:
         raise NotImplementedError
 
     def _run(self, *arguments: Any, to_end: bool = True) -> Tensor:
-        # Checkpointed and compiled blocks see to it themselves.
+        # Checkpointed and compiled blocks see to it themselves; one mode less for every call.
         own = self.checkpointing or self.compile
         with nullcontext() if own else quick_attention(self._device):
             return self._call(*arguments, to_end=to_end)

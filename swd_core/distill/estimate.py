@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .config import Settings
-from .diffusers_models import DiffusersModel, checkpointed, wrap
+from .diffusers_models import DiffusersModel, wrap
 from .families import empty_module, schedule_sigmas, shape_of
 from .interface import Conditioning, DistillConfig
 from .scalewise import Interval, intervals
@@ -142,7 +142,7 @@ class OnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def follow(module: nn.Module, mode: OnMeta) -> None:
+def follow(model: DiffusersModel, mode: OnMeta) -> None:
     """Has `mode` active in the blocks that the backward pass computes again, too.
 
     A function mode is set aside while it handles a call, and `backward` is one.
@@ -160,9 +160,9 @@ def follow(module: nn.Module, mode: OnMeta) -> None:
             hooked.add(block)
             block.register_forward_pre_hook(enter)
             block.register_forward_hook(leave, always_call=True)
-        return checkpointed(block, *args)
+        return model.run_block(block, *args)
 
-    module.enable_gradient_checkpointing(run)
+    model.module.enable_gradient_checkpointing(run)
 
 
 @dataclass
@@ -231,7 +231,7 @@ def estimate(
     weights = bytes_of([t for t in existing if id(t) not in within])
     mode = OnMeta(next(model.module.parameters()).dtype if config.autocast else None)
     if model.checkpointing:
-        follow(model.module, mode)
+        follow(model, mode)
     live = Live([*existing, *trained, *trainer.average])
     with live, mode:
         trainer.student_step(random.Random(0))

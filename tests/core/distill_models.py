@@ -3,9 +3,12 @@
 import random
 
 import diffusers
+import pytest
 import torch
 
+from swd_core.distill.interface import DistillModel
 from swd_core.distill.scalewise import Interval, intervals
+from swd_core.distill.trainer import DistillConfig, Trainer
 
 SIGMAS = {"sd3": (1.0, 0.8, 0.6), "flux": (1.0, 0.8, 0.6), "sdxl": (14.6146, 2.2846, 1.1644)}
 SIZES = [(4, 8), (8, 12), (8, 16)]
@@ -73,3 +76,18 @@ class RandomBatches:
 
 def steps(family: str) -> list[Interval]:
     return intervals(SIZES, SIGMAS[family])
+
+
+def trainer_of(model: DistillModel, family: str) -> Trainer:
+    config = DistillConfig(batch_tokens=16, fake_steps=1, warmup=1, lr=2e-3)
+    return Trainer(model, RandomBatches(family), steps(family), config)
+
+
+def assert_trains_alike(one: Trainer, other: Trainer, count: int, atol: float) -> None:
+    """The same losses over `count` steps, and the same student after them."""
+    for _ in range(count):
+        one.train_step(1.0)
+        other.train_step(1.0)
+    assert other.means() == pytest.approx(one.means(), rel=1e-4)
+    for a, b in zip(one.student, other.student, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=atol)

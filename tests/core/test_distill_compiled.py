@@ -13,7 +13,6 @@ pytest.importorskip("diffusers")
 from swd_core.distill import compiled  # noqa: E402
 from swd_core.distill.adapters import adapter, adapter_parameters  # noqa: E402
 from swd_core.distill.diffusers_models import DiffusersModel, wrap  # noqa: E402
-from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "distill_models", Path(__file__).with_name("distill_models.py")
@@ -42,25 +41,14 @@ def shallow(family: str, **options: bool) -> DiffusersModel:
     return wrapped
 
 
-def trainer_of(family: str, **options: bool) -> Trainer:
-    config = DistillConfig(batch_tokens=16, fake_steps=1, warmup=1, lr=2e-3)
-    batches, steps = models.RandomBatches(family), models.steps(family)
-    return Trainer(shallow(family, **options), batches, steps, config)
-
-
 def test_compiled_steps_are_the_plain_ones(monkeypatch):
     """All losses, with checkpointing: the adapter of each pass is that of its recomputation.
 
     torch's tracing, without its code generator: that takes minutes for so many kinds of passes.
     """
     monkeypatch.setattr(compiled, "COMPILER", "aot_eager")
-    plain, fast = trainer_of("sd3"), trainer_of("sd3", compile=True)
-    for _ in range(2):
-        plain.train_step(1.0)
-        fast.train_step(1.0)
-    assert fast.means() == pytest.approx(plain.means(), rel=1e-4)
-    for a, b in zip(plain.student, fast.student, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    plain, fast = (models.trainer_of(shallow("sd3", compile=c), "sd3") for c in (False, True))
+    models.assert_trains_alike(plain, fast, 2, atol=1e-4)
 
 
 COMPILED = [("sd3", "inductor"), ("flux", "aot_eager"), ("sdxl", "aot_eager")]

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 from swd_core.distill.adapters import adapter, adapter_parameters  # noqa: E402
 from swd_core.distill.diffusers_models import wrap  # noqa: E402
 from swd_core.distill.sharding import shard, wants_sharding  # noqa: E402
-from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
+from swd_core.distill.trainer import Trainer  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "distill_models", Path(__file__).with_name("distill_models.py")
@@ -36,20 +36,13 @@ def trainer_of(family: str, sharded: bool) -> Trainer:
     if sharded:
         shard(wrapped.module, torch.device("cpu"))
     wrapped.module.train()
-    config = DistillConfig(batch_tokens=16, fake_steps=1, warmup=1, lr=2e-3)
-    return Trainer(wrapped, models.RandomBatches(family), models.steps(family), config)
+    return models.trainer_of(wrapped, family)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
 def test_sharded_steps_are_the_whole_models(family):
     """All losses, with checkpointing: every order of forward and backward passes there is."""
-    whole, sharded = trainer_of(family, False), trainer_of(family, True)
-    for _ in range(3):
-        whole.train_step(1.0)
-        sharded.train_step(1.0)
-    assert sharded.means() == pytest.approx(whole.means(), rel=1e-4)
-    for a, b in zip(whole.student, sharded.student, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    models.assert_trains_alike(trainer_of(family, False), trainer_of(family, True), 3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
