@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swd_core import cli
+from swd_core import commands
 from swd_core.emoji.student import (
     LORA_FOLDER,
     WEIGHTS,
@@ -29,7 +29,7 @@ def main(monkeypatch, capsys, tmp_path, random_weights):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = cli.main([*arguments, "--weights", str(random_weights)])
+        code = commands.main([*arguments, "--weights", str(random_weights)])
         return code, *capsys.readouterr()
 
     return run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swd_core import cli
+from swd_core import commands
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
 
 
@@ -57,7 +57,7 @@ BAD_ARGUMENTS = [
 def test_bad_arguments(monkeypatch, capsys, tmp_path, arguments, words):
     monkeypatch.chdir(tmp_path)
     try:
-        code = cli.main(["generate", "cat", *arguments])
+        code = commands.main(["generate", "cat", *arguments])
     except SystemExit as stop:
         code = stop.code
     assert_refused((code, *capsys.readouterr()), *words)
@@ -86,7 +86,7 @@ def test_bad_schedule_files(monkeypatch, capsys, tmp_path, text, words):
         ["generate", "cat", "--schedule", "sched.json"],
         ["schedule", "--preset", "sched.json"],
     ):
-        assert_refused((cli.main(command), *capsys.readouterr()), "sched.json", *words)
+        assert_refused((commands.main(command), *capsys.readouterr()), "sched.json", *words)
 
 
 def test_read_only_output_folder_is_refused_before_the_weights_are_read(run_cli, tmp_path):

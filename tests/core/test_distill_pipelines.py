@@ -23,7 +23,7 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from swd_core.cli import main  # noqa: E402
+from swd_core.commands import main  # noqa: E402
 from swd_core.distill import families, session  # noqa: E402
 from swd_core.distill.adapters import adapter  # noqa: E402
 from swd_core.distill.config import read_settings  # noqa: E402

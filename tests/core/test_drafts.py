@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from swd_core import cli, drafts
+from swd_core import commands, drafts
 from swd_core.contact import contact_sheet
 from swd_core.drafts import Draft, Drafts, load_drafts, parse_picks, save_drafts
 from swd_core.noise import draw_noise
@@ -216,7 +216,7 @@ def main(monkeypatch, capsys, tmp_path, random_weights):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = cli.main([*arguments, "--weights", str(random_weights)])
+        code = commands.main([*arguments, "--weights", str(random_weights)])
         return code, *capsys.readouterr()
 
     return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swd_core.cli import main
+from swd_core.commands import main
 from swd_core.lora import read_lora
 
 CAPTIONS = ("red apple", "happy dog")

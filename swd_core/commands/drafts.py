@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli import (
-    CELL,
+from ..schedule import CELL
+from .common import (
+    KEEP,
     MAX_NOTES,
     MAX_SEED,
     SIDE_STEP,
@@ -43,13 +44,12 @@ examples:
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Registers both commands."""
-    keep = argparse.RawDescriptionHelpFormatter
     d = commands.add_parser(
         "drafts",
         help="many small drafts of a prompt on one sheet",
         description="Runs only the first scales of many pictures and shows them on a sheet.",
         epilog=DRAFTS_EXAMPLES,
-        formatter_class=keep,
+        formatter_class=KEEP,
     )
     d.add_argument("prompt", help='what to draw, in quotes; "" is unconditional')
     d.add_argument("--seed", type=int, help="number the noise is drawn from (random, and printed)")
@@ -70,7 +70,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="chosen drafts to PNG files",
         description="Runs the remaining scales of chosen drafts.",
         epilog=FINISH_EXAMPLES,
-        formatter_class=keep,
+        formatter_class=KEEP,
     )
     f.add_argument("file", nargs="?", help="a drafts file (the newest one in this folder)")
     f.add_argument("--pick", required=True, metavar="NUMBERS", help="of the sheet: 3 or 1,4-6, all")
@@ -91,7 +91,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_drafts(a: argparse.Namespace) -> None:
     import secrets
 
-    from .drafts import MAX_DRAFTS, SUFFIX, Draft, Drafts, check_count, check_stop, save_drafts
+    from ..drafts import MAX_DRAFTS, SUFFIX, Draft, Drafts, check_count, check_stop, save_drafts
 
     with refusing():
         check_count(a.count, "--count")
@@ -118,7 +118,7 @@ def run_drafts(a: argparse.Namespace) -> None:
             raise Refusal(f"--out {a.out} must end in .png; the sheet is written as PNG.")
         file = out.with_name(out.stem.removesuffix("-drafts") + SUFFIX)
         check_outputs([out, file], a.overwrite)
-    from .emoji.drafting import advance, write_sheet
+    from ..emoji.drafting import advance, write_sheet
 
     student, text = load(a.weights, prompt)
     drafts, seconds = advance(student, text, drafts, a.stop_after)
@@ -133,7 +133,7 @@ def run_drafts(a: argparse.Namespace) -> None:
 
 
 def run_finish(a: argparse.Namespace) -> None:
-    from .drafts import MAX_DRAFTS, SUFFIX, check_count, latest, load_drafts, parse_picks
+    from ..drafts import MAX_DRAFTS, SUFFIX, check_count, latest, load_drafts, parse_picks
 
     with refusing():
         file = Path(a.file) if a.file else latest(Path())
@@ -154,7 +154,7 @@ def run_finish(a: argparse.Namespace) -> None:
         ends = [f"_{p + 1}{letter}" for p in positions for letter in letters]
         paths = [out.with_name(f"{out.stem}{end}{out.suffix}") for end in ends]
         check_outputs(paths, a.overwrite)
-    from .emoji.drafting import advance, write_pictures
+    from ..emoji.drafting import advance, write_pictures
 
     student, text = load(a.weights, drafts.prompt)
     chosen = drafts.choose(positions).vary(a.detail_seed, a.variations)
@@ -169,7 +169,7 @@ def run_finish(a: argparse.Namespace) -> None:
 
 def load(weights: str | None, prompt: str) -> tuple:
     """The student and its conditioning; what the prompt had to change goes to stderr."""
-    from .emoji.student import EmojiStudent
+    from ..emoji.student import EmojiStudent
 
     with refusing():
         student = EmojiStudent.load(Path(weights) if weights else None)

@@ -5,9 +5,13 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-KEEP = argparse.RawDescriptionHelpFormatter
+from .common import KEEP, refusing
+
+if TYPE_CHECKING:
+    from ..distill.config import Settings
+
 STEPS = """\
 The three steps, each of which goes on where it was stopped:
   python -m swd_core sample-teacher --config configs/sd35_medium.toml   optional: pictures
@@ -18,23 +22,18 @@ A base that is too large for one of them: accelerate launch --use_fsdp -m swd_co
 """
 
 
-def add_training_commands(
-    commands: Any, guard: Callable[[], Any], output: Callable[[str], None]
-) -> None:
-    """Registers the commands.
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Registers the three commands."""
 
-    Args:
-        commands: of argparse's add_subparsers. guard: context that turns errors into refusals.
-        output: prints a line for the user.
-    """
-
-    def command(name: str, text: str, run: Callable[[argparse.Namespace, Any, Any], None]) -> Any:
+    def command(
+        name: str, text: str, run: Callable[[argparse.Namespace], None]
+    ) -> argparse.ArgumentParser:
         parser = commands.add_parser(
             name, help=text[0].lower() + text[1:-1], description=text, epilog=STEPS,
             formatter_class=KEEP,
         )  # fmt: skip
         parser.add_argument("--config", required=True, metavar="FILE", help="a .toml of configs/")
-        parser.set_defaults(run=lambda a: run(a, guard, output))
+        parser.set_defaults(run=run)
         return parser
 
     command("sample-teacher", "Makes the training pictures with the teacher.", _sample)
@@ -51,8 +50,8 @@ def add_training_commands(
     d.add_argument("--run", metavar="FOLDER", dest="run_folder", help="instead of [output] run")
 
 
-def _settings(a: argparse.Namespace) -> Any:
-    from .config import read_settings
+def _settings(a: argparse.Namespace) -> "Settings":
+    from ..distill.config import read_settings
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return read_settings(Path(a.config))
@@ -77,25 +76,25 @@ def _bar(unit: str) -> Callable[[int, int], None]:
     return update
 
 
-def _sample(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
-    with guard():
+def _sample(a: argparse.Namespace) -> None:
+    with refusing():
         settings = _settings(a)
         _need(settings.data.source, "[data] source")
-        from .sample_teacher import sample_teacher
+        from ..distill.sample_teacher import sample_teacher
 
         made = sample_teacher(settings, _bar("picture"))
-    output(f"{made} pictures made in {settings.data.source}")
+    print(f"{made} pictures made in {settings.data.source}")
 
 
-def _prepare(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
-    with guard():
+def _prepare(a: argparse.Namespace) -> None:
+    with refusing():
         settings = _settings(a)
         data = settings.data
         _need(data.source, "[data] source")
         _need(data.prepared, "[data] prepared")
-        from .families import device_of, load_encoder
-        from .prepare import prepare
-        from .sources import find_samples
+        from ..distill.families import device_of, load_encoder
+        from ..distill.prepare import prepare
+        from ..distill.sources import find_samples
 
         find_samples(Path(data.source))  # a wrong folder is told before the models are loaded
         report = prepare(
@@ -105,15 +104,15 @@ def _prepare(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -
             on_shard=_bar("shard"),
         )  # fmt: skip
     for name, reason in sorted(report.skipped.items())[:8]:
-        output(f"skipped {name}: {reason}")
-    output(
+        print(f"skipped {name}: {reason}")
+    print(
         f"{report.encoded} pictures encoded, {report.kept} were already, {len(report.skipped)} "
         f"skipped (skipped.txt); {data.prepared}"
     )
 
 
-def _distill(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -> None:
-    with guard():
+def _distill(a: argparse.Namespace) -> None:
+    with refusing():
         settings = _settings(a)
         if a.steps is not None:
             if a.steps < 1:
@@ -124,16 +123,16 @@ def _distill(a: argparse.Namespace, guard: Any, output: Callable[[str], None]) -
             run = dataclasses.replace(settings.output, run=a.run_folder)
             settings = dataclasses.replace(settings, output=run)
         if a.estimate:
-            from .estimate import estimate_settings, lines
+            from ..distill.estimate import estimate_settings, lines
 
-            output(lines(estimate_settings(settings)))
+            print(lines(estimate_settings(settings)))
             return
         _need(settings.data.prepared, "[data] prepared")
-        from .session import train as run_training
+        from ..distill.session import train as run_training
 
         try:
             folder, step = run_training(settings, resume=a.resume)
         except FloatingPointError as error:
             raise ValueError(str(error)) from error
     whole = step >= settings.train.steps
-    output(f"{folder}" if whole else f"stopped at step {step}; --resume goes on")
+    print(f"{folder}" if whole else f"stopped at step {step}; --resume goes on")
