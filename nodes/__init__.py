@@ -1,22 +1,34 @@
-"""What an artist sees: one file per topic."""
+"""What an artist sees: one file per topic. A file with nodes ends with `NODES = [...]`."""
+
+import importlib
+import importlib.util
+import pkgutil
 
 from ._host import ComfyExtension, io
-from .distill import NODES as DISTILL
-from .draft_files import NODES as DRAFT_FILES
-from .drafts import NODES as DRAFTS
-from .latent_upscale import NODES as LATENT_UPSCALE
-from .lora import NODES as LORA
-from .prepared import NODES as PREPARED
-from .sampler import NODES as SAMPLER
-from .scale_strip import NODES as SCALE_STRIP
-from .schedule import NODES as SCHEDULE
-from .student import NODES as STUDENT
+
+FIRST = ("schedule", "sampler", "drafts", "draft_files")  # in the node library; then by name
+
+
+def node_modules() -> list[str]:
+    """The modules that have nodes, told by their text.
+
+    The others are not imported at the host's start: what only a training needs is slow to import,
+    and a host that moved it must not take every node away.
+    """
+    found = []
+    for name in (module.name for module in pkgutil.iter_modules(__path__)):
+        loader = importlib.util.find_spec(f"{__name__}.{name}").loader
+        if "\nNODES = [" in loader.get_source(f"{__name__}.{name}"):
+            found.append(name)
+    return [*FIRST, *(name for name in found if name not in FIRST)]
+
+
+MODULES = [importlib.import_module(f"{__name__}.{name}") for name in node_modules()]
 
 
 class SwDExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        made = [*SCHEDULE, *SAMPLER, *DRAFTS, *DRAFT_FILES, *SCALE_STRIP, *LATENT_UPSCALE]
-        return [*made, *LORA, *STUDENT, *DISTILL, *PREPARED]
+        return [node for module in MODULES for node in module.NODES]
 
 
 def extension() -> SwDExtension:

@@ -1,0 +1,63 @@
+"""How the host loads the pack: every file with nodes, and a broken one says so."""
+
+import ast
+import asyncio
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def copy(pack, tmp_path) -> tuple[Path, Callable[[], dict]]:
+    """A pack that may be changed, and what loads it as the host does: node id -> class."""
+    root = tmp_path / "a.pack"  # a folder's name may have a dot, which the host replaces
+    shutil.copytree(ROOT / "nodes", root / "nodes", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "__init__.py", root)
+    (root / "swd_core").symlink_to(ROOT / "swd_core")
+
+    def load() -> dict:
+        name = str(root).replace(".", "_x_")
+        spec = importlib.util.spec_from_file_location(
+            name, root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
+        return {node.__name__: node for node in nodes}
+
+    yield root, load
+    for name in [n for n in sys.modules if n.startswith(str(tmp_path).replace(".", "_x_"))]:
+        del sys.modules[name]
+
+
+def test_every_class_of_a_node_is_loaded_once(copy):
+    root, load = copy
+    written = [
+        statement.name
+        for file in (root / "nodes").glob("*.py")
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.ClassDef)
+        and "io.ComfyNode" in map(ast.unparse, statement.bases)
+    ]
+    assert sorted(load()) == sorted(written)
+
+
+def test_a_broken_file_with_nodes_is_no_silence(copy, caplog):
+    root, load = copy
+    (root / "nodes" / "broken.py").write_text("import not_there\n\nNODES = []\n")
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        load()
+    assert "broken.py" in caplog.text, "the host prints one line; ours has the traceback"
+
+
+def test_a_broken_file_without_nodes_takes_no_node_away(copy):
+    root, load = copy
+    (root / "nodes" / "twin.py").write_text("import not_there\n")
+    assert "SwDSample" in load()
