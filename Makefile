@@ -24,7 +24,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
-.PHONY: help demo test test-browser lint emoji-data train-autoencoder train-teacher train-student ablation
+.PHONY: help demo test test-browser lint locales emoji-data train-autoencoder train-teacher train-student ablation
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
 	@echo "make test-browser       the contact sheet clicked in a real browser, where there is a Chromium"
 	@echo "make lint               ruff"
+	@echo "make locales            what the host serves, from the translations of each node"
 	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
 	@echo "                        cores; one by bench-NAME: $(BENCHES)"
 	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
@@ -84,6 +85,9 @@ endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
+
+locales:
+	$(PYTHON) tools/locales.py
 
 # One after the other, also with -j: they would take each other's time. One that fails stops no other.
 bench:

@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -86,6 +88,20 @@ def test_the_readme_names_every_node_page_and_workflow():
     graphs = [p.stem for p in (ROOT / "workflows").glob("swd_*.json")]
     assert [name for name in pages if f"web/docs/{name}" not in text] == []
     assert [name for name in graphs if f"`{name}`" not in text] == []
+
+
+def test_the_served_translations_are_the_nodes(tmp_path):
+    """locales/<language>/nodeDefs.json is what `make locales` writes of locales/<node id>.json."""
+    (tmp_path / "locales").mkdir()
+    for file in (ROOT / "locales").glob("*.json"):
+        shutil.copy(file, tmp_path / "locales")
+    command = [sys.executable, ROOT / "tools" / "locales.py", "--root", tmp_path]
+    subprocess.run(command, check=True)
+    for root in (tmp_path, ROOT):
+        assert len(list(root.glob("locales/*/*"))) == 5
+    for file in ROOT.glob("locales/*/*"):
+        made = tmp_path / file.relative_to(ROOT)
+        assert file.read_bytes() == made.read_bytes(), f"{file} is written by `make locales`"
 
 
 def test_the_ablations_table_is_that_of_its_runs():
