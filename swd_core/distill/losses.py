@@ -10,15 +10,18 @@ HUBER_C = 1e-3
 def mmd_linear(real: Tensor, fake: Tensor, c: float = HUBER_C) -> Tensor:
     """Patch loss with a linear kernel: distance between the mean tokens of real and fake pictures.
 
+    Every channel counts by itself, as in the authors' code (yandex-research/swd, src/losses.py):
+    the length of the whole difference would be the square root of D times stronger.
+
     Args:
         real, fake: tokens (B, N, D) of one middle block; the numbers of tokens may differ.
-        c: width of the quadratic part of sqrt(d^2 + c^2) - c.
+        c: width of the quadratic part of sqrt(d^2 + c^2) - c, for a channel's difference d.
 
     Returns:
-        scalar, 0 for equal means.
+        scalar, the mean over pictures and channels; 0 for equal means.
     """
-    squared = (real.float().mean(1) - fake.float().mean(1)).square().sum(1)
-    return (torch.sqrt(squared + c * c) - c).mean()
+    difference = real.float().mean(1) - fake.float().mean(1)
+    return (torch.sqrt(difference.square() + c * c) - c).mean()
 
 
 def mmd_rbf(real: Tensor, fake: Tensor, bandwidth: float = 100.0) -> Tensor:

@@ -42,27 +42,33 @@ def autograd_gradient(loss, x: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
+def huber(difference: float, c: float = 1e-3) -> float:
+    return math.sqrt(difference**2 + c**2) - c
+
+
 def test_linear_mmd_by_hand():
+    """Each channel by itself, then the mean over pictures and channels."""
     real = torch.tensor(
         [[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]
     )  # means (2, 3), (0, 0)
-    fake = torch.tensor([[[-1.0, 3.0]], [[0.0, 0.0]]])  # another number of tokens
-    d, c = 3.0, 1e-3
-    assert float(mmd_linear(real, fake)) == pytest.approx(
-        (math.sqrt(d**2 + c**2) - c) / 2, rel=1e-6
-    )
+    fake = torch.tensor([[[-1.0, 3.0]], [[0.0, 5e-4]]])  # another number of tokens
+    expected = (huber(3) + huber(0) + huber(0) + huber(5e-4)) / 4
+    assert float(mmd_linear(real, fake)) == pytest.approx(expected, rel=1e-5)
     assert float(mmd_linear(real, real)) == 0
 
 
-def test_linear_mmd_is_the_general_mmd_with_a_dot_product_kernel():
-    """MMD^2 = mean k(r, r') + mean k(f, f') - 2 mean k(r, f), over all pairs, per picture."""
-    real, fake = tokens(0, 3, 7, 5), tokens(1, 3, 4, 5)
-    expected = 0.0
-    for r, f in zip(real, fake, strict=True):
-        squared = sum((a @ b) for a in r for b in r) / 49 + sum((a @ b) for a in f for b in f) / 16
-        squared -= 2 * sum((a @ b) for a in r for b in f) / 28
-        expected += (math.sqrt(float(squared) + 1e-6) - 1e-3) / 3
-    assert float(mmd_linear(real, fake)) == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize("width", [64, 1536])
+def test_linear_mmd_of_many_channels_is_no_stronger_than_of_one(width):
+    """What tells it from the length of the vector, which is the square root of the width stronger."""
+    real, fake = tokens(0, 2, 5, 1).expand(-1, -1, width), tokens(1, 2, 7, 1).expand(-1, -1, width)
+    assert float(mmd_linear(real, fake)) == pytest.approx(
+        float(mmd_linear(real[..., :1], fake[..., :1])), rel=1e-6
+    )
+    gradient = autograd_gradient(lambda x: mmd_linear(real, x), fake.clone())
+    for real_mean, fake_mean, row in zip(real.mean(1), fake.mean(1), gradient, strict=True):
+        d = fake_mean - real_mean
+        expected = d / (d.square() + 1e-6).sqrt() / (2 * width) / 7
+        torch.testing.assert_close(row, expected.expand(7, -1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("bandwidth", [1.0, 3.0])
@@ -90,11 +96,21 @@ def test_rbf_mmd_is_unbiased_and_sees_a_shift():
     assert float(mmd_rbf(tokens(0, 1, 32, 4), tokens(1, 1, 32, 4) + 2, 2.0)) > 0.2
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_mmd_over_the_batch_sees_all_tokens_as_one_picture(kernel):
-    real, fake = tokens(0, 3, 4, 5), tokens(1, 3, 4, 5)
-    expected = mmd_loss(real.reshape(1, 12, 5), fake.reshape(1, 12, 5), kernel)
-    torch.testing.assert_close(mmd_loss(real, fake, kernel, per_batch=True), expected)
+def test_mmd_over_the_batch_sees_all_tokens_as_one_picture():
+    real, fake = tokens(0, 3, 4, 5), tokens(1, 3, 6, 5)
+    differences = (real.mean((0, 1)) - fake.mean((0, 1))).tolist()
+    expected = sum(huber(d) for d in differences) / 5
+    assert float(mmd_loss(real, fake, per_batch=True)) == pytest.approx(expected, rel=1e-5)
+
+    def k(a, b):
+        return math.exp(-float((a - b).square().sum()) / 2e4)
+
+    r, f = real.reshape(12, 5), fake.reshape(18, 5)
+    expected = sum(k(a, b) for i, a in enumerate(r) for j, b in enumerate(r) if i != j) / 132
+    expected += sum(k(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j) / 306
+    expected -= 2 * sum(k(a, b) for a in r for b in f) / 216
+    found = float(mmd_loss(real, fake, "rbf", per_batch=True))
+    assert found == pytest.approx(expected, abs=2e-7)
 
 
 def test_unknown_kernel_is_refused():
