@@ -3,6 +3,7 @@
 Follows train.py and src/losses.py of github.com/yandex-research/swd (commit 9c51e19) call by call,
 with peft's adapters as there: the fake score is a model of its own, its features come from passes
 that end behind the middle block, and one pass gives its prediction and features in its own step.
+Nothing of what it computes comes from swd_core.
 """
 
 import copy
@@ -11,25 +12,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from einops import rearrange
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from swd_core.distill.diffusers_models import TARGETS
-from swd_core.distill.discriminator import discriminator_head
-from swd_core.distill.losses import mmd_linear
 from swd_core.distill.precision import fast_autocast
 from swd_core.distill.scalewise import Interval
-from swd_core.resample import upscale
+
+SHIFT, LEVELS = 3.0, 28
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
 
 
 def lora(rank: int) -> LoraConfig:
-    """What diffusers' LoRA trainers and the recipe give peft; the same layers as ours."""
-    targets = [name.removeprefix(".") for name in TARGETS["sd3"]]
-    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
+    """What the recipe's scripts give peft."""
+    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
+
+
+def discriminator(width: int) -> nn.Sequential:
+    """The recipe's head: four layers from the tokens' width to one number."""
+    widths = torch.linspace(width, 1, 5, dtype=int).tolist()
+    layers = zip(widths, widths[1:], strict=False)
+    return nn.Sequential(
+        *(nn.Sequential(nn.LayerNorm(a), nn.GELU(), nn.Linear(a, b)) for a, b in layers)
+    )
+
+
+def grid() -> Tensor:
+    """Noise levels of the recipe's scheduler for 28 steps, which it shifts once more."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    scheduler.set_timesteps(LEVELS)
+    return scheduler.sigmas[:-1]
+
+
+def patch_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The recipe's MMD with a linear kernel: each channel by itself."""
+    squared = (real.float().mean(1) - fake.float().mean(1)) ** 2
+    return ((squared + 1e-6).sqrt() - 1e-3).mean()
 
 
 def expanded(values: Tensor) -> Tensor:
@@ -61,7 +82,8 @@ class Recipe:
         self.fake = get_peft_model(fake, lora(self.rank))
         self.student.enable_gradient_checkpointing()
         self.middle = (len(self.base.transformer_blocks) - 1) // 2
-        self.head = discriminator_head(self.base.inner_dim)
+        self.head = discriminator(self.base.inner_dim)
+        self.levels = grid()
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.trained_fake = [p for p in self.fake.parameters() if p.requires_grad]
         self.trained_fake += self.head.parameters()
@@ -82,9 +104,15 @@ class Recipe:
         count = max(2, self.batch_tokens * 4 // (interval.size[0] * interval.size[1]))
         real, previous, text = self.batches.draw(interval, count, rng)
         real = real.to(dtype)
-        start = real if previous is None else upscale(previous.to(dtype), interval.size)
+        start = real
+        if previous is not None:
+            start = F.interpolate(previous.to(dtype), size=interval.size, mode="bicubic")
         x_t = self._noised(start, torch.full((count,), interval.sigma), torch.randn_like(start))
         return interval, real, x_t, tuple(t.to(dtype) for t in text)
+
+    def _levels(self, first: int, count: int) -> Tensor:
+        """Random levels of the grid, from number `first` to the last one."""
+        return self.levels[torch.randint(first, LEVELS, (count,))]
 
     def _noised(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         level = expanded(sigma).to(x.dtype)
@@ -127,7 +155,7 @@ class Recipe:
         with fast_autocast():
             with torch.no_grad():
                 made = self._x0(self.student, x_t, sigma, text).to(real.dtype)
-            sigma, noise = torch.rand(len(real)), torch.randn_like(real)
+            sigma, noise = self._levels(0, len(real)), torch.randn_like(real)
             predicted, features = self._walk(self._noised(made, sigma, noise), sigma, text, False)
             loss = F.mse_loss(predicted.float(), made.float())
             noisy_real = self._noised(real, sigma, noise)
@@ -136,7 +164,7 @@ class Recipe:
             judged = judged + F.softplus(-self._logits(wanted)).mean()
             loss = loss + 1e-2 * judged
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained_fake, 1.0)
+        nn.utils.clip_grad_norm_(self.trained_fake, 10.0)
         self.optimiser_fake.step()
 
     def _student_step(
@@ -149,7 +177,7 @@ class Recipe:
         with fast_autocast():
             made = self._x0(self.student, x_t, torch.full((count,), interval.sigma), text)
             made = made.to(real.dtype)
-            sigma = 0.02 + 0.78 * torch.rand(count)
+            sigma = self._levels(12, count)
             noisy = self._noised(made, sigma, torch.randn_like(made))
             with torch.no_grad():
                 with self.student.disable_adapter():
@@ -163,12 +191,12 @@ class Recipe:
             loss = 0.5 * F.mse_loss(made.float(), (made - gradient).detach().float())
             features = self._walk(noisy, sigma, text, True)[1]
             loss = loss + 5e-3 * F.softplus(-self._logits(features)).mean()
-            sigma, noise = 0.6 * torch.rand(count), torch.randn_like(made)
+            sigma, noise = self._levels(18, count), torch.randn_like(made)
             features = self._walk(self._noised(made, sigma, noise), sigma, text, True)[1]
             wanted = self._walk(self._noised(real, sigma, noise), sigma, text, True)[1]
-            loss = loss + mmd_linear(wanted, features)
+            loss = loss + patch_loss(wanted, features)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 10.0)
         self.optimiser.step()
         for p in self.trained_fake:
             p.requires_grad_(True)

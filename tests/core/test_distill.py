@@ -59,7 +59,7 @@ def test_linear_mmd_by_hand():
 
 @pytest.mark.parametrize("width", [64, 1536])
 def test_linear_mmd_of_many_channels_is_no_stronger_than_of_one(width):
-    """What tells it from the length of the vector, which is the square root of the width stronger."""
+    """The length of the whole difference would be the square root of the width stronger."""
     real, fake = tokens(0, 2, 5, 1).expand(-1, -1, width), tokens(1, 2, 7, 1).expand(-1, -1, width)
     assert float(mmd_linear(real, fake)) == pytest.approx(
         float(mmd_linear(real[..., :1], fake[..., :1])), rel=1e-6
