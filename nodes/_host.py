@@ -242,6 +242,23 @@ def pbar_disabled() -> bool:
     return not comfy.utils.PROGRESS_BAR_ENABLED
 
 
+# What torch says on the devices whose error has no class of its own: CUDA's asynchronous allocator
+# (before AcceleratorError), MPS, DirectML, the CPU.
+_NO_ROOM = (
+    "out of memory", "allocate memory", "not enough gpu video memory", "invalid buffer size",
+)  # fmt: skip
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device has no room; some hosts know only CUDA's."""
+    is_oom = getattr(comfy.model_management, "is_oom", None)  # it also clears the device's error
+    if is_oom is not None and is_oom(error):
+        return True
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return any(words in str(error).lower() for words in _NO_ROOM)
+
+
 def to_output_device(samples: Tensor) -> Tensor:
     return samples.to(comfy.model_management.intermediate_device())
 

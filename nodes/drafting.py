@@ -97,18 +97,21 @@ class Sampling:
             tell = _offset(report, steps * len(done) - drafts.step, total)
             part = todo.choose(range(min(size, len(todo.images))))
             try:
-                done.append(self._run_batch(part, until, tell))
-            except torch.cuda.OutOfMemoryError:
-                if size == 1:
+                finished = self._run_batch(part, until, tell)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not _host.out_of_memory(error):
                     raise
-                size //= 2
+                finished = None
+            if finished is None:  # only here, where no traceback holds the batch's tensors any more
                 log.warning(
-                    "Out of memory with %d images at a time; going on with %d.", 2 * size, size
+                    "Out of memory with %d images at a time; going on with %d.", size, size // 2
                 )
+                size //= 2
                 comfy.model_management.soft_empty_cache()
                 continue
+            done.append(finished)
             if each is not None:
-                each(done[-1])
+                each(finished)
             todo = todo.choose(range(len(part.images), len(todo.images)))
         return join(done)
 

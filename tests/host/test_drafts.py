@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from itertools import combinations
 from pathlib import Path
 
@@ -168,13 +169,16 @@ def test_scales_are_all_steps_at_their_sizes(one):
     assert torch.equal(scales[-1]["samples"], finished["samples"])
 
 
-def counting(model, calls, most=None):
-    """The model with the batch of each call noted; more than `most` at once is out of memory."""
+NO_CUDA_MEMORY = torch.cuda.OutOfMemoryError("Allocation on device")
+
+
+def counting(model, calls, most=None, error=NO_CUDA_MEMORY):
+    """The model with the batch of each call noted; more than `most` at once raises `error`."""
 
     def count(apply_model, call):
         calls.append(call["input"].shape[0])
         if most is not None and calls[-1] > most:
-            raise torch.cuda.OutOfMemoryError("too many at once")
+            raise error
         return apply_model(call["input"], call["timestep"], **call["c"])
 
     counted = model.clone()
@@ -204,6 +208,64 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(one, caplog):
         drafts, _, _ = one.drafts(count=7, batch=8)
     assert calls == [7, 3, 1, 1, 1, 1, 1, 1, 1] and "going on with 3" in caplog.text
     torch.testing.assert_close(drafts["samples"], expected, rtol=0, atol=1e-4)
+
+
+# What torch raises on its devices where there is no room.
+NO_ROOM = [
+    NO_CUDA_MEMORY,
+    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.87 GB, max allowed: 18.13 GB)."),
+    RuntimeError("Invalid buffer size: 18.00 GB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate "
+                 "memory: you tried to allocate 68719476736 bytes. Error code 12"),
+    RuntimeError("Could not allocate tensor with 2147483648 bytes. There is not enough GPU video "
+                 "memory available!"),
+    MemoryError(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda e: f"{type(e).__name__} {e}"[:40])
+def test_every_device_s_out_of_memory_halves_the_batch(one, error):
+    calls = []
+    one.model = counting(one.model, calls, most=2, error=error)
+    drafts, _, _ = one.drafts(count=4)
+    assert calls == [4, 2, 2] and drafts["samples"].shape[0] == 4
+    calls.clear()
+    one.model = counting(one.model, calls, most=0, error=error)
+    with pytest.raises(type(error)):
+        one.drafts(count=2)
+    assert calls == [2, 1], "one image that has no room is the device's own error"
+
+
+def test_another_error_is_not_tried_again(one):
+    calls = []
+    one.model = counting(one.model, calls, most=0, error=RuntimeError("shapes don't match"))
+    with pytest.raises(RuntimeError, match="shapes don't match"):
+        one.drafts(count=4)
+    assert calls == [4]
+
+
+def test_memory_is_given_back_when_nothing_of_the_failed_batch_is_left(one, monkeypatch):
+    import comfy.model_management
+
+    inputs, alive = [], []
+
+    def no_room(apply_model, call):
+        if call["input"].shape[0] > 2:
+            inputs.append(weakref.ref(call["input"]))
+            raise torch.cuda.OutOfMemoryError("too many at once")
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    def look(*_):
+        if inputs:
+            alive.append(inputs[-1]() is not None)
+
+    one.model = one.model.clone()
+    one.model.set_model_unet_function_wrapper(no_room)
+    monkeypatch.setattr(comfy.model_management, "soft_empty_cache", look)
+    one.drafts(count=4)
+    assert alive == [False]
 
 
 def test_inpainting_drafts_keep_what_is_masked(one):
