@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import comfy.lora
 import comfy.model_base
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -173,6 +175,23 @@ def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.sa
     guider.set_conds(positive, negative if negative is not None else positive)
     guider.set_cfg(cfg)
     return guider
+
+
+def make_room_for(guider: comfy.samplers.CFGGuider, size: Sequence[int]) -> None:
+    """Has the host ask for the memory of a latent of this size, (H, W) or (T, H, W).
+
+    For runs that end before their latent's size: room for that would push weights off the card.
+    """
+
+    def prepare(executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **more: Any):
+        return executor(model, [*noise_shape[:2], *size], *args, **more)
+
+    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    comfy.patcher_extension.add_wrapper_with_key(
+        kind, "swd", prepare, options, is_model_options=True
+    )
+    guider.model_options = options
 
 
 def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,14 +132,17 @@ class Sampling:
         if state.x0 is not None:
             state = ScaleState(state.x0.to(self.model.load_device), state.step)
         stretch = Stretch(state, until, drafts.noise, lambda x0: scales.append(keep(x0)))
+        indices = tuple(d.index for d in drafts.images)
+        sampler = ScaleWiseSampler(drafts.schedule, drafts.method, indices, stretch)
+        sigmas = _host.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
+        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], shape[1:])
+        _host.make_room_for(guider, max(sizes[state.step : until], key=math.prod))
         guider.sample(
             noise,
             latent,
-            ScaleWiseSampler(
-                drafts.schedule, drafts.method, tuple(d.index for d in drafts.images), stretch
-            ),
-            _host.schedule_sigmas(self.model, drafts.schedule),
+            sampler,
+            sigmas,
             denoise_mask=drafts.mask,
             callback=callback,
             disable_pbar=_host.pbar_disabled(),

@@ -268,6 +268,67 @@ def test_memory_is_given_back_when_nothing_of_the_failed_batch_is_left(one, monk
     assert alive == [False]
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The bytes that the host is asked to make room for, of every run: (usual, least)."""
+    import comfy.model_management as management
+
+    found, load = [], management.load_models_gpu
+
+    def note(models, memory_required=0, *args, minimum_memory_required=None, **more):
+        if minimum_memory_required is not None:  # asked by a sampling run, not by a VAE
+            found.append((memory_required, minimum_memory_required))
+        named = {"memory_required": memory_required, **more}
+        return load(models, *args, minimum_memory_required=minimum_memory_required, **named)
+
+    monkeypatch.setattr(management, "load_models_gpu", note)
+    return found
+
+
+def largest(shapes):
+    return max(shapes, key=np.prod)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_the_host_makes_room_for_the_largest_step_that_runs(bench, asked, cfg):
+    """As much as for a run of the host's own sampler at that size, and no more."""
+    import comfy.samplers
+
+    calls = []
+
+    def note(apply_model, call):
+        calls.append(tuple(call["input"].shape))
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    plain, bench.model = bench.model, bench.model.clone()
+    bench.model.set_model_unet_function_wrapper(note)
+    more = {"cfg": cfg, "negative": bench.cond}
+
+    def asks_what_the_host_would(images):
+        [ours], shape = set(asked), list(largest(calls))
+        shape[0] = images
+        asked.clear(), calls.clear()
+        guider = comfy.samplers.CFGGuider(plain)
+        guider.set_conds(bench.cond, bench.cond)
+        latent, sigmas = torch.zeros(shape), torch.tensor([1.0, 0.0])
+        lcm = comfy.samplers.sampler_object("lcm")
+        guider.sample(latent, latent, lcm, sigmas, disable_pbar=True, seed=0)
+        assert [ours] == asked
+        asked.clear()
+        return shape[-2:]
+
+    drafts, _, _ = bench.drafts(count=4, **more)
+    assert asks_what_the_host_would(4) == [12, 16]
+    later, _ = bench.finish(drafts, "1-3", stop_after=3, **more)
+    assert asks_what_the_host_would(3) in ([18, 24], [20, 24])  # SDXL's sides are fours
+    bench.finish(later, "1,2", **more)
+    assert asks_what_the_host_would(2) == [24, 32]
+    bench.finish(drafts, "1", batch=1, **more)
+    assert asks_what_the_host_would(1) == [24, 32]
+    bench.straight((0, 1))
+    assert asks_what_the_host_would(2) == [24, 32]
+
+
 def test_inpainting_drafts_keep_what_is_masked(one):
     picture = torch.randn(1, 16, 24, 32, generator=torch.Generator().manual_seed(3))
     mask = torch.zeros(1, 192, 256)
