@@ -26,7 +26,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
-.PHONY: help demo test test-browser lint locales emoji-data train-autoencoder train-teacher train-student ablation
+.PHONY: help demo test test-browser lint node locales emoji-data train-autoencoder train-teacher train-student ablation
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
 	@echo "make test-browser       the contact sheet clicked in a real browser, where there is a Chromium"
 	@echo "make lint               ruff"
+	@echo "make node               begins a node: NAME=SwDThing DOES=\"what it does, in a line\""
 	@echo "make locales            what the host serves, from the translations of each node"
 	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
 	@echo "                        cores; one by bench-NAME: $(BENCHES)"
@@ -87,6 +88,10 @@ endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
+
+node:
+	$(PYTHON) tools/new_node.py "$(NAME)" "$(DOES)"
+	$(PYTHON) tools/locales.py
 
 locales:
 	$(PYTHON) tools/locales.py

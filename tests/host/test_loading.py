@@ -3,7 +3,9 @@
 import ast
 import asyncio
 import importlib.util
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,3 +63,27 @@ def test_a_broken_file_without_nodes_takes_no_node_away(copy):
     root, load = copy
     (root / "nodes" / "twin.py").write_text("import not_there\n")
     assert "SwDSample" in load()
+
+
+def test_a_begun_node_is_loaded_and_runs(copy):
+    """`make node` leaves texts to write, and nothing to list."""
+    import torch
+
+    root, load = copy
+    shutil.copytree(ROOT / "locales", root / "locales")
+    shutil.copy(ROOT / "README.md", root)
+    (root / "web" / "docs").mkdir(parents=True)
+    command = [sys.executable, ROOT / "tools" / "new_node.py", "--root", root]
+    subprocess.run([*command, "SwDSharpenMore", "the same size, with more detail"], check=True)
+    node = load()["SwDSharpenMore"]
+    assert node.GET_SCHEMA().display_name == "SwD Sharpen More"
+    images = torch.rand(1, 8, 8, 3)
+    assert node.execute(images=images).result[0] is images
+    assert (root / "nodes" / "sharpen_more.py").is_file()
+    row = "| [SwD Sharpen More](web/docs/SwDSharpenMore.md) | the same size, with more detail |"
+    assert row in (root / "README.md").read_text(encoding="utf-8").splitlines()
+    assert (root / "web" / "docs" / "SwDSharpenMore.md").is_file()
+    texts = json.loads((root / "locales" / "SwDSharpenMore.json").read_text(encoding="utf-8"))
+    assert sorted(texts) == ["ja", "ko", "pt-BR", "ru", "zh"]
+    for translated in texts.values():
+        assert translated["inputs"].keys() == node.GET_NODE_INFO_V1()["input"]["required"].keys()
