@@ -94,8 +94,7 @@ class SwDLoadDrafts(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         if not folder_paths.exists_annotated_filepath(file):
-            return f"There is no drafts file {file}. Save drafts first, or copy the file to the "
-            "input folder."
+            return f"There is no drafts file {file}. Save drafts, or copy it to the input folder."
         return True
 
     @classmethod

@@ -135,6 +135,11 @@ def test_save_and_load_give_the_same_bits(bench, pack):
     assert torch.equal(bench.finish(loaded, "all")[0]["samples"], expected)
 
 
+def test_a_missing_drafts_file_is_refused_with_the_way_out(pack):
+    said = pack["SwDLoadDrafts"].validate_inputs(file="gone.drafts.safetensors")
+    assert "gone.drafts.safetensors" in said and said.endswith("copy it to the input folder.")
+
+
 class FlatVAE:
     """A picture of the first channels: only the latents are compared."""
 
