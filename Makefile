@@ -33,7 +33,7 @@ help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
 	@echo "make test               all tests; those that need a ComfyUI say so if there is none"
 	@echo "make test-browser       the contact sheet clicked in a real browser, where there is a Chromium"
-	@echo "make lint               ruff"
+	@echo "make lint               ruff, and vulture: code that nothing reaches"
 	@echo "make node               begins a node: NAME=SwDThing DOES=\"what it does, in a line\""
 	@echo "make locales            what the host serves, from the translations of each node"
 	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
@@ -88,6 +88,7 @@ endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/vulture
 
 node:
 	$(PYTHON) tools/new_node.py "$(NAME)" "$(DOES)"

@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures with their numbers, and scales side by side."""
+"""Contact sheets: many small pictures with their numbers."""
 
 import math
 from collections.abc import Sequence

@@ -77,8 +77,3 @@ class PromptSampler:
         empty = [PAD] * MAX_WORDS
         rows = [empty if rng.random() < dropout else self.ids(int(i), rng) for i in emoji]
         return torch.tensor(rows)
-
-
-def name_ids(tokenizer: EmojiTokenizer) -> Tensor:
-    """Token ids (N, MAX_WORDS) of every emoji's own name."""
-    return torch.tensor([tokenizer.encode(entry["name"])[0] for entry in catalogue()])
