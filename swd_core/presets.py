@@ -6,7 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .schedule import CELL, FRAME_CELL, ScaleSchedule, finite_numbers, is_number
+from .schedule import CELL, FRAME_CELL, ScaleSchedule, finite_numbers
+
+UNREAD = ("prediction", "guidance", "size_conditioning")  # in older files; the model knows them
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Preset:
 
     family: which models it is for. provenance: the paper's section or the repository's table.
     target: the image side in pixels the sizes were trained at. video: for a video instead its
-    (pictures, height, width). guidance: FLUX's embedded guidance, 0 where the model has none.
+    (pictures, height, width). multiple: of the latent's sides, the model's patch. auto: what the
+    schedule node takes for a model of this family.
     """
 
     schedule: ScaleSchedule
@@ -24,25 +27,19 @@ class Preset:
     title: str
     target: int = 1024
     multiple: int = 2
-    prediction: str = "flow"
-    guidance: float = 0.0
-    size_conditioning: bool = False
     auto: bool = False
     video: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("family", "provenance", "title", "prediction"):
+        for key in ("family", "provenance", "title"):
             if not isinstance(getattr(self, key), str):
                 raise ValueError(f"{key!r} must be text, not {type(getattr(self, key)).__name__}.")
         for key in ("target", "multiple"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key!r} must be a whole number above 0, not {value!r}.")
-        for key in ("size_conditioning", "auto"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key!r} must be true or false, not {getattr(self, key)!r}.")
-        if not is_number(self.guidance) or self.guidance < 0:
-            raise ValueError(f"'guidance' must be a number, 0 or above, not {self.guidance!r}.")
+        if not isinstance(self.auto, bool):
+            raise ValueError(f"'auto' must be true or false, not {self.auto!r}.")
         if self.video != ():
             numbers = finite_numbers(self.video, "video")
             if len(numbers) != 3 or any(n < 1 or n != int(n) for n in numbers):
@@ -70,7 +67,7 @@ def parse_preset(name: str, entry: Any) -> Preset:
     try:
         if not isinstance(entry, dict):
             raise ValueError(f"it must be an object, not {type(entry).__name__}")
-        data = dict(entry)
+        data = {key: value for key, value in entry.items() if key not in UNREAD}
         schedule = ScaleSchedule(
             data.pop("scales", ()),
             data.pop("sigmas", ()),

@@ -111,12 +111,9 @@ def test_emoji_preset_is_the_schedule_it_is_trained_with():
     assert preset.target == 256
 
 
-def test_only_flux_has_embedded_guidance_and_only_sdxl_has_its_own_ways():
+def test_sizes_are_multiples_of_the_models_patch():
     for preset in presets().values():
-        assert preset.guidance == (4.5 if preset.family == "flux" else 0)
-        assert preset.size_conditioning == (preset.family == "sdxl")
         assert preset.multiple == (4 if preset.family == "sdxl" else 2)
-        assert preset.prediction == ("epsilon" if preset.family == "sdxl" else "flow")
 
 
 def test_one_preset_per_family_is_chosen_by_itself():
@@ -256,8 +253,6 @@ ENTRY = {"scales": [1], "sigmas": [1], "family": "f", "provenance": "p", "title"
         ({"target": "1024"}, "target"),
         ({"multiple": 0}, "multiple"),
         ({"multiple": 2.5}, "multiple"),
-        ({"guidance": "high"}, "guidance"),
-        ({"guidance": math.nan}, "guidance"),
         ({"auto": 1}, "auto"),
         ({"title": 3}, "title"),
         ({"frames": 3}, "frames"),
@@ -271,6 +266,11 @@ ENTRY = {"scales": [1], "sigmas": [1], "family": "f", "provenance": "p", "title"
 def test_bad_preset_entry_names_entry_and_reason(change, message):
     with pytest.raises(ValueError, match=f"Preset 'mine': .*{message}"):
         parse_preset("mine", {**ENTRY, **change})
+
+
+def test_what_older_files_say_of_the_model_is_passed_over():
+    older = {"prediction": "epsilon", "guidance": 4.5, "size_conditioning": True}
+    assert parse_preset("mine", {**ENTRY, **older}) == parse_preset("mine", ENTRY)
 
 
 def test_preset_without_title_is_refused():
