@@ -4,14 +4,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .lora_patterns import Patterns, read_patterns
 
 CONFIG_NAME = "adapter_config.json"
 HEADER_KEY = "lora_adapter_metadata"
 MOST_BYTES = 1 << 22
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 
 @dataclass(frozen=True)
@@ -20,28 +21,19 @@ class LoraConfig:
 
     alpha: float | None = None
     rank: int | None = None
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Patterns = Patterns()
+    rank_pattern: Patterns = Patterns()
     rslora: bool = False
 
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
-        alpha = _pattern_value(self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha_pattern.value(module, self.alpha)
         root = math.sqrt(rank) if self.rslora else rank
         return (rank if alpha is None else alpha) / root
 
     def fits(self, ranks: Mapping[str, int]) -> bool:
         """Whether layers of these ranks, by module, can be the ones it describes."""
-        described = {m: _pattern_value(self.rank_pattern, m, self.rank) for m in ranks}
-        return all(described[m] in (rank, None) for m, rank in ranks.items())
-
-
-def _pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern matches the whole module name or its end after a dot."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+        return all(self.rank_pattern.value(m, self.rank) in (r, None) for m, r in ranks.items())
 
 
 def _number(value: Any, what: str) -> float:
@@ -50,22 +42,13 @@ def _number(value: Any, what: str) -> float:
     return value
 
 
-def _patterns(config: Mapping[str, Any], key: str) -> dict[str, float]:
-    """A pattern entry whose expressions compile and can't run for ever on a layer's name."""
+def _patterns(config: Mapping[str, Any], key: str) -> Patterns:
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{key} must be an object.")
     for pattern, value in patterns.items():
         _number(value, f"{key} of {pattern[:40]!r}")
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(
-                f"{key} {pattern[:40]!r} is not a regular expression ({error})."
-            ) from error
-        if _REPEATED_GROUP.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
-            raise ValueError(f"{key} {pattern[:40]!r} is too complex; name the layers plainly.")
-    return patterns
+    return read_patterns(patterns, key)
 
 
 def parse_config(config: Any) -> LoraConfig:
