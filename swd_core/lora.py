@@ -1,6 +1,7 @@
 """SwD students as published (PEFT LoRA) -> the host's keys, or merged into SD3-type weights."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -13,9 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .lora_config import CONFIG_NAME, LoraConfig, header_config, read_config
-from .lora_names import FAMILIES, base_title, family_of, host_names, is_text_encoder, part_of
+from .lora_names import (
+    FAMILIES,
+    adapter_of,
+    base_title,
+    family_of,
+    host_names,
+    is_text_encoder,
+    kind_of,
+    part_of,
+)
 from .schedule import ScaleSchedule
 
+log = logging.getLogger(__name__)
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 _DTYPES = (
@@ -161,15 +172,21 @@ def _read_parts(file: Path) -> tuple[dict[tuple[str, str], Tensor], dict[str, st
         raise ValueError(
             f"{file.name} is not a whole safetensors file ({error}). Download it again."
         ) from error
-    if not parts:
-        raise ValueError(
-            f"{file.name} holds no LoRA layers (no lora_A/lora_B or lora_down/lora_up pairs)."
-        )
+    pairs = "" if parts else " holds no LoRA layers (no lora_A/lora_B or lora_down/lora_up pairs)"
     strange = next((key for key in keys if key not in parts), None)
     if strange is not None:
         raise ValueError(
-            f"{file.name}: {strange} is neither a LoRA matrix nor an alpha, so the file can't be "
-            "applied as a whole. SwD students are plain LoRAs: no DoRA, LoHa or full weights."
+            f"{file.name}{pairs}: {strange[:120]} is {kind_of(strange)}, so the file can't be "
+            "applied as a whole. SwD students are plain LoRAs; for other kinds take ComfyUI's own "
+            "Load LoRA node."
+        )
+    if not parts:
+        raise ValueError(f"{file.name}{pairs}. Download it again.")
+    adapters = sorted({name for key in parts if (name := adapter_of(key)) is not None})
+    if len(adapters) > 1:
+        raise ValueError(
+            f"{file.name} holds two adapters ({', '.join(adapters[:2])}); which of them is the "
+            "student can't be known. Save one of them alone."
         )
     found: dict[tuple[str, str], Tensor] = {}
     for key, part in parts.items():
@@ -177,7 +194,7 @@ def _read_parts(file: Path) -> tuple[dict[tuple[str, str], Tensor], dict[str, st
         if part in found:
             raise ValueError(f"{file.name} holds the layer {part[0]} twice.")
         found[part] = tensors[key]
-    return found, metadata, any(key.startswith(PEFT_PREFIX) for key in parts)
+    return found, metadata, any(PEFT_PREFIX in key for key in parts)
 
 
 def _check_tensor(file: Path, key: str, value: Tensor) -> None:
@@ -206,9 +223,9 @@ def read_lora(path: Path) -> SwDLora:
 
     Args:
         path: adapter_model.safetensors, the folder with it, or a renamed copy. An
-            adapter_config.json beside a PEFT file gives alpha and rank (patterns and rsLoRA too),
-            newer diffusers files hold the same in their header; without either, and without alpha
-            tensors, alpha equals the rank.
+            adapter_config.json beside a PEFT file, or beside what a link points to, gives alpha and
+            rank (patterns and rsLoRA too), newer diffusers files hold the same in their header;
+            without either, and without alpha tensors, alpha is unknown and taken as the rank.
 
     Raises:
         FileNotFoundError: if there is no such file. ValueError: if it is damaged, has no LoRA
@@ -227,19 +244,28 @@ def read_lora(path: Path) -> SwDLora:
         if not _is_pair(parts.get((module, "down")), parts.get((module, "up"))):
             raise ValueError(f"{file.name}: {module} has no matching pair of low-rank matrices.")
     ranks = {module: parts[module, "down"].shape[0] for module in modules}
-    config, scaling = _config_of(file, metadata, ranks, is_peft)
+    if all((module, "alpha") in parts for module in modules):
+        config, scaling = LoraConfig(), "alpha from the file"
+    else:
+        config, scaling = _config_of(file, metadata, ranks, is_peft)
     layers = {}
     for module, rank in ranks.items():
         alpha = parts.get((module, "alpha"))
         scale = config.scale(module, rank) if alpha is None else float(alpha) / rank
         layers[module] = LoraLayer(parts[module, "down"], parts[module, "up"], scale)
-    if any(part == "alpha" for _, part in parts):
-        scaling = "alpha from the file"
     try:
         family = family_of(_widths(layers))
     except ValueError as error:
         raise ValueError(f"{file.name} is no LoRA for an SwD model: {error}.") from error
     return SwDLora(layers, family, metadata, scaling)
+
+
+def _places(file: Path) -> list[Path]:
+    """The file and all that it links to, first where it has the name that PEFT gives it."""
+    places = [file]
+    while places[-1].is_symlink():
+        places.append(places[-1].parent / places[-1].readlink())
+    return sorted(places, key=lambda place: place.name != WEIGHTS_NAME)
 
 
 def _config_of(
@@ -250,17 +276,23 @@ def _config_of(
     A renamed file may lie beside another file's adapter_config.json: one with other ranks isn't
     its own.
     """
-    config = read_config(file) if is_peft else None
-    if config is not None and config.fits(ranks):
-        return config, f"alpha from {CONFIG_NAME}"
-    if config is not None and file.name == WEIGHTS_NAME:
-        raise ValueError(
-            f"{CONFIG_NAME} beside {file.name} is for a LoRA of other ranks. Download both again."
-        )
+    for place in _places(file):
+        published = place.name == WEIGHTS_NAME
+        config = read_config(place) if is_peft or published else None
+        if config is not None and config.fits(ranks):
+            linked = "" if place == file else f" beside {place.name}, which the file links to"
+            return config, f"alpha from {CONFIG_NAME}{linked}"
+        if config is not None and published:
+            raise ValueError(
+                f"{CONFIG_NAME} beside {place.name} is for a LoRA of other ranks. Download both "
+                "again."
+            )
     config = header_config(metadata)
     if config is not None:
         return config, "alpha from the file"
-    return LoraConfig(), "alpha = rank"
+    scaling = f"alpha = rank (unknown: no {CONFIG_NAME} of its own, none in the file)"
+    log.warning("%s: %s", file.name, scaling)
+    return LoraConfig(), scaling
 
 
 def to_host_state_dict(lora: SwDLora, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:

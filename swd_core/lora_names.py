@@ -5,11 +5,27 @@ from collections.abc import Mapping
 
 FAMILIES = {"sd3": "SD3.5", "flux": "FLUX.1", "sdxl": "SDXL"}
 
+MOST_LETTERS = 256  # of a tensor's name; the longest of a known file has 120
 _PART = re.compile(
     r"(?P<stem>.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<part>A|B|down|up)"
-    r"(?:\.default)?\.weight"
+    r"(?:(?:\.(?P<adapter>[^.]+))?\.weight)?"
 )
-_PREFIX = re.compile(r"^(?:base_model\.model\.|model\.|transformer\.|unet\.|diffusion_model\.)+")
+_PREFIX = re.compile(
+    r"^(?:base_model\.model\.|model\.|transformer\.|unet\.|diffusion_model\.|module\.)+"
+)
+# What torch.compile, FSDP and recomputation put around a module.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_FLAT_WRAPPER = re.compile(r"(?<=_)_orig_mod_")
+_KINDS = {
+    "a DoRA's scale": r"dora_scale|lora_magnitude_vector",
+    "part of a LoHa": r"\.hada_",
+    "part of a LoKr": r"\.lokr_",
+    "part of an OFT": r"\.b?oft_",
+    "a LoRA's bias": r"lora_(?:A|B|up|down)\.(?:[^.]+\.)?bias$",
+    "the middle part of a LoCon": r"\.lora_mid\.",
+    "a weight of its own": r"\.(?:diff|diff_b|set_weight)$"
+    r"|^(?!.*(?:lora|\.(?:down|up)\.)).*\.(?:weight|bias)$",
+}
 _FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_")
 _TEXT_ENCODER = re.compile(r"(lora_te|text_encoder|te\d?[._]|clip_[lgh][._]|conditioner\.)")
 _WIDTH_LAYERS = (
@@ -39,6 +55,8 @@ _OTHERS = {
 
 def part_of(key: str) -> tuple[str, str] | None:
     """(module, "down" | "up" | "alpha") of a tensor's name, or None if it is no part of a LoRA."""
+    if len(key) > MOST_LETTERS:
+        return None
     if key.endswith(".alpha"):
         return module_name(key.removesuffix(".alpha")), "alpha"
     found = _PART.fullmatch(key)
@@ -47,9 +65,22 @@ def part_of(key: str) -> tuple[str, str] | None:
     return module_name(found["stem"]), "down" if found["part"] in ("A", "down") else "up"
 
 
+def adapter_of(key: str) -> str | None:
+    """The adapter's name in a tensor's, as in `to_q.lora_A.default.weight`; None without one."""
+    found = _PART.fullmatch(key)
+    return found and found["adapter"]
+
+
+def kind_of(key: str) -> str:
+    """What a tensor that is no part of a plain LoRA is, by its name."""
+    found = (kind for kind, pattern in _KINDS.items() if re.search(pattern, key[:MOST_LETTERS]))
+    return next(found, "neither a LoRA matrix nor an alpha")
+
+
 def module_name(stem: str) -> str:
     """The layer's name without the prefixes of the tool that wrote it; flat kohya names stay."""
-    stem = _PREFIX.sub("", stem)
+    stem = ".".join(part for part in stem.split(".") if part not in _WRAPPERS)
+    stem = _FLAT_WRAPPER.sub("", _PREFIX.sub("", stem))
     if ".processor." in stem:  # diffusers before 0.20 hung its layers on the attention processor
         stem = re.sub(r"\.to_out$", ".to_out.0", stem.replace(".processor.", "."))
     return stem

@@ -244,6 +244,62 @@ def test_renamed_copy_and_other_layouts_read_the_same(tmp_path):
             torch.testing.assert_close(layer.delta(), folder.layers[module].delta())
 
 
+def linked(hub, link, way: str) -> None:
+    """A file in a folder of LoRAs that is a link, as people and the hub's own cache make them."""
+    weights = hub / "adapter_model.safetensors"
+    if way == "relative":
+        link.symlink_to(f"../{hub.name}/adapter_model.safetensors")
+    elif way == "link to a link":  # the hub's snapshots are links into its blobs
+        blob = hub.parent / "blobs" / "0123abcd"
+        blob.parent.mkdir()
+        weights.rename(blob)
+        weights.symlink_to(blob)
+        link.symlink_to(weights)
+    elif way == "config beside the link":
+        (hub / "adapter_config.json").rename(link.with_name("adapter_config.json"))
+        link.symlink_to(weights)
+    else:
+        link.symlink_to(weights)
+
+
+WAYS = ["absolute", "relative", "link to a link", "config beside the link"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_linked_file_keeps_its_config(tmp_path, way):
+    with_lora(sd3(), tmp_path / "hub", ATTENTION, r=4, lora_alpha=16)
+    expected = read_lora(tmp_path / "hub")
+    (tmp_path / "loras").mkdir()
+    link = tmp_path / "loras" / "linked.safetensors"
+    linked(tmp_path / "hub", link, way)
+    lora = read_lora(link)
+    assert {layer.scale for layer in lora.layers.values()} == {4.0}
+    assert lora.layers.keys() == expected.layers.keys()
+    beside_target = way != "config beside the link"
+    assert lora.scaling.startswith("alpha from adapter_config.json")
+    assert ("adapter_model.safetensors" in lora.scaling) == beside_target
+
+
+def test_a_neighbour_of_the_link_does_not_hide_the_files_own_config(tmp_path):
+    with_lora(sd3(), tmp_path / "hub", ATTENTION, r=4, lora_alpha=16)
+    with_lora(sd3(), tmp_path / "loras", ATTENTION, r=8, lora_alpha=8)
+    link = tmp_path / "loras" / "linked.safetensors"
+    linked(tmp_path / "hub", link, "absolute")
+    assert {layer.scale for layer in read_lora(link).layers.values()} == {4.0}
+
+
+def test_unknown_alpha_is_said(tmp_path, caplog):
+    with_lora(sd3(), tmp_path / "hub", ATTENTION, r=4, lora_alpha=16)
+    shutil.copy(tmp_path / "hub" / "adapter_model.safetensors", tmp_path / "copy.safetensors")
+    lora = read_lora(tmp_path / "copy.safetensors")
+    assert {layer.scale for layer in lora.layers.values()} == {1.0}
+    assert lora.scaling.startswith("alpha = rank") and "adapter_config.json" in lora.scaling
+    assert "copy.safetensors" in caplog.text and "alpha" in caplog.text
+    caplog.clear()
+    read_lora(tmp_path / "hub")
+    assert not caplog.text
+
+
 def test_alpha_tensor_counts_where_there_is_one(tmp_path):
     down, up = torch.randn(4, 8), torch.randn(8, 4)
     stem = "transformer.transformer_blocks.0.attn.to_q"

@@ -24,6 +24,15 @@ from swd_core.lora_names import (
         ("diffusion_model.transformer_blocks.0.attn.to_q.alpha", "alpha"),
         ("unet.base_model.model.transformer_blocks.0.attn.to_q.lora_linear_layer.up.weight", "up"),
         ("unet.transformer_blocks.0.attn.processor.to_q_lora.down.weight", "down"),
+        ("transformer_blocks.0.attn.to_q.lora_A.swd.weight", "down"),
+        ("base_model.model.transformer_blocks.0.attn.to_q.lora_B.my-style_2.weight", "up"),
+        ("transformer_blocks.0.attn.to_q.lora_B", "up"),
+        ("transformer.transformer_blocks.0.attn.to_q.lora.down", "down"),
+        ("_orig_mod.transformer_blocks.0.attn.to_q.lora_A.weight", "down"),
+        ("base_model.model._orig_mod.transformer_blocks.0.attn.to_q.lora_B.default.weight", "up"),
+        ("transformer.transformer_blocks.0._orig_mod.attn.to_q.lora_down.weight", "down"),
+        ("module._fsdp_wrapped_module.transformer_blocks.0.attn.to_q.lora_A.weight", "down"),
+        ("transformer_blocks.0._checkpoint_wrapped_module.attn.to_q.alpha", "alpha"),
     ],
 )
 def test_part_of_reads_every_tools_names(key, part):
@@ -33,12 +42,15 @@ def test_part_of_reads_every_tools_names(key, part):
 def test_part_of_keeps_flat_names_and_refuses_others():
     key = "lora_unet_mid_block_attentions_0_proj_in"
     assert part_of(f"{key}.lora_down.weight") == (key, "down")
+    compiled = key.replace("lora_unet_", "lora_unet__orig_mod_")
+    assert part_of(f"{compiled}.lora_up.weight") == (key, "up")
     assert part_of("unet.mid.attn1.processor.to_out_lora.up.weight") == (
         "mid.attn1.to_out.0", "up",
     )  # fmt: skip
     for other in (
         "x.weight", "x.hada_w1_a", "x.lora_magnitude_vector", "x.lora_A.bias", "x.lora_mid.weight",
-        "x.lora_A.other.weight", "x.dora_scale", ".lora_A.weight",
+        "x.lora_A.two.names.weight", "x.lora_A.swd", "x.dora_scale", ".lora_A.weight",
+        f"{'x' * 300}.lora_A.weight",
     ):  # fmt: skip
         assert part_of(other) is None, other
 

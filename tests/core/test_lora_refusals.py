@@ -14,6 +14,7 @@ NAN = torch.full((4, 8), float("nan"))
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
+        ({}, "no LoRA layers"),
         ({"weight": torch.zeros(2)}, "no LoRA layers"),
         ({f"{STEM}.lora_A.weight": torch.zeros(4, 8)}, "no matching pair"),
         ({**GOOD, f"{STEM}.lora_B.weight": torch.zeros(8, 5)}, "no matching pair"),
@@ -26,6 +27,50 @@ def test_bad_tensors_are_refused(tmp_path, tensors, message):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=message):
         read_lora(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        (f"{STEM}.lora_magnitude_vector", "DoRA"),
+        (f"{STEM}.lora_magnitude_vector.default.weight", "DoRA"),
+        ("lora_unet_x.dora_scale", "DoRA"),
+        ("lora_unet_x.hada_w1_a", "LoHa"),
+        ("lora_unet_x.lokr_w2", "LoKr"),
+        ("lora_unet_x.oft_blocks", "OFT"),
+        (f"{STEM}.lora_B.bias", "bias"),
+        ("lora_unet_x.lora_mid.weight", "LoCon"),
+        ("lora_unet_x.diff_b", "weight of its own"),
+        (f"{STEM}.base_layer.weight", "weight of its own"),
+        ("base_model.model.proj_out.modules_to_save.weight", "weight of its own"),
+        ("double_blocks.0.processor.qkv_lora1.down.weight", "neither a LoRA matrix nor an alpha"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_other_kinds_of_adapters_are_named(tmp_path, key, what, alone):
+    save_file({key: torch.ones(4)} | ({} if alone else GOOD), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError) as error:
+        read_lora(tmp_path / "x.safetensors")
+    said = str(error.value)
+    assert key in said and what in said and "Load LoRA" in said
+
+
+def test_two_adapters_in_one_file_are_named(tmp_path):
+    both = {
+        f"transformer_blocks.{block}.attn.to_q.lora_{part}.{name}.weight": GOOD[
+            f"{STEM}.lora_{part}.weight"
+        ].clone()
+        for block, name in enumerate(("student", "fake"))
+        for part in "AB"
+    }
+    save_file(both, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"two adapters \(fake, student\)"):
+        read_lora(tmp_path / "x.safetensors")
+    save_file(
+        {**GOOD, f"_orig_mod.{STEM}.lora_A.weight": torch.ones(4, 8)}, tmp_path / "y.safetensors"
+    )
+    with pytest.raises(ValueError, match="to_q twice"):
+        read_lora(tmp_path / "y.safetensors")
 
 
 @pytest.mark.parametrize(

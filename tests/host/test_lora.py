@@ -66,7 +66,9 @@ def layouts(family: str, peft_file, config) -> dict[str, dict[str, torch.Tensor]
             "diffusers": {f"{dotted}.{part}.weight": value, f"{dotted}.alpha": alpha},
             "older diffusers": {f"{dotted}.lora.{way}.weight": value, f"{dotted}.alpha": alpha},
             "kohya": {f"{underscored}.lora_{way}.weight": value, f"{underscored}.alpha": alpha},
-            "renamed adapter": {f"base_model.model.{module}.{part}.default.weight": value},
+            "renamed adapter": {f"base_model.model.{module}.{part}.swd.weight": value},
+            "compiled": {f"_orig_mod.base_model.model.{module}.{part}.weight": value},
+            "bare": {f"diffusion_model.{module}.{part}": value, f"{dotted}.alpha": alpha},
         }.items():
             written.setdefault(name, {}).update(tensors)
     return written
@@ -79,7 +81,7 @@ def test_other_tools_layouts_do_the_same(pack, small, models, loras, family):
     file = loras / "student" / "adapter_model.safetensors"
     expected = patched(load(pack, models[family], "student")[0])
     for name, tensors in layouts(family, file, config).items():
-        folder = loras if name != "renamed adapter" else loras / "student"
+        folder = loras / "student" if name in ("renamed adapter", "compiled") else loras
         save_file(tensors, folder / f"{name}.safetensors")
         model, report = load(
             pack, models[family], f"{folder.relative_to(loras)}/{name}.safetensors"
