@@ -344,11 +344,27 @@ class LoraReport:
             )
 
 
-def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraReport]:
+@dataclass(frozen=True)
+class OwnSchedule:
+    """The schedule that a student's header gives, and what the student is called."""
+
+    schedule: ScaleSchedule
+    student: str
+
+    @property
+    def text(self) -> str:
+        named = f" ({self.schedule.name})" if self.schedule.name else ""
+        return f"the own schedule of {self.student}{named}"
+
+
+def apply_lora(model: Any, lora: SwDLora, strength: float, called: str) -> tuple[Any, LoraReport]:
     """A clone of the MODEL with the LoRA added by the host's own machinery, and what matched.
 
     A layer without a place, or of another shape than its place, counts as unmatched. The schedule
-    of the LoRA's header goes with the clone.
+    of the LoRA's header goes with the clone; one that the MODEL has already stays if there is none.
+
+    Args:
+        called: the LoRA's name for people.
 
     Raises:
         ValueError: if that schedule is damaged.
@@ -366,12 +382,14 @@ def apply_lora(model: Any, lora: SwDLora, strength: float) -> tuple[Any, LoraRep
     patched = model.clone()
     patches = comfy.lora.load_lora(state, {name: known[name] for name in names.values()})
     applied = {places[place] for place in patched.add_patches(patches, strength)}
-    patched.set_attachments(ITS_SCHEDULE, lora.schedule)
+    schedule = lora.schedule
+    if schedule is not None:
+        patched.set_attachments(ITS_SCHEDULE, OwnSchedule(schedule, called))
     return patched, LoraReport(len(lora.layers), tuple(m for m in lora.layers if m not in applied))
 
 
-def own_schedule(model: Any) -> ScaleSchedule | None:
-    """The schedule that the header of the MODEL's student gives, if there is one."""
+def own_schedule(model: Any) -> OwnSchedule | None:
+    """The schedule of the MODEL's student, if its header gives one; clones of the MODEL keep it."""
     return model.get_attachment(ITS_SCHEDULE)
 
 

@@ -270,7 +270,7 @@ class SwDDistillTrain(io.ComfyNode):
         }
         settings = settings_for(model, data, lora_name, options, widgets)
         folder, picture = train(model, data, settings, vae, resume)
-        student, report = _host.apply_lora(model, read_lora(folder), 1.0)
+        student, report = _host.apply_lora(model, read_lora(folder), 1.0, lora_name)
         report.raise_if_partial()
         plot = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
         return io.NodeOutput(student, lora_name, plot)

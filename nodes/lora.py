@@ -58,6 +58,16 @@ def check_base(model: Any, lora: SwDLora, name: str) -> None:
         )
 
 
+def schedule_line(before: _host.OwnSchedule | None, after: _host.OwnSchedule | None) -> str:
+    """Which schedule auto takes with the LoRA on the model."""
+    if after is None:
+        return "It has no schedule of its own; auto takes the preset for its base."
+    if before is after:
+        return f"It has no schedule of its own; auto goes on taking {after.text}."
+    instead = f", instead of {before.text}" if before else ""
+    return f"Auto takes {after.text}{instead}."
+
+
 class SwDLoraLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -100,9 +110,10 @@ class SwDLoraLoader(io.ComfyNode):
             return io.NodeOutput(model, text, ui=ui.PreviewText(text))
         lora = read_lora(lora_path(lora_name))
         check_base(model, lora, lora_name)
-        patched, report = _host.apply_lora(model, lora, strength)
+        patched, report = _host.apply_lora(model, lora, strength, lora_name)
         report.raise_if_partial()
         text = f"{report.text}\nMade for {lora.title}, {lora.ranks}, {lora.scaling}."
+        text += f"\n{schedule_line(_host.own_schedule(model), _host.own_schedule(patched))}"
         _host.say(text)
         return io.NodeOutput(patched, text, ui=ui.PreviewText(text))
 

@@ -107,13 +107,13 @@ def choose(
     family: str,
     sizes: str,
     sigmas: str,
-    own: ScaleSchedule | None = None,
+    own: _host.OwnSchedule | None = None,
     frames: str = "",
 ) -> tuple[ScaleSchedule, Preset | None]:
     """The schedule a node's widgets mean for a model of `family`.
 
     Args:
-        own: of the student's header; auto is this one where there is one.
+        own: auto is this one where there is one.
 
     Raises:
         ValueError: for an unknown model, a preset of another family, or broken values.
@@ -124,7 +124,7 @@ def choose(
     if preset == AUTO:
         usual = next((e for e in known.values() if e.auto and e.family == family), None)
         if own is not None:
-            return replace(own, name=own.name or OWN), usual
+            return replace(own.schedule, name=own.schedule.name or OWN), usual
         if usual is not None:
             return usual.schedule, usual
         raise ValueError(
@@ -141,6 +141,21 @@ def choose(
             f"{family or 'of no family that has SwD students'}. Choose auto."
         )
     return schedule, entry
+
+
+def origin(preset: str, family: str, schedule: ScaleSchedule, own: _host.OwnSchedule | None) -> str:
+    """Where the chosen schedule comes from."""
+    if preset == AUTO:
+        if own is not None:
+            return f"auto: {own.text}"
+        return f"auto: the preset for {family} models; the model has no schedule of its own"
+    chosen = "custom: as typed" if preset == CUSTOM else "preset: as chosen"
+    if own is None or (own.schedule.scales, own.schedule.sigmas) == (
+        schedule.scales,
+        schedule.sigmas,
+    ):
+        return chosen
+    return f"{chosen}; auto would take {own.text}"
 
 
 def longer(schedule: ScaleSchedule, entry: Preset | None, samples: Any) -> ScaleSchedule:
@@ -172,9 +187,10 @@ def describe(
     width: int,
     multiple: int,
     sigmas: list[float],
-    frames: int | None = None,
+    frames: int | None,
+    source: str,
 ) -> str:
-    """The table the node shows: step, size in pixels, sigma, share of the cost, and the total.
+    """The table the node shows: step, size in pixels, sigma, share of the cost, total, source.
 
     Args:
         frames: latent frames of a video, which get a column of their own.
@@ -187,7 +203,7 @@ def describe(
         size, share = f"{w * CELL:>4} x {h * CELL:<4}", 100 * costs[i] / total
         video = "".join(f"{t:>25}" for t in time)
         lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
-    return "\n".join(lines)
+    return "\n".join([*lines, source])
 
 
 class SwDScaleSchedule(io.ComfyNode):
@@ -299,6 +315,7 @@ class SwDScaleSchedule(io.ComfyNode):
         own = _host.own_schedule(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own, custom_frames)
         _host.check_prediction(model, schedule)
+        source = origin(preset, family, schedule, own)
         samples = None
         side = USUAL_TARGET // CELL
         frames, height, width = entry.latent_target if entry else (None, side, side)
@@ -312,7 +329,7 @@ class SwDScaleSchedule(io.ComfyNode):
             schedule = longer(schedule, entry, samples)
         sigmas = _host.schedule_sigmas(model, schedule)
         multiple = _host.patch_multiple(model)
-        table = describe(schedule, height, width, multiple, sigmas.tolist(), frames)
+        table = describe(schedule, height, width, multiple, sigmas.tolist(), frames, source)
         plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist(), frames)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)

@@ -129,7 +129,8 @@ class SwDEmojiStudent(io.ComfyNode):
             state, model_options={"dtype": torch.float32}
         )
         if strength:
-            model, report = _host.apply_lora(model, read_lora(WEIGHTS / LORA_FOLDER), strength)
+            lora = read_lora(WEIGHTS / LORA_FOLDER)
+            model, report = _host.apply_lora(model, lora, strength, "the emoji student")
             report.raise_if_partial()
         vae = comfy.sd.VAE(sd={k: v.float() for k, v in read_weights(WEIGHTS / VAE_FILE).items()})
         return io.NodeOutput(model, load_clip(), vae, presets()[PRESET].schedule)

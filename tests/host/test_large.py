@@ -66,7 +66,7 @@ def run_both(pack, model, cond, latent, schedule, sigmas) -> tuple:
 
 def table_sizes(table: str) -> list[tuple[int, int]]:
     """The sizes that the schedule node shows, in latent cells."""
-    rows = [line.split()[1:4] for line in table.splitlines()[2:]]
+    rows = [line.split()[1:4] for line in table.splitlines()[2:-1]]
     return [(int(height) // 8, int(width) // 8) for width, _, height in rows]
 
 
