@@ -1,0 +1,202 @@
+"""Trains the autoencoder of scenes on crops of every picture size of the schedule."""
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..distill.average import ema_of
+from ..distill.checkpoint import load_checkpoint, resume_training, save_training
+from ..distill.optim import Optimisers
+from ..distill.precision import fast_autocast
+from ..distill.stopping import stoppable
+from ..emoji.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
+from ..spectrum import top_octave_ratio
+from .detail import detail_loss, reconstruction_loss
+from .pictures import load_pictures, shrunk
+
+log = logging.getLogger(__name__)
+SIDES = (128, 160, 192, 256)
+CROP, BATCH = 64, 16
+NOISE = 0.06  # on the latents, so that small errors in them do no harm
+WIDTHS = (24, 40, 64, 64)  # narrow at high resolution: three times faster on a CPU
+VAE_FILE = "scenes_vae.safetensors"
+CHECKPOINT = "autoencoder.pt"
+
+
+def random_crops(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` crops (count, 3, 64, 64) in [0, 1], each the livelier of two."""
+    side, crops = images.shape[-1], []
+    for _ in range(count):
+        pair = []
+        for _ in range(2):
+            i = int(torch.randint(len(images), (), generator=generator))
+            y, x = torch.randint(0, side - CROP + 1, (2,), generator=generator).tolist()
+            pair.append(images[i, :, y : y + CROP, x : x + CROP].float() / 255)
+        lively = max(pair, key=lambda crop: float((crop[:, 1:] - crop[:, :-1]).abs().mean()))
+        crops.append(lively.flip(2) if torch.rand((), generator=generator) < 0.5 else lively)
+    return torch.stack(crops)
+
+
+@torch.no_grad()
+def quality(model: Autoencoder, images: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB over pictures (N, 3, H, W), uint8, and the ratio of their top octaves."""
+    x = images.float() / 255
+    out = torch.cat([model.decode(model.encode(b)).clamp(0, 1) for b in x.split(8)])
+    decibels = -10 * (out - x).square().mean((1, 2, 3)).log10()
+    return {
+        "psnr": round(float(decibels.mean()), 2),
+        "top_octave": round(top_octave_ratio(out.mean(1, True), x.mean(1, True)), 3),
+    }
+
+
+def averaged(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    state = load_checkpoint(path)
+    if state is None:
+        raise FileNotFoundError(f"There is no {path} to go on from: train the autoencoder first.")
+    weights = {k.removeprefix("module."): v for k, v in state["average"].items()}
+    weights.pop("n_averaged")
+    return weights
+
+
+def start_model(out: Path, freeze_encoder: bool, begin: Path | None) -> Autoencoder:
+    """A new autoencoder, one from a file, or the trained one with only its decoder to train."""
+    if begin is not None:
+        state = {k: v.float() for k, v in load_file(begin).items()}
+        model = Autoencoder.from_state_dict(state)
+    else:
+        model = Autoencoder(WIDTHS).to(memory_format=torch.channels_last)
+    if freeze_encoder:
+        model.load_state_dict(averaged(out / CHECKPOINT))
+        model.taesd_encoder.requires_grad_(False)
+    return model
+
+
+def train(
+    out: Path,
+    minutes: float,
+    shards: int = 1,
+    freeze_encoder: bool = False,
+    begin: Path | None = None,
+    lr: float = 2e-3,
+    seed: int = 0,
+    detail: float = 2.0,
+) -> None:
+    """Trains for `minutes` of wall time in all; resumes where a killed run stopped.
+
+    Args:
+        out: folder of the painted shards, of which the first `shards` are used, and of the results.
+        freeze_encoder: trains the decoder alone: latents stay as they are, and so does all that was
+            trained on them.
+        begin: weights of an autoencoder to begin from. detail: weight of `detail_loss`.
+    """
+    whole = torch.cat([load_pictures(out, shard) for shard in range(shards)])
+    sides = {side: shrunk(whole, side) for side in SIDES}
+    torch.manual_seed(seed)
+    model = start_model(out, freeze_encoder, begin)
+    path = out / ("decoder.pt" if freeze_encoder else CHECKPOINT)
+    average = ema_of(model, 0.998)
+    optimiser = Optimisers(model, lr=lr)
+    parts = {"model": model, "average": average, "optimiser": optimiser}
+    step, spent = resume_training(path, parts)
+    start = time.monotonic() - spent
+    running, last_log, last_save = 0.0, step, time.monotonic()
+    with stoppable() as stopped:
+        while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            progress = elapsed / (60 * minutes)
+            optimiser.set_lr(
+                min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress)) + 0.01
+            )
+            side = SIDES[int(torch.randint(len(SIDES), (), generator=generator))]
+            x = random_crops(sides[side], BATCH, generator).to(memory_format=torch.channels_last)
+            cells = CROP // FACTOR
+            noise = NOISE * torch.randn(BATCH, LATENT_CHANNELS, cells, cells, generator=generator)
+            if freeze_encoder:
+                loss = decoder_loss(model, x, noise, detail)
+            else:
+                loss = whole_loss(model, x, noise, detail, resized=step % 2 == 1)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            average.update_parameters(model)
+            step += 1
+            running += loss.item()
+            if step % 100 == 0:
+                mean = running / (step - last_log)
+                log.info("step %d %.1f min loss %.4f", step, elapsed / 60, mean)
+                running, last_log = 0.0, step
+            if time.monotonic() - last_save > 180:
+                save_training(path, parts, step, elapsed)
+                last_save = time.monotonic()
+                log.info("%s", {s: quality(average.module, sides[s][::50]) for s in (128, 256)})
+    save_training(path, parts, step, time.monotonic() - start)
+    export(average.module, out / VAE_FILE)
+    log.info("final %s", {s: quality(average.module, sides[s][::20]) for s in SIDES})
+
+
+def decoder_loss(model: Autoencoder, x: Tensor, noise: Tensor, detail: float) -> Tensor:
+    with torch.no_grad(), fast_autocast():
+        z = model.encode(x).float()
+    with fast_autocast():
+        output = model.decode(z + noise).float()
+    return reconstruction_loss(output, x) + detail * detail_loss(output, x)
+
+
+def whole_loss(
+    model: Autoencoder, x: Tensor, noise: Tensor, detail: float, resized: bool
+) -> Tensor:
+    """Reconstruction and zero mean, unit variance of the latents.
+
+    resized: decodes the latent at half its size against the half-size picture too, so that resizing
+    a latent means resizing the picture: what the scale-wise sampler relies on.
+    """
+    with fast_autocast():
+        z = model.encode(x).float()
+        output = model.decode(z + noise).float()
+    loss = reconstruction_loss(output, x) + detail * detail_loss(output, x)
+    if resized:
+        small = F.interpolate(z, scale_factor=0.5, mode="bicubic", antialias=True)
+        with fast_autocast():
+            output = model.decode(small).float()
+        loss = loss + 0.5 * reconstruction_loss(output, F.avg_pool2d(x, 2))
+    mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
+    return loss + 1e-2 * (mean.square() + var - var.clamp(min=1e-4).log()).mean()
+
+
+def export(model: Autoencoder, path: Path) -> None:
+    """Writes the host's format: widths padded, float16."""
+    save_file({k: v.half().contiguous() for k, v in widen(model.state_dict()).items()}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--shards", type=int, default=1, help="of 1,000 painted pictures")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument(
+        "--freeze-encoder", action="store_true", help="go on with the decoder alone"
+    )
+    parser.add_argument("--begin", type=Path, help="weights of an autoencoder to begin from")
+    parser.add_argument("--detail", type=float, default=2.0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(a.out, a.minutes, a.shards, a.freeze_encoder, a.begin, a.lr, a.seed, a.detail)
+
+
+if __name__ == "__main__":
+    main()
