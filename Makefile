@@ -7,6 +7,8 @@ PROMPT ?= red apple
 EMOJI_PACKAGE := @lobehub/fluent-emoji-3d@1.1.0
 EMOJI := runs/fluent-emoji-3d/package/assets
 RUNS := runs/emoji
+SCENES := runs/scenes
+PICTURES ?= 12000
 # 2.2: what the shipped student was trained with is called 0.1 in its model card, on a patch loss that
 # was 22 times stronger (docs/ABLATION.md).
 STUDENT_LOSSES := --dmd 0.5 --mmd 2.2 --gan 0 --regression 0.5 --detail 40 --fake-steps 1 \
@@ -27,6 +29,7 @@ HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
 .PHONY: help demo test test-browser lint node locales emoji-data train-autoencoder train-teacher train-student ablation
+.PHONY: scenes-data train-scenes-autoencoder scenes-latents train-scenes-teacher
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
@@ -44,6 +47,9 @@ help:
 	@echo "make emoji-data         fetch the training pictures into runs/"
 	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
 	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
+	@echo "make scenes-data        fetch the figures and paint the first training pictures of scenes"
+	@echo "make train-scenes-autoencoder  then train-scenes-teacher: the teacher of scenes from nothing,"
+	@echo "                        in $(SCENES); each goes on where it was stopped (MINUTES=n)"
 	@echo "make ablation           the paper's ablation on the emoji teacher: three hours (STEPS=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
@@ -138,6 +144,22 @@ train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
 
 train-student: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
 	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
+
+scenes-data: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.lab.pictures $(EMOJI) --out $(SCENES) --count 1000
+
+train-scenes-autoencoder: scenes-data
+	$(RUN) -m swd_core.lab.train_autoencoder --out $(SCENES) $(TIME)
+
+# Shards of latents may grow in number (PICTURES=n) while the teacher trains.
+scenes-latents: $(VENV)/dev.stamp $(EMOJI) $(SCENES)/scenes_vae.safetensors
+	$(RUN) -m swd_core.lab.latents $(EMOJI) --out $(SCENES) --count $(PICTURES)
+
+train-scenes-teacher: scenes-latents
+	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
+
+$(SCENES)/scenes_vae.safetensors:
+	$(MAKE) train-scenes-autoencoder MINUTES=
 
 ablation: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.emoji.ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 LATENT_SIDES = (16, 20, 24, 32)
 
 
-def latent_path(folder: Path, shard: int) -> Path:
-    return folder / f"latents_{shard:03d}.safetensors"
+def latent_path(folder: Path, side: int, shard: int) -> Path:
+    return folder / f"latents_{side}_{shard:03d}.safetensors"
 
 
 def load_autoencoder(path: Path) -> Autoencoder:
@@ -40,27 +40,29 @@ def encoded(images: Tensor, vae: Autoencoder, side: int) -> Tensor:
 
 
 def encode_shards(assets: Path, folder: Path, count: int, seed: int = 0) -> None:
-    """Paints and encodes pictures 0..count - 1; shards that are there are left alone."""
+    """Paints and encodes pictures 0..count - 1, the smallest size of all first.
+
+    Shards that are there are left alone, so a training can begin with the first one.
+    """
     vae = load_autoencoder(folder / VAE_FILE)
-    for shard in range(-(-count // SHARD)):
-        path = latent_path(folder, shard)
-        if path.is_file():
-            continue
-        paint_shards(assets, folder, (shard + 1) * SHARD, seed)
-        images = load_pictures(folder, shard)
-        latents = {side: encoded(images, vae, side) for side in LATENT_SIDES}
-        aside = path.with_suffix(".part")
-        save_file({str(side): x for side, x in latents.items()}, aside)
-        os.replace(aside, path)
-        stats = {s: (round(float(x.float().std()), 3)) for s, x in latents.items()}
-        log.info("encoded %s, standard deviations %s", path, stats)
+    for side in LATENT_SIDES:
+        for shard in range(-(-count // SHARD)):
+            path = latent_path(folder, side, shard)
+            if path.is_file():
+                continue
+            paint_shards(assets, folder, (shard + 1) * SHARD, seed)
+            latents = encoded(load_pictures(folder, shard), vae, side)
+            aside = path.with_suffix(".part")
+            save_file({"latents": latents}, aside)
+            os.replace(aside, path)
+            log.info("encoded %s, standard deviation %.3f", path, latents.float().std())
 
 
 class LatentShards:
     """The shards in a folder, those that appear while it is used included.
 
     Attributes:
-        latents: float16 (N, 16, side, side) by side. scenes: what each picture shows.
+        latents: shards, float16 (1000, 16, side, side), by side. scenes: what each picture shows.
     """
 
     def __init__(self, folder: Path, seed: int = 0):
@@ -68,24 +70,34 @@ class LatentShards:
         self.latents: dict[int, list[Tensor]] = {side: [] for side in LATENT_SIDES}
         self.scenes: list[Scene] = []
         self.refresh()
-        if not self.scenes:
+        if not self.latents[LATENT_SIDES[0]]:
             raise FileNotFoundError(
                 f"{folder} has no latents: run `python -m swd_core.lab.latents` first."
             )
 
     def refresh(self) -> None:
         """Takes in shards that have been written since."""
-        while (path := latent_path(self.folder, len(self.scenes) // SHARD)).is_file():
-            for side, value in load_file(path).items():
-                self.latents[int(side)].append(value)
-            first = len(self.scenes)
-            self.scenes += [scene_of(self.seed, first + i) for i in range(SHARD)]
-            log.info("training on %d pictures", len(self.scenes))
+        for side, shards in self.latents.items():
+            while (path := latent_path(self.folder, side, len(shards))).is_file():
+                shards.append(load_file(path)["latents"])
+        for number in range(len(self.scenes), SHARD * max(map(len, self.latents.values()))):
+            self.scenes.append(scene_of(self.seed, number))
+        log.info("pictures by side: %s", {s: SHARD * len(x) for s, x in self.latents.items()})
 
-    def batch(self, chosen: Tensor, side: int) -> Tensor:
-        """Latents (B, 16, side, side) in float32 of the pictures with these numbers (B,)."""
-        parts = self.latents[side]
-        return torch.stack([parts[i // SHARD][i % SHARD] for i in chosen.tolist()]).float()
+    def weights(self, smallest: float) -> list[float]:
+        """How often to train each size: `smallest` for the first one, 0 where there is nothing."""
+        share = (1 - smallest) / 4
+        wanted = (smallest, share, share, 2 * share)
+        return [w * bool(self.latents[side]) for side, w in zip(LATENT_SIDES, wanted, strict=True)]
+
+    def batch(
+        self, count: int, side: int, generator: torch.Generator
+    ) -> tuple[Tensor, list[Scene]]:
+        """Random latents (count, 16, side, side) in float32 and what they show."""
+        shards = self.latents[side]
+        chosen = torch.randint(SHARD * len(shards), (count,), generator=generator).tolist()
+        x0 = torch.stack([shards[i // SHARD][i % SHARD] for i in chosen]).float()
+        return x0, [self.scenes[i] for i in chosen]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..emoji.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
 from ..spectrum import top_octave_ratio
-from .detail import detail_loss, reconstruction_loss
+from .detail import detail_loss, laplacian, reconstruction_loss
 from .pictures import load_pictures, shrunk
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def train(
     lr: float = 2e-3,
     seed: int = 0,
     detail: float = 2.0,
+    smooth: float = 0.03,
 ) -> None:
     """Trains for `minutes` of wall time in all; resumes where a killed run stopped.
 
@@ -100,6 +101,8 @@ def train(
         freeze_encoder: trains the decoder alone: latents stay as they are, and so does all that was
             trained on them.
         begin: weights of an autoencoder to begin from. detail: weight of `detail_loss`.
+        smooth: weight of what varies from cell to cell in the latents, the energy of their finest
+            octave: only what the pictures need of it shall stay, as a model has to learn it all.
     """
     whole = torch.cat([load_pictures(out, shard) for shard in range(shards)])
     sides = {side: shrunk(whole, side) for side in SIDES}
@@ -126,7 +129,7 @@ def train(
             if freeze_encoder:
                 loss = decoder_loss(model, x, noise, detail)
             else:
-                loss = whole_loss(model, x, noise, detail, resized=step % 2 == 1)
+                loss = whole_loss(model, x, noise, detail, smooth, resized=step % 2 == 1)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,7 +159,7 @@ def decoder_loss(model: Autoencoder, x: Tensor, noise: Tensor, detail: float) ->
 
 
 def whole_loss(
-    model: Autoencoder, x: Tensor, noise: Tensor, detail: float, resized: bool
+    model: Autoencoder, x: Tensor, noise: Tensor, detail: float, smooth: float, resized: bool
 ) -> Tensor:
     """Reconstruction and zero mean, unit variance of the latents.
 
@@ -172,6 +175,7 @@ def whole_loss(
         with fast_autocast():
             output = model.decode(small).float()
         loss = loss + 0.5 * reconstruction_loss(output, F.avg_pool2d(x, 2))
+    loss = loss + smooth * laplacian(z).square().mean()
     mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
     return loss + 1e-2 * (mean.square() + var - var.clamp(min=1e-4).log()).mean()
 
@@ -191,11 +195,12 @@ def main() -> None:
     )
     parser.add_argument("--begin", type=Path, help="weights of an autoencoder to begin from")
     parser.add_argument("--detail", type=float, default=2.0)
+    parser.add_argument("--smooth", type=float, default=0.03)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(a.out, a.minutes, a.shards, a.freeze_encoder, a.begin, a.lr, a.seed, a.detail)
+    train(a.out, a.minutes, a.shards, a.freeze_encoder, a.begin, a.lr, a.seed, a.detail, a.smooth)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .latents import LATENT_SIDES, LatentShards
 
 log = logging.getLogger(__name__)
 MODEL_FILE, TEXT_FILE = "scenes_mmdit.safetensors", "scenes_text.safetensors"
-CHECKPOINT = "teacher.pt"
+CHECKPOINT, RECORD = "teacher.pt", "teacher.json"
 NOT_MUON = ("adaLN", "embed", "final_layer", "words")
 BANDS = (0.0, 0.4, 0.7, 0.9, 1.0)  # of sigma, for the log
 WITHOUT_PROMPT = 0.1
@@ -93,8 +93,8 @@ class Progress:
         return found
 
 
-def decay_factor(step: int, begun: int | None, steps: int) -> float:
-    """Rate at a step: warm-up, constant, and from step `begun` on a straight fall to nothing."""
+def rate(step: int, begun: int | None, steps: int | None) -> float:
+    """Share of the full rate: warm-up, constant, and from step `begun` on a fall over `steps`."""
     factor = min(1.0, (step + 1) / WARM_UP)
     if begun is not None:
         factor *= max(0.0, 1 - (step - begun) / steps)
@@ -118,8 +118,8 @@ def train(
         tokens: picture tokens per step, which fixes the batch at each size.
         smallest: share of the steps at the smallest size; what a prompt looks like is learned
             there, where a picture costs a fifth.
-        decay: lets the rate fall to nothing over so many steps, counted from the checkpoint, and
-            ends there. None goes on at a constant rate.
+        decay: lets the rate fall to nothing over so many steps and ends there; also where a run
+            with the same `decay` was stopped. None goes on at a constant rate.
     """
     meanings = vocabulary()
     tokenizer = SceneTokenizer(meanings)
@@ -130,26 +130,28 @@ def train(
     path = out / CHECKPOINT
     parts = {"model": model, "average": average, "optimiser": optimiser}
     first, spent = resume_training(path, parts)
-    counts = load_counts(out)
+    record = load_record(out)
+    if decay is not None:
+        record.setdefault("decay_from", first)
+    else:
+        record.pop("decay_from", None)
+    begun = record.get("decay_from")
     step, start, last_save = first, time.monotonic(), time.monotonic()
     progress, seen = Progress(), 0
-    others = (1 - smallest) / 4
-    weights = (smallest, others, others, 2 * others)
     with stoppable() as stopped:
         while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
-            if decay is not None and step - first >= decay:
+            if begun is not None and step - begun >= decay:
                 break
             rng = random.Random(seed * 1_000_003 + step)
             generator = torch.Generator().manual_seed(rng.getrandbits(62))
-            optimiser.set_lr(decay_factor(step, first if decay else None, decay or 1))
-            side = rng.choices(LATENT_SIDES, weights)[0]
+            optimiser.set_lr(rate(step, begun, decay))
+            side = rng.choices(LATENT_SIDES, data.weights(smallest))[0]
             batch = tokens // (side // 2) ** 2
-            chosen = torch.randint(len(data.scenes), (batch,), generator=generator)
-            x0 = data.batch(chosen, side)
+            x0, scenes = data.batch(batch, side, generator)
             noise = torch.randn(x0.shape, generator=generator)
             sigma = sample_sigma(batch, side, generator)
             level = sigma[:, None, None, None]
-            ids = draw_prompts([data.scenes[i] for i in chosen.tolist()], tokenizer, rng)
+            ids = draw_prompts(scenes, tokenizer, rng)
             with fast_autocast():
                 velocity = model((1 - level) * x0 + level * noise, sigma, ids)
             losses = F.mse_loss(velocity.float(), noise - x0, reduction="none").mean((1, 2, 3))
@@ -160,34 +162,34 @@ def train(
             average.update_parameters(model)
             step += 1
             seen += batch
-            counts[str(side)] = counts.get(str(side), 0) + batch
+            record[str(side)] = record.get(str(side), 0) + batch
             progress.add(side, sigma, losses.detach())
             if step % 50 == 0:
                 log.info(
                     "step %d %.1f min %d pictures %.1f/s loss %s",
                     step,
                     (spent + elapsed) / 60,
-                    sum(counts.values()),
+                    sum(record.get(str(s), 0) for s in LATENT_SIDES),
                     seen / (time.monotonic() - start),
                     progress.means(),
                 )
             if time.monotonic() - last_save > 240:
-                save(path, parts, step, spent + elapsed, counts)
+                save(path, parts, step, spent + elapsed, record)
                 last_save = time.monotonic()
                 data.refresh()
-    save(path, parts, step, spent + time.monotonic() - start, counts)
+    save(path, parts, step, spent + time.monotonic() - start, record)
     export(average.module, out)
 
 
-def load_counts(out: Path) -> dict[str, int]:
-    """Pictures seen so far by latent side."""
-    path = out / "teacher_counts.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def load_record(out: Path) -> dict[str, int]:
+    """Pictures seen so far by latent side, and where the rate began to fall, if it did."""
+    path = out / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def save(path: Path, parts: dict, step: int, seconds: float, counts: dict[str, int]) -> None:
+def save(path: Path, parts: dict, step: int, seconds: float, record: dict[str, int]) -> None:
     save_training(path, parts, step, seconds)
-    (path.parent / "teacher_counts.json").write_text(json.dumps(counts))
+    (path.parent / RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 
 def load_teacher(out: Path) -> Teacher:

@@ -1,0 +1,225 @@
+"""A small CNN that names what a scene's picture shows: its truth comes from the generator."""
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..distill.average import ema_of
+from ..distill.checkpoint import resume_training, save_training
+from ..distill.optim import Optimisers
+from ..distill.precision import fast_autocast
+from ..distill.stopping import stoppable
+from ..scenes.catalogue import PLACES, THINGS, TIMES, Scene, scene_of
+from ..scenes.sprites import FluentSprites
+from ..scenes.world import World
+from .pictures import HELD_BACK, SHARD, load_pictures, picture_path, shrunk
+
+log = logging.getLogger(__name__)
+SIDE = 128  # every picture is shrunk to it by area
+WIDTHS = (32, 64, 128, 192)
+FEATURES = WIDTHS[-1]
+CLASSIFIER_FILE, CHECKPOINT = "scenes_classifier.safetensors", "classifier.pt"
+NAMES = tuple(THINGS)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Answers or truths: things (N, 40) in 0..1, count (N,) 1 or 2, place and time (N,) numbers."""
+
+    things: Tensor
+    count: Tensor
+    place: Tensor
+    time: Tensor
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene]) -> "Labels":
+        things = torch.zeros(len(scenes), len(NAMES))
+        for row, scene in zip(things, scenes, strict=True):
+            row[[NAMES.index(name) for name in scene.things]] = 1
+        return cls(
+            things,
+            torch.tensor([len(scene.things) for scene in scenes]),
+            torch.tensor([PLACES.index(scene.place) for scene in scenes]),
+            torch.tensor([TIMES.index(scene.time) for scene in scenes]),
+        )
+
+    def right(self, truth: "Labels") -> dict[str, Tensor]:
+        """Which of N answers (N,) agree with the truth, by part and in "everything"."""
+        found = {
+            "things": (self.things.round() == truth.things).all(1),
+            "count": self.count == truth.count,
+            "place": self.place == truth.place,
+            "time": self.time == truth.time,
+        }
+        return {**found, "everything": torch.stack(list(found.values())).all(0)}
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+class SceneClassifier(nn.Module):
+    """Pictures (N, 3, H, W) in [0, 1], H and W at least 128, to features and answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2), nn.ReLU()]
+        for before, width in zip(WIDTHS, WIDTHS[1:], strict=False):
+            layers += [
+                nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.ReLU(),
+                Residual(width),
+            ]
+        self.body = nn.Sequential(*layers)
+        self.things = nn.Linear(2 * FEATURES, len(NAMES))
+        self.count = nn.Linear(2 * FEATURES, 2)
+        self.place = nn.Linear(2 * FEATURES, len(PLACES))
+        self.time = nn.Linear(2 * FEATURES, len(TIMES))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Mean and largest activations (N, 2 * FEATURES) of the last layer."""
+        if pictures.shape[-2:] != (SIDE, SIDE):
+            pictures = F.interpolate(pictures, (SIDE, SIDE), mode="area")
+        x = self.body((pictures - 0.5).to(memory_format=torch.channels_last) * 4)
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of things (N, 40), count (N, 2), place (N, 8) and time (N, 4)."""
+        x = self.features(pictures)
+        return self.things(x), self.count(x), self.place(x), self.time(x)
+
+    @torch.inference_mode()
+    def answers(self, pictures: Tensor) -> Labels:
+        """What pictures show."""
+        things, count, place, when = (x.float() for x in self(pictures))
+        return Labels(things.sigmoid(), count.argmax(1) + 1, place.argmax(1), when.argmax(1))
+
+
+def loss_of(logits: tuple[Tensor, ...], truth: Labels) -> Tensor:
+    things, count, place, when = (x.float() for x in logits)
+    return (
+        10 * F.binary_cross_entropy_with_logits(things, truth.things)
+        + F.cross_entropy(count, truth.count - 1)
+        + 0.5 * F.cross_entropy(place, truth.place)
+        + 0.5 * F.cross_entropy(when, truth.time)
+    )
+
+
+def jittered(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 pictures (N, 3, S, S) in [0, 1], mirrored, shifted and a little blurred at random."""
+    x = pictures.float() / 255
+    if torch.rand((), generator=generator) < 0.5:
+        x = x.flip(3)
+    dy, dx = torch.randint(-6, 7, (2,), generator=generator).tolist()
+    x = F.pad(x, (6, 6, 6, 6), mode="replicate")[
+        ..., 6 + dy : 6 + dy + SIDE, 6 + dx : 6 + dx + SIDE
+    ]
+    if torch.rand((), generator=generator) < 0.3:
+        x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    return x + 0.02 * torch.randn(x.shape, generator=generator)
+
+
+def held_back(assets: Path, count: int, seed: int = 0) -> tuple[Tensor, list[Scene]]:
+    """Real pictures uint8 (N, 3, 256, 256) that nothing was trained on, and their scenes."""
+    world = World(FluentSprites(assets), seed)
+    pictures = [world.picture(HELD_BACK + i) for i in range(count)]
+    pixels = torch.stack([torch.from_numpy(p.pixels) for p in pictures])
+    return pixels.permute(0, 3, 1, 2).contiguous(), [p.scene for p in pictures]
+
+
+def accuracy(model: SceneClassifier, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of uint8 pictures (N, 3, H, W) answered right, by part and in everything."""
+    right: dict[str, list[Tensor]] = {}
+    for i in range(0, len(scenes), 64):
+        answers = model.answers(pictures[i : i + 64].float() / 255)
+        for part, values in answers.right(Labels.of(scenes[i : i + 64])).items():
+            right.setdefault(part, []).append(values)
+    return {part: round(float(torch.cat(v).float().mean()), 4) for part, v in right.items()}
+
+
+def load_classifier(path: Path) -> SceneClassifier:
+    model = SceneClassifier()
+    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return model.eval().requires_grad_(False)
+
+
+def train(
+    assets: Path, out: Path, minutes: float, lr: float = 2e-3, batch: int = 48, seed: int = 0
+) -> None:
+    """Trains on the painted shards for `minutes` of wall time in all; resumes where it stopped."""
+    shards = 0
+    while picture_path(out, shards).is_file():
+        shards += 1
+    small = torch.cat([shrunk(load_pictures(out, i), SIDE) for i in range(shards)])
+    scenes = [scene_of(seed, i) for i in range(SHARD * shards)]
+    truth = Labels.of(scenes)
+    test, test_scenes = held_back(assets, 1000, seed)
+    torch.manual_seed(seed)
+    model = SceneClassifier().to(memory_format=torch.channels_last)
+    average = ema_of(model, 0.998)
+    optimiser = Optimisers(model, lr=lr, weight_decay=0.01)
+    parts = {"model": model, "average": average, "optimiser": optimiser}
+    step, spent = resume_training(out / CHECKPOINT, parts)
+    start, last_save = time.monotonic() - spent, time.monotonic()
+    with stoppable() as stopped:
+        while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            cosine = 0.5 * (1 + math.cos(math.pi * elapsed / (60 * minutes)))
+            optimiser.set_lr(min(1.0, (step + 1) / 100) * cosine + 0.005)
+            chosen = torch.randint(len(small), (batch,), generator=generator)
+            with fast_autocast():
+                logits = model(jittered(small[chosen], generator))
+            fields = (truth.things, truth.count, truth.place, truth.time)
+            loss = loss_of(logits, Labels(*(t[chosen] for t in fields)))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            average.update_parameters(model)
+            step += 1
+            if step % 100 == 0:
+                log.info("step %d %.1f min loss %.4f", step, elapsed / 60, loss.item())
+            if time.monotonic() - last_save > 240:
+                save_training(out / CHECKPOINT, parts, step, elapsed)
+                last_save = time.monotonic()
+                log.info("%s", accuracy(average.module, test[:300], test_scenes[:300]))
+    save_training(out / CHECKPOINT, parts, step, time.monotonic() - start)
+    state = {k: v.half().contiguous() for k, v in average.module.state_dict().items()}
+    save_file(state, out / CLASSIFIER_FILE)
+    log.info("held back: %s", accuracy(average.module, test, test_scenes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(a.assets, a.out, a.minutes, a.lr, seed=a.seed)
+
+
+if __name__ == "__main__":
+    main()
