@@ -1,5 +1,6 @@
 """Forward processes: how a clean latent is noised, and how a model's output gives it back."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,18 +13,45 @@ class Process(Protocol):
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor: ...
 
 
+class Levels(Protocol):
+    """What growing needs to know of a process: its noise levels, seen from grids of other sizes.
+
+    A grid of r² times the cells holds r times the amplitude of the same picture in every frequency
+    (orthonormal transform), while white noise has the same on every grid. So a noise level means
+    the same to the picture on both where noise over signal is r times as much on the larger one.
+    """
+
+    noise_scale: float
+
+    def odds(self, sigma: float) -> float:
+        """Noise over signal."""
+
+    def gain(self, sigma: float, ratio: float) -> float:
+        """By how much x_t grows on a grid of `ratio` times the side, and by how much its sigma."""
+
+
 @dataclass(frozen=True)
 class FlowMatching:
     """x_t = (1 - sigma) x0 + sigma noise; the model predicts v = noise - x0 (SD3, FLUX).
 
     Any shape (B, C, H, W) or (B, C, T, H, W); sigma in 0..1, a number or broadcastable tensor.
+    noise_scale: what the model multiplies its noise by, where it has such a thing (HiDream O1: 8).
     """
 
+    noise_scale: float = 1.0
+
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-        return (1 - sigma) * x0 + sigma * noise
+        return (1 - sigma) * x0 + sigma * (self.noise_scale * noise)
 
     def to_x0(self, x_t: Tensor, output: Tensor, sigma: float | Tensor) -> Tensor:
         return x_t - sigma * output
+
+    def odds(self, sigma: float) -> float:
+        return self.noise_scale * sigma / (1 - sigma) if sigma < 1 else math.inf
+
+    def gain(self, sigma: float, ratio: float) -> float:
+        """kappa of arXiv 2605.18736, equation 5."""
+        return ratio / (1 + (ratio - 1) * sigma)
 
 
 @dataclass(frozen=True)
@@ -33,8 +61,16 @@ class VarianceExploding:
     Any shape; sigma above 0, about 14.61 for pure noise with SDXL's table.
     """
 
+    noise_scale = 1.0
+
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
         return x0 + sigma * noise
 
     def to_x0(self, x_t: Tensor, output: Tensor, sigma: float | Tensor) -> Tensor:
         return x_t - sigma * output
+
+    def odds(self, sigma: float) -> float:
+        return sigma
+
+    def gain(self, sigma: float, ratio: float) -> float:
+        return ratio
