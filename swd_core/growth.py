@@ -94,7 +94,7 @@ class GrowthSchedule:
                 )
         if self.delta == 1:
             raise ValueError("delta 1 would lose everything; choose less, such as 0.05.")
-        if isinstance(self.count, bool) or self.count not in range(1, MOST_SIZES + 1):
+        if type(self.count) is not int or not 1 <= self.count <= MOST_SIZES:
             raise ValueError(f"count is {self.count!r}; grow over 1 to {MOST_SIZES} sizes.")
         for step, (sigma, after) in enumerate(pairwise((*sigmas, 0.0)), 1):
             if sigma <= after:

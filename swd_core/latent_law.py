@@ -71,10 +71,11 @@ class LatentLaw:
         """The smallest grid that loses at most `delta` there, as a share of the full side, 0..1."""
         if math.isinf(odds):
             return 0.0
-        if odds == 0:
+        if odds < 1e-6:
             return 1.0
         half = (1 - delta) / 2
-        return min(self.share(math.sqrt(half**2 + delta * odds**2) - half, cells), 1.0)
+        hidden = delta * odds**2 / (half + math.sqrt(half**2 + delta * odds**2))
+        return min(self.share(hidden, cells), 1.0)
 
 
 _SPEED = "arXiv 2605.18736, github.com/howardhx/speed"

@@ -187,6 +187,13 @@ def test_a_run_of_one_size_is_the_schedule_itself():
         assert growth.cost(64, 48) == 10
 
 
+def test_almost_no_noise_hides_nothing():
+    for odds in (1e-300, 1e-12, 1e-5):
+        assert FLUX.safe_share(odds, FULL, 0.05) == 1
+    run = GrowthSchedule((1.0, 0.9, 1e-9)).stretches(64, 64)
+    assert [(s.size, s.steps) for s in run] == [((32, 32), 1), ((64, 64), 2)]
+
+
 def test_one_step_runs_at_full_size():
     assert GrowthSchedule((1.0,)).stretches(64, 64) == (Stretch((64, 64), (1.0, 0.0), 0),)
 
@@ -257,7 +264,8 @@ def test_it_travels_as_plain_data():
         ({"start": 0}, "start must be a number above 0"),
         ({"start": 1.5}, "start must be a number above 0, up to 1"),
         ({"count": 0}, "count is 0; grow over 1 to 8 sizes"),
-        ({"count": 2.5}, "count is 2.5"),
+        ({"count": 2.0}, "count is 2.0"),
+        ({"count": True}, "count is True"),
         ({"lift": "magic"}, "lift 'magic' is unknown"),
         ({"kind": "v"}, "kind 'v' is unknown"),
         ({"noise_scale": 0}, "noise_scale must be a number above 0"),
