@@ -215,6 +215,6 @@ def _replace(path: Path, name: str, text: str) -> None:
     after = rest.partition(end)[2] if found else "\n"
     if not found:
         before = known.rstrip() + "\n\n"
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
-    aside.replace(path)
+    from swd_core.files import write_text  # importable only since this module was
+
+    write_text(path, f"{before}{begin}\n{text}{end}{after}")

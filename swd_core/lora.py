@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import written_whole
 from .lora_config import CONFIG_NAME, LoraConfig, header_config, read_config
 from .lora_names import (
     FAMILIES,
@@ -25,6 +24,7 @@ from .lora_names import (
     part_of,
 )
 from .schedule import ScaleSchedule
+from .tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -163,17 +163,12 @@ def weights_path(path: Path) -> Path:
 def _read_parts(file: Path) -> tuple[dict[tuple[str, str], Tensor], dict[str, str], bool]:
     """LoRA tensors by (module, part), the header, and whether PEFT wrote the file; all checked."""
     try:
-        with safe_open(file, "pt") as opened:
-            keys = list(opened.keys())
-            parts = {key: part for key in keys if (part := part_of(key)) is not None}
-            tensors = {key: opened.get_tensor(key) for key in parts}
-            metadata = dict(opened.metadata() or {})
-    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise ValueError(
-            f"{file.name} is not a whole safetensors file ({error}). Download it again."
-        ) from error
+        tensors, metadata = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Download it again.") from error
+    parts = {key: part for key in tensors if (part := part_of(key)) is not None}
     pairs = "" if parts else " holds no LoRA layers (no lora_A/lora_B or lora_down/lora_up pairs)"
-    strange = next((key for key in keys if key not in parts), None)
+    strange = next((key for key in tensors if key not in parts), None)
     if strange is not None:
         raise ValueError(
             f"{file.name}{pairs}: {strange[:120]} is {kind_of(strange)}, so the file can't be "
@@ -379,6 +374,8 @@ def write_peft(
 ) -> None:
     """Writes a student in the published layout: adapter_model.safetensors and adapter_config.json.
 
+    A kill at any moment leaves the student that was there or the new one, whole.
+
     Args:
         layers: by diffusers module name; their scale must be alpha / rank.
         metadata: header entries, such as the schedule.
@@ -401,5 +398,11 @@ def write_peft(
         "alpha_pattern": {},
         "bias": "none",
     }
-    save_file(tensors, folder / WEIGHTS_NAME, dict(metadata or {}))
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text, path = (json.dumps(config, indent=2) + "\n").encode("utf-8"), folder / CONFIG_NAME
+    # The weights are placed first: a kill between the two leaves a student without a config, which
+    # means alpha = rank, as all of ours have it. The config of another rank would make it unusable.
+    with written_whole(path) as file, written_whole(folder / WEIGHTS_NAME) as weights:
+        write_tensors(weights, tensors, metadata)
+        file.write(text)
+        if path.is_file() and path.read_bytes() != text:
+            path.unlink()

@@ -1,6 +1,5 @@
 """How strongly each layer of a LoRA counts: PEFT's alpha, ranks and their patterns."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import parse_json, read_json
 from .lora_patterns import Patterns, read_patterns
 
 CONFIG_NAME = "adapter_config.json"
@@ -84,10 +84,8 @@ def read_config(file: Path) -> LoraConfig | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB.")
-        return parse_config(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_config(read_json(path, MOST_BYTES))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} beside {file.name} can't be used: {error}") from error
 
 
@@ -100,9 +98,9 @@ def header_config(metadata: Mapping[str, str]) -> LoraConfig | None:
     if HEADER_KEY not in metadata:
         return None
     try:
-        config = json.loads(metadata[HEADER_KEY])
+        config = parse_json(metadata[HEADER_KEY], "it")
         if not isinstance(config, dict):
             raise ValueError("it must be a JSON object.")
         return parse_config({re.sub(r"^(transformer|unet)\.", "", k): v for k, v in config.items()})
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"The header entry {HEADER_KEY} can't be used: {error}") from error

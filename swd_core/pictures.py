@@ -1,12 +1,12 @@
-"""Pictures side by side and as an animation, in files that are written whole or not at all."""
+"""Pictures side by side and as an animation, and their files."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from .files import written_whole
 
 LIGHT_GREY = (224, 224, 224)
 FRAME_MS, LAST_MS = 500, 1500
@@ -35,38 +35,21 @@ def frames_of(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     return frames
 
 
-@contextmanager
-def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end of the body.
-
-    Raises:
-        OSError: if it can't be written, or `path` exists and may not be replaced.
-    """
-    aside = path.with_name(f".swd-{os.getpid()}.part")
-    try:
-        yield aside
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists by now; nothing was overwritten.")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def write_png(picture: Image.Image, path: Path, text: Mapping[str, str], overwrite: bool) -> None:
     """Writes a PNG with `text` in its metadata; see `written_whole`."""
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
-    with written_whole(path, overwrite) as aside:
-        picture.save(aside, "PNG", pnginfo=info)
+    with written_whole(path, overwrite) as file:
+        picture.save(file, "PNG", pnginfo=info)
 
 
 def write_animation(pictures: Sequence[Image.Image], path: Path, overwrite: bool) -> None:
     """Writes pictures that grow as an endless, lossless WebP; see `written_whole`."""
     frames = frames_of(pictures)
     shown = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
-    with written_whole(path, overwrite) as aside:
+    with written_whole(path, overwrite) as file:
         frames[0].save(
-            aside, "WEBP", save_all=True, append_images=frames[1:], duration=shown, loop=0,
+            file, "WEBP", save_all=True, append_images=frames[1:], duration=shown, loop=0,
             lossless=True,
         )  # fmt: skip

@@ -1,11 +1,11 @@
 """Named schedules: those that come with the pack, and those of a user's own file."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .files import read_json
 from .schedule import CELL, FRAME_CELL, ScaleSchedule, finite_numbers
 
 UNREAD = ("prediction", "guidance", "size_conditioning")  # in older files; the model knows them
@@ -86,8 +86,8 @@ def read_presets(path: Path) -> tuple[dict[str, Preset], list[str]]:
     The messages name file, entry and reason; an unreadable file is one message and no presets.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = read_json(path)
+    except (OSError, ValueError) as error:
         return {}, [f"{path.name} can't be read as JSON: {error}"]
     if not isinstance(entries, dict):
         return {}, [

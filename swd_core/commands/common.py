@@ -1,7 +1,6 @@
 """What the commands share: refusals, and the reading of sizes, schedules and file names."""
 
 import argparse
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from ..files import read_json
 from ..presets import Preset, presets
 from ..schedule import ScaleSchedule
 
@@ -27,7 +27,7 @@ def refusing() -> Iterator[None]:
     """Turns the errors that reading and checking raise into refusals."""
     try:
         yield
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
 
 
@@ -70,10 +70,11 @@ def find_schedule(name: str) -> tuple[ScaleSchedule, Preset | None]:
             f"{name[:60]!r} is neither a preset nor a .json file. Presets: {', '.join(presets())}."
         )
     try:
-        return ScaleSchedule.from_dict(json.loads(path.read_text(encoding="utf-8"))), None
+        return ScaleSchedule.from_dict(read_json(path)), None
     except OSError as error:
-        raise Refusal(f"The schedule file {name} can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+        reason = error.strerror or error
+        raise Refusal(f"The schedule file {name} can't be read: {reason}.") from error
+    except ValueError as error:
         raise Refusal(f"The schedule file {name} is not usable: {error}") from error
 
 

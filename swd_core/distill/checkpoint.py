@@ -1,36 +1,53 @@
-"""Checkpoints that survive a kill: written aside, then renamed."""
+"""Checkpoints that survive a kill."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import check_plain, written_whole
+
 log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` so that `path` always holds either the old or the new checkpoint, whole."""
+    """Writes `state` so that `path` always holds either the old or the new checkpoint, whole.
+
+    Raises:
+        OSError: if it can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    try:
-        with aside.open("wb") as file:
+    with written_whole(path) as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError):  # a full disk: give back the room
-        aside.unlink(missing_ok=True)
-        raise
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{path} can't be written: {str(error).splitlines()[0]}") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Reads a checkpoint of `save_checkpoint`; None where there is none yet."""
-    if not path.is_file():
+def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any] | None:
+    """Reads a checkpoint of `save_checkpoint`; None where there is none yet.
+
+    Args:
+        mmap: read only the tensors that are looked at.
+
+    Raises:
+        ValueError: if it is damaged, or none of ours; names the file.
+    """
+    if not path.exists():
         return None
-    # Not onto the graphics card that it was saved from: each process has its own.
-    return torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        check_plain(path)
+        # Not onto the graphics card that it was saved from: each process has its own.
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap or None)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
+    except Exception as error:  # whatever a damaged pickle leads to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"The checkpoint {path} can't be read ({reason}). Move it away."
+        ) from error
 
 
 def save_training(path: Path, parts: dict[str, Any], step: int, seconds: float) -> None:

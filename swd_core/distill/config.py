@@ -1,13 +1,13 @@
 """A training's settings, from a TOML file."""
 
 import dataclasses
-import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..files import read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
 from .interface import DistillConfig
@@ -182,7 +182,8 @@ def parse_settings(data: Mapping[str, Any]) -> Settings:
     for name in data:
         if name not in hints:
             raise ValueError(f"There is no section [{name}]; there are {', '.join(hints)}.")
-    if "family" not in data.get("model", {}):
+    model = data.get("model", {})
+    if isinstance(model, Mapping) and "family" not in model:
         raise ValueError(f"[model] needs a family: {', '.join(FAMILIES)}.")
     settings = Settings(**{name: _section(hints[name], part, name) for name, part in data.items()})
     _check(settings)
@@ -242,20 +243,10 @@ def read_settings(path: Path) -> Settings:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no config {path}. configs/ has one for each model.")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return parse_settings(json.loads(text))
+    data = (read_json if path.suffix.lower() == ".json" else read_toml)(path)
     try:
-        import tomllib
-    except ImportError as error:  # Python 3.10
-        raise ValueError(
-            "TOML configs need Python 3.11 or newer; give the same as a .json file."
-        ) from error
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from error
-    try:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"it must be an object of sections, not {type(data).__name__}.")
         return parse_settings(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -2,18 +2,19 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..files import read_text, write_text
 from ..pictures import write_png
 
 log = logging.getLogger(__name__)
 LOSSES = "losses.jsonl"
 SAMPLES = "samples"
+MOST_RECORD = 1 << 30  # bytes
 
 
 class Record:
@@ -36,15 +37,13 @@ class Record:
         if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(self.path, MOST_RECORD).splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def losses(self, step: int, values: dict[str, float]) -> None:
         """One line {"step": …, "mmd": …}."""

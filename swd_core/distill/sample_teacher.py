@@ -1,29 +1,33 @@
 """Pictures made by the teacher, with their prompts as captions: the paper's training data."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from ..files import read_text, write_text
 from ..noise import draw_noise
+from ..pictures import write_png
 from .config import Settings
 from .families import device_of, load_pipeline
+
+MOST_PROMPTS = 1 << 28  # bytes
 
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines don't count.
 
     Raises:
-        FileNotFoundError: if there is no such file. ValueError: if it holds no prompts.
+        FileNotFoundError: if there is no such file. ValueError: if it holds no prompts, or is no
+            text.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in [teacher] "
             "prompts."
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, MOST_PROMPTS).splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one a line.")
@@ -56,14 +60,12 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
 
 def _is_done(folder: Path, number: int, prompt: str) -> bool:
     picture, caption = folder / f"{number:06}.png", folder / f"{number:06}.txt"
-    return picture.is_file() and caption.is_file() and caption.read_text("utf-8") == prompt
+    return picture.is_file() and caption.is_file() and caption.read_bytes() == prompt.encode()
 
 
 def _write(folder: Path, number: int, prompt: str, picture: Image.Image) -> None:
-    aside = folder / f"{number:06}.part"
-    picture.save(aside, "PNG")
-    os.replace(aside, folder / f"{number:06}.png")
-    (folder / f"{number:06}.txt").write_text(prompt, encoding="utf-8")
+    write_png(picture, folder / f"{number:06}.png", {}, overwrite=True)
+    write_text(folder / f"{number:06}.txt", prompt)
 
 
 @torch.inference_mode()

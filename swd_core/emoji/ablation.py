@@ -7,7 +7,6 @@ is the embedded one, unless the run's folder has another.
 import argparse
 import json
 import logging
-import os
 import random
 import shutil
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 
 from ..distill.trainer import DistillConfig
+from ..files import read_json, write_text
 from .data import catalogue, load_images
 from .evaluate import Way, generate, load, measure
 from .latents import load_latents, prepare_latents
@@ -84,7 +84,7 @@ def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
         SystemExit: if a training was stopped; half a student is not measured.
     """
     path = a.out or a.run / TABLE
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = read_json(path) if path.is_file() else []
     done = {(r["variant"], r["seed"], r["steps"], r["prompts"]) for r in rows}
     begin_run(a.run, a.assets)
     bank = load_latents(a.run / LATENTS)[32]
@@ -110,9 +110,7 @@ def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
                 {"variant": variant.name, "title": variant.title, "seed": seed,
                  "steps": a.steps, "prompts": a.prompts, **figures}
             )  # fmt: skip
-            aside = path.with_suffix(".tmp")
-            aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            os.replace(aside, path)
+            write_text(path, json.dumps(rows, indent=1) + "\n")
             log.info("%s seed %d: %s", variant.title, seed, figures)
     return rows
 

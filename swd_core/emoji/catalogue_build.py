@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import read_json, write_text
 from .data import load_image
 
 # Left out: people and hands (skin tones, near-identical), flags, and signs that are mostly text.
@@ -38,8 +39,8 @@ TOO_CLOSE = 0.13  # RMS difference at 32 px below which two emoji count as the s
 
 
 def build(assets: Path, emojibase: Path) -> list[dict]:
-    entries = json.loads((emojibase / "data.json").read_text())
-    messages = json.loads((emojibase / "messages.json").read_text())
+    entries = read_json(emojibase / "data.json")
+    messages = read_json(emojibase / "messages.json")
     subgroups = {g["order"]: g["key"] for g in messages["subgroups"]}
     files = {p.stem.replace("-fe0f", ""): p.stem for p in assets.glob("*.webp")}
     chosen, thumbs = [], []
@@ -67,5 +68,5 @@ def build(assets: Path, emojibase: Path) -> list[dict]:
 if __name__ == "__main__":
     catalogue = build(Path(sys.argv[1]), Path(sys.argv[2]))
     lines = ",\n".join(json.dumps(e, ensure_ascii=False) for e in catalogue)
-    Path(__file__).with_name("catalogue.json").write_text(f"[\n{lines}\n]\n")
+    write_text(Path(__file__).with_name("catalogue.json"), f"[\n{lines}\n]\n")
     sys.stdout.write(f"{len(catalogue)} emoji\n")

@@ -1,6 +1,5 @@
 """The embedded student's training data: Microsoft Fluent emoji (MIT), CLDR names and keywords."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,13 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files import read_json
+
 IMAGE_SIZE = 256
 
 
 @lru_cache(maxsize=1)
 def catalogue() -> tuple[dict, ...]:
     """The emoji the student knows: dicts with `code`, `emoji`, `name` and `keywords`."""
-    return tuple(json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8")))
+    return tuple(read_json(Path(__file__).with_name("catalogue.json")))
 
 
 def load_image(path: Path) -> Image.Image:

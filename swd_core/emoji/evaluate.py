@@ -17,6 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..files import read_json, write_text
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
@@ -230,7 +231,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pictures = load_images(a.assets)
     bank = encode_latents(pictures, load(a.run, "").vae, (SIDE,))[SIDE]
-    table = json.loads(a.out.read_text()) if a.out and a.out.is_file() else {}
+    table = read_json(a.out) if a.out and a.out.is_file() else {}
     for way in ways(a.guidance):
         known = not way.lora or (a.run / student_folder(a.run, way.lora)).is_dir()
         if not known or (a.only and not any(part in way.title for part in a.only)):
@@ -241,7 +242,7 @@ def main() -> None:
             )
         log.info("%s", row(way, table[way.title]))
         if a.out:
-            a.out.write_text(json.dumps(table, indent=1) + "\n")
+            write_text(a.out, json.dumps(table, indent=1) + "\n")
         if a.sheets and (way.euler or way.lora == "scalewise4"):
             a.sheets.mkdir(parents=True, exist_ok=True)
             name = "teacher" if way.euler else "student"

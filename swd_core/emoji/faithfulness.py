@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..files import write_text
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
@@ -128,7 +129,7 @@ def main() -> None:
     banks = encode_latents(load_images(a.assets), model.vae)
     rows = table(measure(model, prompts(a.prompts), banks))
     if a.out:
-        a.out.write_text(json.dumps(rows, indent=1) + "\n")
+        write_text(a.out, json.dumps(rows, indent=1) + "\n")
     for stop, row in rows.items():
         log.info(
             "| %s | %d px | %.1f %% | %.1f ± %.1f | %.3f ± %.3f |",

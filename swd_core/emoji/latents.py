@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..tensor_files import read_tensors, save_tensors
 from .autoencoder import FACTOR, Autoencoder
 from .data import catalogue, load_images
 from .text import MAX_WORDS, PAD, EmojiTokenizer
@@ -44,12 +44,12 @@ def prepare_latents(assets: Path, vae: Autoencoder, path: Path) -> None:
     """Encodes every emoji at every size and writes them to `path`, in float16."""
     encoded = encode_latents(load_images(assets), vae)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({str(side): x.half().contiguous() for side, x in encoded.items()}, path)
+    save_tensors(path, {str(side): x.half() for side, x in encoded.items()})
 
 
 def load_latents(path: Path) -> dict[int, Tensor]:
     """Latents (N, 16, side, side) in float32 by side."""
-    return {int(side): value.float() for side, value in load_file(path).items()}
+    return {int(side): value.float() for side, value in read_tensors(path)[0].items()}
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """The embedded student, ready to use without a host: text in, latents and pictures out."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import parse_json
 from ..lora import merge_sd3, read_lora
 from ..presets import presets
 from ..process import FlowMatching
 from ..schedule import ScaleSchedule
+from ..tensor_files import read_tensors
 from .autoencoder import FACTOR, Autoencoder
 from .model import MMDiT
 from .text import EmojiTextEncoder, EmojiTokenizer, encode_batch
@@ -44,14 +43,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: if it isn't there. ValueError: if it is damaged.
     """
-    if not path.is_file():
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a weights file."""
+    try:
+        return read_tensors(path)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The weights file {path} is missing. Check the pack out again, or give its folder "
             "with --weights."
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, RuntimeError) as error:
+        ) from error
+    except ValueError as error:
         raise ValueError(
             f"The weights file {path} is damaged ({error}). Check the pack out again."
         ) from error
@@ -63,15 +67,13 @@ def load_text_encoder(path: Path) -> tuple[EmojiTokenizer, EmojiTextEncoder]:
     Raises:
         FileNotFoundError: if it isn't there. ValueError: if it is damaged or something else.
     """
-    state = read_weights(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    state, metadata = _read(path)
     if "vocabulary" not in metadata:
         raise ValueError(
             f"{path} has no vocabulary in its header: it is not an emoji text encoder."
         )
     try:
-        vocabulary = tuple(json.loads(metadata["vocabulary"]))
+        vocabulary = tuple(parse_json(metadata["vocabulary"], "its vocabulary"))
         encoder = EmojiTextEncoder(len(vocabulary), state["words.weight"].shape[1])
         encoder.load_state_dict(state)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..distill.average import ema_of
@@ -17,6 +16,7 @@ from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..spectrum import top_octave_ratio
+from ..tensor_files import save_tensors
 from .autoencoder import LATENT_CHANNELS, Autoencoder, widen
 from .data import load_images
 from .detail import detail_loss, pyramid
@@ -169,7 +169,7 @@ def whole_loss(model: Autoencoder, x: Tensor, noise: Tensor, resized: bool) -> T
 
 def export(model: Autoencoder, path: Path) -> None:
     """Writes the host's format: widths padded, float16."""
-    save_file({k: v.half().contiguous() for k, v in widen(model.state_dict()).items()}, path)
+    save_tensors(path, {k: v.half() for k, v in widen(model.state_dict()).items()})
 
 
 def main() -> None:

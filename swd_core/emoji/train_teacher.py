@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..distill.average import ema_of
@@ -17,10 +16,11 @@ from ..distill.checkpoint import resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
+from ..tensor_files import save_tensors
 from .autoencoder import Autoencoder
 from .latents import LATENT_SIDES, PromptSampler, load_latents, prepare_latents
 from .model import MMDiT
-from .student import MODEL_FILE, TEXT_FILE
+from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, read_weights
 from .text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
 
 log = logging.getLogger(__name__)
@@ -87,10 +87,10 @@ def train(
     model = Teacher(len(vocabulary), depth)
     if weights is not None:
         model.text.load_state_dict(
-            {k: v.float() for k, v in load_file(weights / TEXT_FILE).items()}
+            {k: v.float() for k, v in read_weights(weights / TEXT_FILE).items()}
         )
         model.model.load_state_dict(
-            {k: v.float() for k, v in load_file(weights / MODEL_FILE).items()}
+            {k: v.float() for k, v in read_weights(weights / MODEL_FILE).items()}
         )
     average = ema_of(model, 0.997)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01, adamw_only=NOT_MUON)
@@ -146,10 +146,10 @@ def train(
 
 def export(teacher: Teacher, vocabulary: tuple[str, ...], out: Path) -> None:
     """Writes the host's SD3 file and the text encoder, float16."""
-    halves = {k: v.half().contiguous() for k, v in teacher.model.state_dict().items()}
-    save_file(halves, out / MODEL_FILE, {"license": "MIT"})
-    words = {k: v.half().contiguous() for k, v in teacher.text.state_dict().items()}
-    save_file(words, out / TEXT_FILE, {"vocabulary": json.dumps(vocabulary)})
+    halves = {k: v.half() for k, v in teacher.model.state_dict().items()}
+    save_tensors(out / MODEL_FILE, halves, {"license": "MIT"})
+    words = {k: v.half() for k, v in teacher.text.state_dict().items()}
+    save_tensors(out / TEXT_FILE, words, {"vocabulary": json.dumps(vocabulary)})
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cache = a.out / "latents.safetensors"
     if not cache.is_file():
-        state = {k: v.float() for k, v in load_file(a.out / "emoji_vae.safetensors").items()}
+        state = {k: v.float() for k, v in read_weights(a.out / VAE_FILE).items()}
         prepare_latents(a.assets, Autoencoder.from_state_dict(state), cache)
     train(
         load_latents(cache),
