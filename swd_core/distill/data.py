@@ -1,19 +1,23 @@
 """Reads what `prepare` wrote: latents at every size of the schedule, with their text."""
 
 import bisect
+import hashlib
 import json
 import random
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from ..files import parse_json, read_json
 from ..schedule import ScaleSchedule
+from ..tensor_files import open_tensors
 from .interface import Conditioning, Shown
-from .prepare import INDEX
+from .prepare import INDEX, SHARD
 from .scalewise import Interval, intervals
 
 
@@ -39,7 +43,8 @@ class PreparedBatches:
         sigmas: the schedule's noise levels in the process's own terms; as prepared if empty.
 
     Raises:
-        FileNotFoundError: if there is nothing prepared. ValueError: if it is damaged.
+        FileNotFoundError: if there is nothing prepared. ValueError: if it is damaged, or prepare
+            was stopped while it made some of it anew.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class PreparedBatches:
         index = read_index(self.folder)
         self.schedule = ScaleSchedule.from_dict(index["schedule"])
         self.family, factor = index["family"], index["factor"]
+        self.fingerprint = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
         groups: dict[tuple[int, int], list[dict]] = {}
         for shard in index["shards"]:
             groups.setdefault(tuple(shard["size"]), []).append(shard)
@@ -61,6 +67,8 @@ class PreparedBatches:
                 tuple(accumulate(s["count"] for s in shards)),
             )
             sizes = self.schedule.sizes(size[0] // factor, size[1] // factor, index["multiple"])
+            for shard in shards:
+                self._check_shard(shard, sizes)
             self.buckets[bucket.name] = bucket
             sigmas = self.sigmas or self.schedule.sigmas
             self._steps[bucket.name] = intervals(sizes, sigmas, bucket.name)
@@ -100,7 +108,7 @@ class PreparedBatches:
         for file in bucket.files:
             if len(captions) < len(chosen):
                 header = self._file(file).metadata()
-                captions += json.loads(header.get("captions") or header["names"])
+                captions += parse_json(header.get("captions") or header["names"], file)
         real = self._rows(bucket, "latent_{}x{}".format(*steps[-1].size), chosen)
         return Shown(tuple(captions[: len(chosen)]), steps, real, self._text(bucket, chosen))
 
@@ -122,14 +130,34 @@ class PreparedBatches:
 
     def _file(self, name: str) -> safe_open:
         if name not in self._open:
-            try:
-                self._open[name] = safe_open(self.folder / name, "pt")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f"{self.folder / name} is missing or damaged ({error}). Run prepare again: it "
-                    "makes only what is missing."
-                ) from error
+            self._open[name] = self._opened(name)
         return self._open[name]
+
+    def _opened(self, name: str) -> safe_open:
+        try:
+            return open_tensors(self.folder / name)
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, str(error)) from error
+
+    def _damaged(self, name: str, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.folder / name} is missing or damaged ({reason}). Run prepare again: it makes "
+            "only what is missing."
+        )
+
+    def _check_shard(self, shard: dict, sizes: list[tuple[int, int]]) -> None:
+        """Raises ValueError unless a shard holds the rows that the index says."""
+        name, count = shard["file"], shard["count"]
+        with self._opened(name) as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            header = file.metadata() or {}
+        wanted = {f"latent_{h}x{w}": [h, w] for h, w in sizes} | {"context": [], "pooled": []}
+        for key, ends in wanted.items():
+            shape = shapes.get(key) or [0]
+            if shape[0] != count or shape[len(shape) - len(ends) :] != ends:
+                raise self._damaged(name, f"{key} is {shape}, not of {count} pictures")
+        if header.get("key") != shard.get("key", header.get("key")) or "names" not in header:
+            raise self._damaged(name, "it is of another prepare than the index")
 
 
 def read_index(folder: Path) -> dict:
@@ -145,8 +173,25 @@ def read_index(folder: Path) -> dict:
             "Run `python -m swd_core prepare` with the same config first."
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        index["schedule"], index["shards"], index["family"], index["factor"], index["multiple"]
+        index = read_json(path)
+        _check_index(index)
         return index
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Run prepare again.") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged ({reason}). Run prepare again.") from error
+
+
+def _check_index(index: Any) -> None:
+    """Raises ValueError, KeyError or TypeError for what `prepare` doesn't write."""
+    ScaleSchedule.from_dict(index["schedule"])
+    numbers = [index["factor"], index["multiple"]]
+    for shard in index["shards"]:
+        if not isinstance(shard["file"], str) or not SHARD.fullmatch(shard["file"]):
+            raise ValueError(f"{str(shard['file'])[:60]!r} is no shard of this folder")
+        height, width = shard["size"]
+        numbers += [height, width, shard["count"]]
+    if not index["shards"] or not isinstance(index["family"], str):
+        raise ValueError("it has no shards or no family")
+    strange = [n for n in numbers if type(n) is not int or not 0 < n < 1 << 32]
+    if strange:
+        raise ValueError(f"{str(strange[0])[:30]!r} is no number that can be meant")

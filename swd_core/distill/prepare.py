@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import parse_json, write_text
 from ..schedule import ScaleSchedule
+from ..tensor_files import open_tensors, save_tensors
 from .buckets import buckets, check_schedule, cut, nearest_bucket, shrink
 from .sources import Sample, find_samples
 
 log = logging.getLogger(__name__)
 INDEX = "prepared.json"
 SKIPPED = "skipped.txt"
+SHARD = re.compile(r"[0-9]+x[0-9]+-[0-9]{5,}\.safetensors")
 VERSION = 1
 
 
@@ -102,24 +103,24 @@ def prepare(
         else:
             header = _encode_shard(path, group, size, encoder, schedule, key, batch)
             encoded += int(header["count"])
-        skipped |= json.loads(header["skipped"])
+        skipped |= parse_json(header["skipped"], path.name)
         if int(header["count"]):
-            files.append({"file": path.name, "size": size, "count": int(header["count"])})
+            count = int(header["count"])
+            files.append({"file": path.name, "size": size, "count": count, "key": key})
         if on_shard:
             on_shard(done + 1, len(chunks))
     if not files:
         raise ValueError(f"None of the {len(samples)} pictures in {source} could be used.")
-    for old in folder.glob("*x*-*.safetensors"):
-        if old.name not in {f["file"] for f in files}:
+    kept_names = {f["file"] for f in files}
+    for old in folder.iterdir():
+        if SHARD.fullmatch(old.name) and old.name not in kept_names and _header(old):
             old.unlink()
     empty = encoder.unconditional()
     _write(folder / "empty.safetensors", {"context": empty[0].half(), "pooled": empty[1].half()})
     index = {**settings, "side": side, "factor": encoder.factor, "multiple": encoder.multiple}
-    aside = folder / f"{INDEX}.tmp"
-    aside.write_text(json.dumps({**index, "shards": files}, indent=1), encoding="utf-8")
-    os.replace(aside, folder / INDEX)
+    write_text(folder / INDEX, json.dumps({**index, "shards": files}, indent=1))
     lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
-    (folder / SKIPPED).write_text(lines, encoding="utf-8")
+    write_text(folder / SKIPPED, lines)
     return Report(encoded, kept, skipped)
 
 
@@ -164,22 +165,20 @@ def _key(settings: dict, group: list[Sample]) -> str:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """The header of a whole shard; empty where there is none."""
+    """The header of a whole shard; empty for what is missing, damaged or no shard."""
     try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
+        with open_tensors(path) as file:
+            header = dict(file.metadata() or {})
+    except (OSError, ValueError):
         return {}
+    return header if {"key", "count", "skipped"} <= header.keys() else {}
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
-    """Writes aside, then renames: a shard is whole or not there."""
-    aside = path.with_suffix(".tmp")
+    """A shard is whole or not there."""
     try:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside, header)
-        os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        save_tensors(path, tensors, header)
+    except OSError as error:
         raise OSError(
             f"{path} can't be written ({error}). What is finished stays: make room and start "
             "the same command again."

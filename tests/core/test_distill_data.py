@@ -266,3 +266,92 @@ def test_shown_are_the_first_pictures_of_the_most_common_ratio(source, tmp_path,
         "0.png",
         "1.png",
     )
+
+
+def change_index(folder, **values) -> None:
+    """Replaces entries of the index, those of its first shard where `shard_` precedes them."""
+    index = json.loads((folder / "prepared.json").read_text())
+    for key, value in values.items():
+        place = index["shards"][0] if key.startswith("shard_") else index
+        place[key.removeprefix("shard_")] = value
+    (folder / "prepared.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shard_file": "../128x128-00000.safetensors"},
+        {"shard_file": "/tmp/128x128-00000.safetensors"},
+        {"shard_file": "sub/128x128-00000.safetensors"},
+        {"shard_file": "empty.safetensors"},
+        {"shard_file": 7},
+        {"shard_count": 1e400},
+        {"shard_count": -2},
+        {"shard_count": True},
+        {"shard_size": [128, 1e400]},
+        {"shard_size": [128]},
+        {"shard_size": 128},
+        {"shards": []},
+        {"shards": 3},
+        {"factor": 0},
+        {"multiple": "2"},
+        {"family": None},
+        {"schedule": {"scales": [1], "sigmas": [7]}},
+    ],
+    ids=str,
+)
+def test_an_index_is_not_believed(source, tmp_path, encoder, values):
+    """A shard outside the folder was read, and numbers were taken for what they can't be."""
+    out, outside = tmp_path / "out", tmp_path / "128x128-00000.safetensors"
+    run(source, out, encoder)
+    outside.write_bytes((out / outside.name).read_bytes())
+    change_index(out, **values)
+    with pytest.raises(ValueError, match=r"prepared\.json is damaged.*Run prepare again"):
+        PreparedBatches(out, SCHEDULE.sigmas)
+
+
+@pytest.mark.parametrize(
+    "values", [{"shard_count": 3}, {"shard_count": 40}, {"factor": 4}], ids=str
+)
+def test_shards_hold_what_the_index_says_before_a_training_begins(
+    source, tmp_path, encoder, values
+):
+    run(source, tmp_path / "out", encoder)
+    change_index(tmp_path / "out", **values)
+    with pytest.raises(
+        ValueError, match=r"00000\.safetensors is missing or damaged.*prepare again"
+    ):
+        PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+
+
+def test_what_a_stopped_second_prepare_made_is_not_mixed_with_the_first(source, tmp_path, encoder):
+    """As many pictures with other captions: the index of before doesn't tell."""
+    run(source, tmp_path / "out", encoder)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    for i in range(6):
+        (source / f"{i}.txt").write_text("red rocket")
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", encoder, on_shard=stop)
+    with pytest.raises(ValueError, match="of another prepare than the index.*prepare again"):
+        PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+    run(source, tmp_path / "out", encoder)
+    assert set(PreparedBatches(tmp_path / "out", SCHEDULE.sigmas).first(3).captions) == {
+        "red rocket"
+    }
+
+
+def test_files_that_are_not_of_prepare_are_left_alone(source, tmp_path, encoder):
+    """A folder of models, say, where somebody lets it prepare."""
+    out = tmp_path / "out"
+    run(source, out, encoder)
+    first = next(out.glob("128x128-*.safetensors"))
+    others = ["flux-lora.safetensors", "64x64-00000.safetensors", "64x64-00001.safetensors.txt"]
+    for name in others:
+        save_file({"a": torch.zeros(1)}, out / name)
+    stale = out / "64x64-00007.safetensors"
+    stale.write_bytes(first.read_bytes())
+    run(source, out, encoder)
+    assert all((out / name).is_file() for name in others) and not stale.exists()
