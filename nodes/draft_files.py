@@ -1,16 +1,39 @@
 """SwDSaveDrafts and SwDLoadDrafts: drafts in files, to be finished another day."""
 
+import os
+import posixpath
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
 from ..swd_core.drafts import SUFFIX, load_drafts, save_drafts
+from ..swd_core.files import check_name
 from . import drafting
 from ._host import CATEGORY, io, supported
 
 PREFIX = "drafts/swd"
 SHEET_BATCH = 16
+MOST_PREFIX = 800  # bytes; a whole path may have 1024 on some systems
+
+
+def checked_prefix(prefix: str) -> str:
+    """A path below the output folder that every system can have, with / between its parts.
+
+    Raises:
+        ValueError: names what is wrong with it.
+    """
+    plain = posixpath.normpath(prefix.replace("\\", "/"))
+    if plain.startswith("/"):
+        raise ValueError(
+            f"filename_prefix {prefix[:40]!r} must be a path below the output folder, such as "
+            f"{PREFIX}."
+        )
+    for part in plain.split("/"):
+        check_name(part if prefix.strip() else "", "filename_prefix")
+    if len(plain.encode("utf-8")) > MOST_PREFIX:
+        raise ValueError(f"filename_prefix {prefix[:40]!r}… has more than {MOST_PREFIX} bytes.")
+    return plain
 
 
 class SwDSaveDrafts(io.ComfyNode):
@@ -45,11 +68,21 @@ class SwDSaveDrafts(io.ComfyNode):
         known = drafting.from_latent(drafts)
         root = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, root
+            checked_prefix(filename_prefix), root
         )
-        while (path := Path(folder) / f"{name}_{counter:05}_{SUFFIX}").exists():
-            counter += 1
-        save_drafts(known, path)
+        while True:
+            while os.path.lexists(path := Path(folder) / f"{name}_{counter:05}_{SUFFIX}"):
+                counter += 1
+            try:
+                save_drafts(known, path)
+                break
+            except FileExistsError:  # another process was quicker
+                continue
+            except OSError as error:
+                raise OSError(
+                    f"The drafts can't be saved in {folder} ({error}). Make room, or give another "
+                    "filename_prefix."
+                ) from error
         file = {"filename": path.name, "subfolder": subfolder, "type": "output"}
         return io.NodeOutput(drafts, ui={"swd_files": [file]})
 
