@@ -1,0 +1,161 @@
+"""The laboratory of scenes: shards that grow, a training that goes on, sampling that arrives."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from swd_core.distill.checkpoint import load_checkpoint
+from swd_core.emoji.autoencoder import Autoencoder
+from swd_core.lab.latents import LatentShards, encoded, latent_path
+from swd_core.lab.pictures import load_pictures, picture_path, shrunk
+from swd_core.lab.sheet import sample, tiled
+from swd_core.lab.train_autoencoder import WIDTHS, random_crops, whole_loss
+from swd_core.lab.train_teacher import (
+    CHECKPOINT,
+    MODEL_FILE,
+    RECORD,
+    TEXT_FILE,
+    draw_prompts,
+    load_teacher,
+    rate,
+    sample_sigma,
+    train,
+)
+from swd_core.scenes.catalogue import scene_of
+from swd_core.scenes.text import PAD, SceneTokenizer, vocabulary
+
+
+def write_shard(folder, side: int, shard: int) -> torch.Tensor:
+    """1,000 latents, each filled with its own number in thousandths."""
+    numbers = torch.arange(1000 * shard, 1000 * (shard + 1)) / 1000
+    latents = numbers.half()[:, None, None, None].expand(-1, 16, side, side)
+    save_file({"latents": latents.contiguous()}, latent_path(folder, side, shard))
+    return latents
+
+
+def test_shards_that_appear_are_taken_in_with_their_scenes(tmp_path):
+    write_shard(tmp_path, 16, 0)
+    data = LatentShards(tmp_path, seed=4)
+    assert data.weights(0.8) == [0.8, 0, 0, 0]
+    write_shard(tmp_path, 16, 1)
+    write_shard(tmp_path, 32, 0)
+    data.refresh()
+    assert data.weights(0.8) == pytest.approx([0.8, 0, 0, 0.1])
+    x0, scenes = data.batch(200, 16, torch.Generator().manual_seed(0))
+    numbers = (x0[:, 0, 0, 0] * 1000).round().int().tolist()
+    assert max(numbers) > 1000 and len(set(numbers)) > 150 and x0.dtype == torch.float32
+    # Half precision names a number below 1.0 to a quarter of a thousandth, above to a half.
+    assert [scene_of(4, n) for n in numbers] == scenes
+
+
+def test_no_latents_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"swd_core\.lab\.latents"):
+        LatentShards(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"swd_core\.lab\.pictures"):
+        load_pictures(tmp_path, 0)
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        load_teacher(tmp_path)
+
+
+def test_a_tenth_of_the_prompts_is_empty():
+    scenes = [scene_of(0, i) for i in range(1500)]
+    ids = draw_prompts(scenes, SceneTokenizer(vocabulary()), random.Random(0))
+    empty = (ids == PAD).all(1).float().mean()
+    assert 0.08 < float(empty) < 0.13
+
+
+def test_the_rate_warms_up_stays_and_falls():
+    assert rate(0, None, None) == pytest.approx(1 / 200)
+    assert rate(199, None, None) == rate(100_000, None, None) == 1
+    falling = [rate(step, 1000, 500) for step in (1000, 1250, 1500, 1600)]
+    assert falling == pytest.approx([1, 0.5, 0, 0])
+
+
+def test_noise_levels_rise_with_the_size():
+    generator = torch.Generator().manual_seed(0)
+    small, large = (sample_sigma(20_000, side, generator) for side in (16, 32))
+    assert 0 <= small.min() and large.max() <= 1
+    # The median of a logit-normal level is a half, shifted by s it is s / (1 + s).
+    assert float(small.median()) == pytest.approx(1.5 / 2.5, abs=0.01)
+    assert float(large.median()) == pytest.approx(3 / 4, abs=0.01)
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path):
+    write_shard(tmp_path, 16, 0)
+    data = LatentShards(tmp_path)
+    train(data, tmp_path, minutes=1, depth=1, tokens=256, decay=3)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
+    assert record == {"decay_from": 0, "16": 3 * 4}
+    train(data, tmp_path, minutes=1, depth=1, tokens=256, decay=5)
+    assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 5
+    train(data, tmp_path, minutes=0, depth=1, tokens=256)
+    assert "decay_from" not in json.loads((tmp_path / RECORD).read_text())
+    teacher = load_teacher(tmp_path)
+    exported = load_file(tmp_path / MODEL_FILE)
+    for name, value in teacher.model.state_dict().items():
+        assert torch.equal(exported[name], value.half()), name
+    assert load_file(tmp_path / TEXT_FILE)["words.weight"].shape[0] == len(vocabulary())
+
+
+def test_sampling_arrives_where_the_velocity_points():
+    """With the exact velocity (x - x0) / sigma every number of steps ends at x0."""
+    x0 = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def exact(x, sigma, ids):
+        goal = torch.cat([x0, x0]) * (ids.sum(1) >= 0)[:, None, None, None]
+        return (x - goal) / sigma[:, None, None, None]
+
+    ids = torch.ones(3, 8, dtype=torch.long)
+    for steps in (1, 7):
+        torch.testing.assert_close(sample(exact, ids, 8, steps), x0, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_goes_past_the_prompted_velocity():
+    def asked(x, sigma, ids):
+        return torch.where(ids[:, :1, None, None] > 0, -2.0, -1.0).expand_as(x)
+
+    ids = torch.ones(2, 8, dtype=torch.long)
+    plain, strong = (sample(asked, ids, 8, 4, guidance) for guidance in (1.0, 3.0))
+    torch.testing.assert_close(strong - plain, torch.full_like(plain, 2.0))
+
+
+def test_pictures_are_shrunk_by_area_and_encoded(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    np.save(picture_path(tmp_path, 0), pictures)
+    images = load_pictures(tmp_path, 0)
+    blocks = pictures.reshape(2, 128, 2, 128, 2, 3).astype(float).mean((2, 4))
+    small = shrunk(images, 128)
+    assert np.abs(small.permute(0, 2, 3, 1).numpy() - blocks).max() <= 0.5
+    torch.manual_seed(0)
+    vae = Autoencoder(WIDTHS)
+    latents = encoded(images, vae, 16)
+    assert latents.shape == (2, 16, 16, 16) and latents.dtype == torch.float16
+    with torch.no_grad():
+        expected = vae.encode(small.float() / 255)
+    torch.testing.assert_close(latents.float(), expected, atol=0.02, rtol=0.05)
+
+
+def test_the_autoencoder_has_a_gradient_everywhere_and_prefers_smooth_latents():
+    torch.manual_seed(0)
+    vae = Autoencoder(WIDTHS)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    x = random_crops(images, 2, generator)
+    assert x.shape == (2, 3, 64, 64) and 0 <= x.min() and x.max() <= 1
+    noise = torch.zeros(2, 16, 8, 8)
+    whole_loss(vae, x, noise, detail=2.0, smooth=0.03, resized=True).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+    losses = [whole_loss(vae, x, noise, 2.0, weight, False).item() for weight in (0.0, 1.0)]
+    assert losses[1] > losses[0]
+
+
+def test_a_sheet_is_laid_out_in_rows():
+    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    sheet = np.asarray(tiled(pictures, 3))
+    assert sheet.shape == (4, 6, 3)
+    assert sheet[0, ::2, 0].tolist() == [0, 1, 2] and sheet[3, ::2, 0].tolist() == [3, 4, 5]
