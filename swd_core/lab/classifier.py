@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..distill.average import ema_of
@@ -21,6 +20,7 @@ from ..distill.stopping import stoppable
 from ..scenes.catalogue import PLACES, THINGS, TIMES, Scene, scene_of
 from ..scenes.sprites import FluentSprites
 from ..scenes.world import World
+from ..tensor_files import read_tensors, save_tensors
 from .pictures import HELD_BACK, SHARD, load_pictures, picture_path, shrunk
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def accuracy(model: SceneClassifier, pictures: Tensor, scenes: Sequence[Scene]) 
 
 def load_classifier(path: Path) -> SceneClassifier:
     model = SceneClassifier()
-    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    model.load_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
     return model.eval().requires_grad_(False)
 
 
@@ -204,8 +204,8 @@ def train(
                 last_save = time.monotonic()
                 log.info("%s", accuracy(average.module, test[:300], test_scenes[:300]))
     save_training(out / CHECKPOINT, parts, step, time.monotonic() - start)
-    state = {k: v.half().contiguous() for k, v in average.module.state_dict().items()}
-    save_file(state, out / CLASSIFIER_FILE)
+    state = {k: v.half() for k, v in average.module.state_dict().items()}
+    save_tensors(out / CLASSIFIER_FILE, state)
     log.info("held back: %s", accuracy(average.module, test, test_scenes))
 
 

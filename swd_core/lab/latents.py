@@ -2,16 +2,15 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..distill.precision import fast_autocast
 from ..emoji.autoencoder import FACTOR, Autoencoder
 from ..scenes.catalogue import Scene, scene_of
+from ..tensor_files import read_tensors, save_tensors
 from .pictures import SHARD, load_pictures, paint_shards, shrunk
 from .train_autoencoder import VAE_FILE
 
@@ -25,7 +24,7 @@ def latent_path(folder: Path, side: int, shard: int) -> Path:
 
 def load_autoencoder(path: Path) -> Autoencoder:
     """The autoencoder of a weight file, in float32."""
-    return Autoencoder.from_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return Autoencoder.from_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
 
 
 @torch.inference_mode()
@@ -52,9 +51,7 @@ def encode_shards(assets: Path, folder: Path, count: int, seed: int = 0) -> None
                 continue
             paint_shards(assets, folder, (shard + 1) * SHARD, seed)
             latents = encoded(load_pictures(folder, shard), vae, side)
-            aside = path.with_suffix(".part")
-            save_file({"latents": latents}, aside)
-            os.replace(aside, path)
+            save_tensors(path, {"latents": latents})
             log.info("encoded %s, standard deviation %.3f", path, latents.float().std())
 
 
@@ -79,7 +76,7 @@ class LatentShards:
         """Takes in shards that have been written since."""
         for side, shards in self.latents.items():
             while (path := latent_path(self.folder, side, len(shards))).is_file():
-                shards.append(load_file(path)["latents"])
+                shards.append(read_tensors(path)[0]["latents"])
         for number in range(len(self.scenes), SHARD * max(map(len, self.latents.values()))):
             self.scenes.append(scene_of(self.seed, number))
         log.info("pictures by side: %s", {s: SHARD * len(x) for s, x in self.latents.items()})

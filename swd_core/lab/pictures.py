@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import written_whole
 from ..scenes.sprites import FluentSprites
 from ..scenes.world import SIDE, World
 
@@ -33,10 +33,8 @@ def paint_shards(assets: Path, folder: Path, count: int, seed: int = 0) -> None:
         pictures = np.empty((SHARD, SIDE, SIDE, 3), np.uint8)
         for i in range(SHARD):
             pictures[i] = world.picture(shard * SHARD + i).pixels
-        aside = path.with_suffix(".part")
-        with aside.open("wb") as file:
+        with written_whole(path) as file:
             np.save(file, pictures)
-        os.replace(aside, path)
         log.info("painted %s", path)
 
 

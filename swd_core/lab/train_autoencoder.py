@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..distill.average import ema_of
@@ -18,6 +17,7 @@ from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..emoji.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
 from ..spectrum import top_octave_ratio
+from ..tensor_files import read_tensors, save_tensors
 from .detail import detail_loss, laplacian, reconstruction_loss
 from .pictures import load_pictures, shrunk
 
@@ -73,7 +73,7 @@ def averaged(path: Path) -> dict[str, Tensor]:
 def start_model(out: Path, freeze_encoder: bool, begin: Path | None) -> Autoencoder:
     """A new autoencoder, one from a file, or the trained one with only its decoder to train."""
     if begin is not None:
-        state = {k: v.float() for k, v in load_file(begin).items()}
+        state = {k: v.float() for k, v in read_tensors(begin)[0].items()}
         model = Autoencoder.from_state_dict(state)
     else:
         model = Autoencoder(WIDTHS).to(memory_format=torch.channels_last)
@@ -182,7 +182,7 @@ def whole_loss(
 
 def export(model: Autoencoder, path: Path) -> None:
     """Writes the host's format: widths padded, float16."""
-    save_file({k: v.half().contiguous() for k, v in widen(model.state_dict()).items()}, path)
+    save_tensors(path, {k: v.half() for k, v in widen(model.state_dict()).items()})
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..distill.average import ema_of
@@ -19,8 +18,10 @@ from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..emoji.model import MMDiT
+from ..files import read_json, write_text
 from ..scenes.captions import caption
 from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer, vocabulary
+from ..tensor_files import save_tensors
 from .latents import LATENT_SIDES, LatentShards
 
 log = logging.getLogger(__name__)
@@ -184,12 +185,12 @@ def train(
 def load_record(out: Path) -> dict[str, int]:
     """Pictures seen so far by latent side, and where the rate began to fall, if it did."""
     path = out / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def save(path: Path, parts: dict, step: int, seconds: float, record: dict[str, int]) -> None:
     save_training(path, parts, step, seconds)
-    (path.parent / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    write_text(path.parent / RECORD, json.dumps(record))
 
 
 def load_teacher(out: Path) -> Teacher:
@@ -211,10 +212,10 @@ def load_teacher(out: Path) -> Teacher:
 
 def export(teacher: Teacher, out: Path) -> None:
     """Writes the host's SD3 file and the text encoder, float16."""
-    halves = {k: v.half().contiguous() for k, v in teacher.model.state_dict().items()}
-    save_file(halves, out / MODEL_FILE, {"license": "MIT"})
-    words = {k: v.half().contiguous() for k, v in teacher.text.state_dict().items()}
-    save_file(words, out / TEXT_FILE, {"vocabulary": json.dumps(vocabulary())})
+    halves = {k: v.half() for k, v in teacher.model.state_dict().items()}
+    save_tensors(out / MODEL_FILE, halves, {"license": "MIT"})
+    words = {k: v.half() for k, v in teacher.text.state_dict().items()}
+    save_tensors(out / TEXT_FILE, words, {"vocabulary": json.dumps(vocabulary())})
 
 
 def main() -> None:
