@@ -1,5 +1,6 @@
 """The run over the sizes of a growing picture: solve a stretch, lift, solve the next."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,21 +83,29 @@ def shrunk(latent: Tensor, size: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class OneField:
-    """`noise(step, shape)` for spectral lifts: the same white field on the grid of every size.
+    """`noise(step, shape)` for spectral lifts: the same field on the grid of every size.
 
     A lift keeps the low frequencies that it has and fills in the others, which no smaller size has
-    used; so each size goes on with the noise that a run at full size would have begun with, and
-    the picture is that run's, but for what the schedule's delta lets go.
+    used. They are what a run at full size would hold there, as long as its picture has none: what
+    it began with, at the level it has come down to. So a grown picture is that run's, but for what
+    the schedule's delta lets go.
 
     Args:
-        noise: draws the field, at full size, as step 0. target: the full (height, width).
+        noise: draws the run's first noise, at full size, as step 0. target: the full (height,
+            width). latent: the clean latent of full size that the run begins with, if any, and
+            odds: noise over signal there, at full size.
     """
 
     noise: Noise
     target: tuple[int, int]
+    latent: Tensor | None = None
+    odds: float = math.inf
 
     def __call__(self, step: int, shape: Sequence[int]) -> Tensor:
-        return regrid(self.noise(0, (*shape[:-2], *self.target)), shape[-2:])
+        field = self.noise(0, (*shape[:-2], *self.target))
+        if step and self.latent is not None:
+            field = field + self.latent / self.odds
+        return regrid(field, shape[-2:])
 
 
 def euler(denoise: Denoise) -> Solve:

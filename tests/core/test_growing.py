@@ -287,6 +287,40 @@ def test_image_to_image_starts_with_the_amplitude_of_a_small_picture(process):
         assert float(unit.square().mean()) == pytest.approx(1, abs=4 * (2 / samples) ** 0.5)
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("disable_noise", [False, True])
+def test_image_to_image_is_that_of_the_run_at_full_size(process, disable_noise):
+    """With all the detail of the picture it begins with; also where that is noised already."""
+    size, noise, sigma = (32, 48), SeededNoise(1, (0, 1)), shifted(12)[3]
+    sigma = sigma if isinstance(process, FlowMatching) else sigma / (1 - sigma)
+    waves = noise(9, (2, 4, *size)).double() * field_power(size, size).sqrt()
+    latent = (cosines(32).T @ waves @ cosines(48)).float()
+    signal = float(process.add_noise(torch.ones(()), torch.zeros(()), sigma))
+    if disable_noise:  # x_t / signal, as the host hands it from one sampler to the next
+        latent = process.add_noise(latent, noise(0, latent.shape), sigma) / signal
+        noise_of_run = lambda step, shape: torch.zeros(shape)  # noqa: E731
+    else:
+        noise_of_run = noise
+    sigmas = (*schedule_of(process, 12).sigmas, 0.0)[3:]
+    assert sigmas[0] == pytest.approx(sigma)
+
+    def result(start: float) -> Tensor:
+        growth = schedule_of(process, 12, start=start)
+        stretches = growth.stretches(*size, sigmas=sigmas)
+        assert len(stretches) == (1 if start == 1 else 2)
+        return sample_growing(
+            euler(oracle(process, size)), stretches, GrowthState(),
+            OneField(noise_of_run, size, latent, process.odds(sigma)), latent=latent,
+            lift=partial(lift_spectral, levels=process), process=process, like=latent,
+        ).x0  # fmt: skip
+
+    grown, full = (dct(result(start)) for start in (0.5, 1.0))
+    torch.testing.assert_close(grown[..., :16, :24], full[..., :16, :24], atol=1e-3, rtol=1e-3)
+    power = field_power(size, size)
+    off = ((grown - full).square() / power)[..., 16:, :].mean() ** 0.5
+    assert float(off) < 0.05
+
+
 def test_a_video_grows_frame_by_frame():
     process, noise, growth = FlowMatching(), SeededNoise(3, (0,)), schedule_of(FlowMatching(), 8)
     like = torch.zeros(1, 4, 3, 24, 32)
