@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..swd_core.lora import LoraLayer, SwDLora, to_host_state_dict
 from ..swd_core.lora_names import host_names
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.schedule import ScaleSchedule, one_line
 
 __all__ = ["ComfyExtension", "io", "ui"]
 
@@ -354,7 +354,7 @@ class OwnSchedule:
     @property
     def text(self) -> str:
         named = f" ({self.schedule.name})" if self.schedule.name else ""
-        return f"the own schedule of {self.student}{named}"
+        return f"the own schedule of {one_line(self.student)}{named}"
 
 
 def apply_lora(model: Any, lora: SwDLora, strength: float, called: str) -> tuple[Any, LoraReport]:

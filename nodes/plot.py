@@ -9,6 +9,7 @@ from ..swd_core.schedule import ScaleSchedule
 
 CELL = 8  # pixels
 WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
+MOST_ROWS = 40  # of the table; the middle of longer schedules is left out
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 48, 56
 COLUMNS = {"step": 140, "size in px": 330, "sigma": 470, "share of cost": 640}  # right edges
 INK, GRID, SIZE, SIGMA, BAR = "#e8e8e8", "#444a52", "#5ab0ff", "#ffb35a", "#2b4a66"
@@ -28,7 +29,10 @@ def schedule_plot(
         height, width: of the target, in latent cells. multiple: of the model's patches.
         sigmas: noise level of each step, in the model's own terms. frames: latent ones of a video.
     """
-    image = Image.new("RGB", (WIDTH, PLOT_HEIGHT + ROW * (schedule.steps + 2)), "#1e2227")
+    listed: list[int | None] = list(range(schedule.steps))
+    if schedule.steps > MOST_ROWS:
+        listed[MOST_ROWS // 2 : -MOST_ROWS // 2] = [None]
+    image = Image.new("RGB", (WIDTH, PLOT_HEIGHT + ROW * (len(listed) + 2)), "#1e2227")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     costs = schedule.step_costs(height, width, multiple, frames)
     sizes = schedule.sizes(height, width, multiple, frames)
@@ -38,16 +42,21 @@ def schedule_plot(
     for cost, (*_, h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):
         wide = (WIDTH - LEFT - RIGHT) * cost / total
         high = (bottom - TOP) * (h * w / (height * width)) ** 0.5
-        draw.rectangle((x + 1, bottom - high, x + wide - 1, bottom), outline=SIZE, fill=BAR)
+        right = x + max(wide - 1, 1)  # a bar of any share keeps a line
+        draw.rectangle((x + 1, bottom - high, right, bottom), outline=SIZE, fill=BAR)
         if draw.textlength(label, font) < wide - 4:
             texts.append(((x + wide / 2, bottom - high / 2), label, INK, font, "mm"))
         points.append((x + wide / 2, bottom - (bottom - TOP) * sigma / sigmas[0]))
         x += wide
     if len(points) > 1:
         draw.line(points, SIGMA, 2)
+    free = 0.0  # where the next label may begin
     for (px, py), sigma in zip(points, sigmas, strict=False):
         draw.ellipse((px - 4, py - 4, px + 4, py + 4), SIGMA)
-        texts.append(((px, py - 8), f"{sigma:.3g}", SIGMA, font, "mb"))
+        half = draw.textlength(f"{sigma:.3g}", font) / 2
+        if px - half >= free:
+            texts.append(((px, py - 8), f"{sigma:.3g}", SIGMA, font, "mb"))
+            free = px + half
     for text in texts:
         draw.text(*text, stroke_width=3, stroke_fill=BAR)
     draw.line((LEFT, bottom, WIDTH - RIGHT, bottom), GRID)
@@ -64,6 +73,10 @@ def schedule_plot(
     size = "size in px" if frames is None else "latent frames x px"
     row(0, [size if name == "size in px" else name for name in COLUMNS], SIZE)
     draw.line((LEFT, PLOT_HEIGHT + ROW, WIDTH - RIGHT, PLOT_HEIGHT + ROW), GRID)
-    for i, (cost, label) in enumerate(zip(costs, labels, strict=True)):
-        row(i + 1, [f"{i + 1}", label, f"{sigmas[i]:.4f}", f"{100 * cost / total:.0f} %"], INK)
+    for number, i in enumerate(listed, 1):
+        if i is None:
+            row(number, ["..."] * len(COLUMNS), GRID)
+            continue
+        share = f"{100 * costs[i] / total:.0f} %"
+        row(number, [f"{i + 1}", labels[i], f"{sigmas[i]:.4f}", share], INK)
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

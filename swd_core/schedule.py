@@ -8,7 +8,14 @@ from typing import Any
 
 MAX_STEPS = 1000
 SIGMA_KINDS = ("flow", "timestep")
+LONGEST_NAME = 80
 CELL, FRAME_CELL = 8, 4  # pixels and later frames per latent cell, in every family of presets.json
+
+
+def one_line(text: str) -> str:
+    """Text from a file as a short line that can be shown anywhere."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text[:400]).split())
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 3]}..."
 
 
 def is_number(value: Any) -> bool:
@@ -99,7 +106,7 @@ class ScaleSchedule:
         sigmas: noise level of each step, strictly falling, without the final 0. In 0..1 for flow
             matching; for `sigma_kind` "timestep" they are timesteps in 0..1000 (SDXL) that the
             model's own noise table turns into sigmas.
-        name: the preset it comes from, if any.
+        name: the preset it comes from, if any; kept as one short line.
         frames: for videos, the share of the latent frames after the first that each step has, in
             0..1, never falling, the last one 1; empty for all frames throughout. See
             `latent_frames`.
@@ -125,6 +132,7 @@ class ScaleSchedule:
         )
         object.__setattr__(self, "scales", scales)
         object.__setattr__(self, "sigmas", sigmas)
+        object.__setattr__(self, "name", one_line(self.name))
         if self.sigma_kind not in SIGMA_KINDS:
             raise ValueError(
                 f"sigma_kind {self.sigma_kind!r} is unknown; use one of {SIGMA_KINDS}."
