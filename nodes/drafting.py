@@ -1,6 +1,5 @@
 """Drafts on the host: running a stretch in batches that fit the memory, decoding, the sheet."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from .scalewise import ScaleWiseSampler, Stretch
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
-FINISHED = "swd_finished"
 
 
 def model_name(model: Any) -> str:
@@ -72,10 +70,6 @@ class Sampling:
         drafts.check_model(model_name(self.model))
         _host.check_prediction(self.model, drafts.schedule)
         _host.check_cfg(self.cfg, self.negative)
-
-    def same(self, other: "Sampling") -> bool:
-        mine, theirs = (vars(s) for s in (self, other))
-        return all(mine[k] is theirs[k] or k == "cfg" and mine[k] == theirs[k] for k in mine)
 
     def run(
         self, drafts: Drafts, until: int, batch: int, each: Callable[[Drafts], None] | None = None
@@ -152,46 +146,13 @@ class Sampling:
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples)
 
 
-class Finished:
-    """What was finished of one set of drafts, so that picking one more doesn't repeat the others.
-
-    It goes with the drafts, which the host keeps as long as their node is cached; only the last
-    model, conditioning and guidance are remembered.
-    """
-
-    def __init__(self) -> None:
-        self.sampling: Sampling | None = None
-        self.rows: dict[tuple, Drafts] = {}
-
-    def run(self, sampling: Sampling, drafts: Drafts, until: int, batch: int) -> Drafts:
-        """As `sampling.run`, but only for what isn't there yet."""
-        if self.sampling is None or not sampling.same(self.sampling):
-            self.sampling, self.rows = sampling, {}
-        parents = [
-            (hashlib.blake2b(x0.contiguous().view(torch.uint8).numpy()).digest(), draft, until)
-            for x0, draft in zip(drafts.scales[-1].cpu(), drafts.images, strict=True)
-        ]
-        missing = [i for i, parent in enumerate(parents) if parent not in self.rows]
-        waiting = iter([parents[i] for i in missing])
-
-        def keep(part: Drafts) -> None:
-            for i in range(len(part.images)):
-                self.rows[next(waiting)] = part.choose([i])
-
-        if missing:
-            sampling.run(drafts.choose(missing), until, batch, keep)
-        else:
-            sampling.check(drafts)
-        return join([self.rows[parent] for parent in parents])
-
-
 def _offset(report: Callable[..., None], offset: int, total: int) -> Callable[..., None]:
     return lambda step, x0, x_t, _: report(step + offset, x0, x_t, total)
 
 
 def to_latent(drafts: Drafts) -> dict[str, Any]:
     """A LATENT that decodes as it is and carries what going on needs."""
-    return {"samples": drafts.samples, KEY: drafts, FINISHED: Finished()}
+    return {"samples": drafts.samples, KEY: drafts}
 
 
 def from_latent(latent: Any) -> Drafts:

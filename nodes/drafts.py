@@ -10,7 +10,8 @@ from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS, ScaleSchedule
 from . import drafting
 from ._host import CATEGORY, Schedule, io, supported
-from .drafting import FINISHED, Finished, Sampling
+from .drafting import KEY, Sampling
+from .finished import LATELY
 from .sampler import METHOD_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
@@ -208,7 +209,7 @@ class SwDFinishDrafts(io.ComfyNode):
             Sampling(model, positive, negative, cfg),
             stop_after or known.schedule.steps,
         )
-        done = drafts.get(FINISHED, Finished()).run(sampling, chosen, until, batch)
+        done = LATELY.run(sampling, drafts[KEY], chosen, until, batch)
         scales = drafting.every_scale(done, model)
         if not stop_after:
             return io.NodeOutput({"samples": done.samples}, scales)

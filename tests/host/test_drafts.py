@@ -1,8 +1,11 @@
 """Drafts on the real host: finishing one is the straight run, bit for bit, however it got there."""
 
+import gc
 import json
 import shutil
+import sys
 import weakref
+from collections import OrderedDict
 from itertools import combinations
 from pathlib import Path
 
@@ -204,6 +207,53 @@ def test_nothing_is_computed_twice(one):
     assert len(calls) == 7
     one.finish(drafts, "")
     assert len(calls) == 7
+
+
+def test_finishing_keeps_no_model_alive(one):
+    """What is remembered for the next pick holds neither the MODEL nor its conditioning."""
+    drafts, _, _ = one.drafts(count=2)
+    one.model, shared = one.model.clone(), one.cond
+    one.cond = [[context.clone(), dict(extra)] for context, extra in shared]
+    one.finish(drafts, "all")
+    gone = [weakref.ref(one.model), weakref.ref(one.cond[0][0])]
+    one.model = one.cond = None
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert set(drafts) == {"samples", "swd_drafts"}, "nothing that grows lies in cached outputs"
+
+
+def test_what_is_remembered_is_bounded(one, monkeypatch):
+    finished = sys.modules["swd_pack.nodes.finished"]
+    monkeypatch.setattr(finished, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(finished.LATELY, "rows", OrderedDict())
+    calls = []
+    one.model = counting(one.model, calls)
+    drafts, _, _ = one.drafts(count=8)
+    whole = one.finish(drafts, "all", batch=8)[0]["samples"]
+    kept = [t for row in finished.LATELY.rows.values() for t in row]
+    size = sum(t.numel() * t.element_size() for t in kept)
+    assert 0 < size <= 300_000 and 0 < len(finished.LATELY.rows) < 8
+    del calls[:]
+    assert torch.equal(one.finish(drafts, "8")[0]["samples"][0], whole[7]) and not calls
+    again = one.finish(drafts, "all", batch=8)[0]["samples"]
+    assert calls and set(calls) != {8}
+    torch.testing.assert_close(again, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_two_finishing_nodes_don_t_make_each_other_forget(one):
+    """One node per prompt, as in a graph that compares two; another model starts anew."""
+    calls = []
+    one.model = counting(one.model, calls)
+    drafts, _, _ = one.drafts(count=2)
+    other = [[context.flip(1), extra] for context, extra in one.cond]
+    first = [one.finish(drafts, "1", positive=cond)[0]["samples"] for cond in (one.cond, other)]
+    assert not torch.equal(*first)
+    del calls[:]
+    again = [one.finish(drafts, "1", positive=cond)[0]["samples"] for cond in (one.cond, other)]
+    assert all(map(torch.equal, first, again)) and not calls
+    one.model = one.model.clone()
+    one.finish(drafts, "1")
+    assert calls == [1, 1, 1]
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(one, caplog):
