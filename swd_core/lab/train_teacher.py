@@ -112,6 +112,7 @@ def train(
     smallest: float = 0.85,
     decay: int | None = None,
     seed: int = 0,
+    compiled: bool = False,
 ) -> None:
     """Trains for `minutes` of wall time in this run; goes on from a checkpoint if there is one.
 
@@ -121,6 +122,8 @@ def train(
             there, where a picture costs a fifth.
         decay: lets the rate fall to nothing over so many steps and ends there; also where a run
             with the same `decay` was stopped. None goes on at a constant rate.
+        compiled: by torch.compile, which needs a C++ compiler and half a minute for each size, and
+            then is 1.5 times as fast on a CPU.
     """
     meanings = vocabulary()
     tokenizer = SceneTokenizer(meanings)
@@ -128,6 +131,7 @@ def train(
     model = Teacher(len(meanings), depth)
     average = ema_of(model, 0.9985)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01, adamw_only=NOT_MUON)
+    forward = torch.compile(model, dynamic=False) if compiled else model
     path = out / CHECKPOINT
     parts = {"model": model, "average": average, "optimiser": optimiser}
     first, spent = resume_training(path, parts)
@@ -154,7 +158,7 @@ def train(
             level = sigma[:, None, None, None]
             ids = draw_prompts(scenes, tokenizer, rng)
             with fast_autocast():
-                velocity = model((1 - level) * x0 + level * noise, sigma, ids)
+                velocity = forward((1 - level) * x0 + level * noise, sigma, ids)
             losses = F.mse_loss(velocity.float(), noise - x0, reduction="none").mean((1, 2, 3))
             optimiser.zero_grad()
             losses.mean().backward()
@@ -231,11 +235,14 @@ def main() -> None:
     parser.add_argument(
         "--decay", type=int, help="end with so many steps of a falling rate; default is a constant"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="needs a C++ compiler; 1.5 times as fast"
+    )
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = LatentShards(a.out, a.seed)
-    train(data, a.out, a.minutes, a.depth, a.lr, a.tokens, a.smallest, a.decay, a.seed)
+    train(data, a.out, a.minutes, a.depth, a.lr, a.tokens, a.smallest, a.decay, a.seed, a.compile)
 
 
 if __name__ == "__main__":
