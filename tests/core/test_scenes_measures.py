@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from swd_core.lab import evaluate
 from swd_core.lab.classifier import NAMES, Labels, SceneClassifier, loss_of
+from swd_core.lab.evaluate import asked, measure, repeated
 from swd_core.lab.measures import (
     bootstrap,
     examined,
@@ -15,7 +17,7 @@ from swd_core.lab.measures import (
     spread,
     top_octave,
 )
-from swd_core.scenes.catalogue import PLACES, TIMES, Scene, scene_of
+from swd_core.scenes.catalogue import PLACES, TIMES, Scene, held_out, scene_of
 
 
 def gaussian(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -125,3 +127,31 @@ def test_the_classifier_reads_any_size_and_learns_its_labels():
         optimiser.step()
     answers, _ = examined(model, pictures)
     assert prompt_accuracy(answers, scenes)["everything"].value == 1
+
+
+def test_prompts_are_trained_on_or_never_were():
+    trained, new = (asked(60, 3, held) for held in (False, True))
+    assert not any(held_out(scene) for scene in trained) and all(held_out(scene) for scene in new)
+    assert asked(60, 3, True) == new and len(set(new)) > 50
+
+
+def test_a_painter_of_the_reference_itself_gets_full_marks(monkeypatch):
+    monkeypatch.setattr(evaluate, "VARIED", 2)
+    monkeypatch.setattr(evaluate, "EACH", 3)
+    torch.manual_seed(0)
+    model = SceneClassifier().eval()
+
+    def paint(scenes, seed):
+        """The scene's number in the list as brightness, the seed as texture."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randint(0, 60, (len(scenes), 3, 128, 128), generator=generator)
+        light = torch.arange(len(scenes))[:, None, None, None] * 5
+        return (noise + light).byte()
+
+    scenes = asked(12, 0, False)
+    _, real = measure(model, paint, scenes, None)
+    row, _ = measure(model, paint, scenes, real)
+    assert row["frechet"].startswith("0.000") or row["frechet"].startswith("-0.000")
+    assert [row[k] for k in ("precision", "recall", "spread", "top octave")] == ["1.000"] * 4
+    assert {"things", "count", "place", "time", "everything"} < set(row)
+    assert repeated(scenes) == [scenes[0]] * 3 + [scenes[1]] * 3
