@@ -28,7 +28,7 @@ PREPOSITIONS = {
     "night": ("at night", "by night"),
     "dawn": ("at dawn", "in the morning mist"),
 }
-IRREGULAR = {"snowman": "snowmen", "calf": "calves", "butterfly": "butterflies", "pony": "ponies"}
+IRREGULAR = {"snowman": "snowmen", "snow man": "snowmen", "calf": "calves"}
 
 
 def plural(word: str) -> str:
@@ -50,25 +50,7 @@ def _thing(name: str, rng: random.Random) -> str:
     kinds = [kind for kind, things in KINDS.items() if name in things]
     if kinds and rng.random() < BY_KIND:
         return rng.choice(kinds)
-    # Plurals among the synonyms are for the tokenizer: here they would name another count.
-    singular = [w for w in THING_WORDS[name].split() if not w.endswith(PLURAL_ENDS)]
-    return _named(name, " ".join(singular), rng)
-
-
-PLURAL_ENDS = (
-    "ns",
-    "ies",
-    "oxes",
-    "uses",
-    "opi",
-    "ears",
-    "as",
-    "ves",
-    "men",
-    "oes",
-    "ants",
-    "cattle",
-)
+    return _named(name, THING_WORDS[name], rng)
 
 
 def things_text(scene: Scene, rng: random.Random) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .catalogue import THINGS
-from .words import EMOJI, FILLERS, KIND_WORDS, MEANINGS, MORE_THAN_TWO, TWO
+from .words import EMOJI, FILLERS, KIND_WORDS, MEANINGS, MORE_THAN_TWO, PLURALS, TWO
 
 MAX_TOKENS = 8
 MAX_WORDS = 64  # of a prompt that are looked at
@@ -115,14 +115,12 @@ class SceneTokenizer:
         """The longest known phrase that words begin with: its length, token, whether a plural."""
         for length in range(min(LONGEST, len(words)), 0, -1):
             phrase = " ".join(words[:length])
-            stems = [stem for stem in singular(phrase) if stem in self.index]
-            plural = bool(stems) and self.index[stems[0]] in self.countable
             if phrase in self.index:
-                token = self.index[phrase]
-                irregular = phrase in PLURALS and token in self.countable
-                return length, token, irregular or (plural and self.index[stems[0]] == token)
-            if stems:
-                return length, self.index[stems[0]], plural
+                return length, self.index[phrase], False
+            for stem in (PLURALS.get(phrase), *singular(phrase)):
+                if stem in self.index:
+                    token = self.index[stem]
+                    return length, token, token in self.countable
         return None
 
     def encode(self, prompt: str) -> tuple[list[int], list[str]]:
@@ -165,12 +163,6 @@ class SceneTokenizer:
             names = ", ".join(self.meanings[i] for i in ids[MAX_TOKENS:])
             messages.append(f"too much for one picture; left out {names[:60]}")
         return ids[:MAX_TOKENS] + [PAD] * (MAX_TOKENS - len(ids[:MAX_TOKENS])), messages
-
-
-PLURALS = frozenset(
-    "kittens kitties puppies teddies bunnies ponies cattle calves foxes octopuses octopi "
-    "butterflies flamingoes snowmen buses elephants pandas twins".split()
-) | {"teddy bears"}
 
 
 class SceneTextEncoder(nn.Module):

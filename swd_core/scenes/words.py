@@ -1,44 +1,44 @@
 """The words of a prompt and what they mean: many words, one meaning, one token."""
 
-from .catalogue import PLACES, THINGS, TIMES
+from .catalogue import THINGS
 
 TWO = "two"
 # Words of a thing beside its own name; some from CLDR's keywords.
 THING_WORDS = {
-    "fox": "foxes vixen",
-    "cat": "kitten kitty kittens kitties tomcat tabby feline",
-    "dog": "puppy puppies doggy hound canine pup",
-    "panda": "pandas panda_bear",
+    "fox": "vixen",
+    "cat": "kitten kitty tomcat tabby feline",
+    "dog": "puppy doggy hound canine pup",
+    "panda": "panda_bear",
     "koala": "koala_bear marsupial",
     "lion": "lioness leo",
     "frog": "toad froggy",
     "robot": "android droid bot",
-    "bear": "teddy teddy_bear teddies teddy_bears plush plushie",
-    "rabbit": "bunny bunnies hare bunny_rabbit",
+    "bear": "teddy teddy_bear plush plushie",
+    "rabbit": "bunny hare bunny_rabbit",
     "tiger": "tigress",
-    "horse": "pony ponies stallion mare racehorse",
-    "cow": "cattle calf calves bull",
+    "horse": "pony stallion mare racehorse",
+    "cow": "calf bull",
     "pig": "piglet piggy hog swine sow",
     "giraffe": "",
-    "elephant": "elephants",
+    "elephant": "",
     "monkey": "ape chimp chimpanzee",
     "hedgehog": "porcupine",
     "turtle": "tortoise terrapin",
     "snail": "slug",
     "crab": "crustacean",
-    "octopus": "octopuses octopi squid",
+    "octopus": "squid",
     "dragon": "drake wyvern",
     "dinosaur": "dino t_rex trex tyrannosaurus tyrannosaur rex",
-    "butterfly": "butterflies moth insect",
+    "butterfly": "moth insect",
     "penguin": "",
     "duck": "duckling mallard drake_duck",
     "owl": "owlet",
-    "flamingo": "flamingoes",
+    "flamingo": "",
     "parrot": "macaw",
     "ghost": "spirit spook phantom spectre specter",
-    "snowman": "snowmen snow_man",
+    "snowman": "snow_man",
     "car": "automobile auto",
-    "bus": "buses coach school_bus",
+    "bus": "coach school_bus",
     "tractor": "",
     "train": "locomotive steam_engine steam_train railway",
     "rocket": "rocket_ship",
@@ -46,6 +46,8 @@ THING_WORDS = {
     "balloon": "red_balloon",
     "castle": "palace fortress",
 }
+# Plurals that no rule makes.
+PLURALS = {"octopi": "octopus", "snowmen": "snowman", "cattle": "cow", "calves": "cow"}
 # Wider words, each with a token of its own.
 KIND_WORDS = {
     "animal": "creature beast wildlife",
@@ -138,5 +140,3 @@ def _meanings() -> dict[str, tuple[str, ...]]:
 
 
 MEANINGS = _meanings()
-assert tuple(THING_WORDS) == tuple(THINGS) and tuple(PLACE_WORDS) == PLACES
-assert tuple(TIME_WORDS) == TIMES

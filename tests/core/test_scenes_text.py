@@ -9,7 +9,7 @@ import pytest
 from swd_core.scenes.captions import caption, plain_caption, plural
 from swd_core.scenes.catalogue import PLACES, THINGS, TIMES, Scene, scene_of
 from swd_core.scenes.text import MAX_TOKENS, PAD, SceneTokenizer, encode_batch, vocabulary
-from swd_core.scenes.words import EITHER_PLACE, FILLERS, KINDS, MEANINGS, TWO
+from swd_core.scenes.words import EITHER_PLACE, FILLERS, KINDS, MEANINGS, PLURALS, THING_WORDS, TWO
 
 TOKENIZER = SceneTokenizer(vocabulary())
 
@@ -75,6 +75,9 @@ def test_word_order_and_synonyms_do_not_matter():
         ("a bus", {"bus"}),
         ("buses", {"two", "bus"}),
         ("an octopus", {"octopus"}),
+        ("octopi", {"two", "octopus"}),
+        ("cattle and calves", {"two", "cow"}),
+        ("kitties", {"two", "cat"}),
         ("a couple of T-Rex", {"two", "dinosaur"}),
         ("teddy bears", {"two", "bear"}),
         ("fox's forest", {"fox", "forest"}),
@@ -98,6 +101,7 @@ def test_no_word_has_two_meanings_and_no_known_word_is_dropped():
     assert len(phrases) == len(set(phrases))
     assert not FILLERS & set(phrases)
     assert set(MEANINGS) >= {*THINGS, *PLACES, *TIMES}
+    assert set(THING_WORDS) == set(THINGS) and set(PLURALS.values()) <= set(THINGS)
 
 
 def test_more_than_two_is_read_as_two_and_said():
