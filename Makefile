@@ -28,7 +28,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
-.PHONY: help demo test test-browser lint node locales emoji-data train-autoencoder train-teacher train-student ablation
+.PHONY: help demo test test-browser lint node locales emoji-data train-student ablation
 .PHONY: scenes-data train-scenes-autoencoder scenes-latents train-scenes-teacher
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
@@ -45,8 +45,8 @@ help:
 	@echo "make evaluate           the model card's table, measured on the embedded weights: ten minutes"
 	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
 	@echo "make emoji-data         fetch the training pictures into runs/"
-	@echo "make train-autoencoder  then train-teacher, then train-student: the embedded student from"
-	@echo "                        nothing, in $(RUNS); each goes on where it was stopped (MINUTES=n)"
+	@echo "make train-student      a student of the embedded emoji teacher, in $(RUNS); goes on where it"
+	@echo "                        was stopped (MINUTES=n)"
 	@echo "make scenes-data        fetch the figures and paint the first training pictures of scenes"
 	@echo "make train-scenes-autoencoder  then train-scenes-teacher: the teacher of scenes from nothing,"
 	@echo "                        in $(SCENES); each goes on where it was stopped (MINUTES=n)"
@@ -122,10 +122,10 @@ bench-distill: $(VENV)/dev.stamp
 	$(RUN) benchmarks/distill.py $(BENCH)
 
 evaluate: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.emoji.evaluate $(EMOJI) --prompts 128 --seeds 2
+	$(RUN) -m swd_core.lab.emoji_evaluate $(EMOJI) --prompts 128 --seeds 2
 
 faithfulness: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.emoji.faithfulness $(EMOJI)
+	$(RUN) -m swd_core.lab.faithfulness $(EMOJI)
 
 emoji-data: $(EMOJI)
 
@@ -135,15 +135,9 @@ $(EMOJI):
 	cd runs/fluent.part && tar -xzf "$$(npm pack --silent $(EMOJI_PACKAGE))"
 	mv runs/fluent.part runs/fluent-emoji-3d
 
-train-autoencoder: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.emoji.train_autoencoder $(EMOJI) --out $(RUNS) $(TIME)
-	$(RUN) -m swd_core.emoji.train_autoencoder $(EMOJI) --out $(RUNS) --freeze-encoder --lr 1e-3 $(TIME)
-
-train-teacher: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_vae.safetensors
-	$(RUN) -m swd_core.emoji.train_teacher $(EMOJI) --out $(RUNS) $(TIME)
-
-train-student: $(VENV)/dev.stamp $(EMOJI) $(RUNS)/emoji_mmdit.safetensors
-	$(RUN) -m swd_core.emoji.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
+# Of the embedded teacher. What made that one, and its autoencoder, was made over for scenes, below.
+train-student: $(VENV)/dev.stamp $(EMOJI)
+	$(RUN) -m swd_core.lab.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
 
 scenes-data: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.lab.pictures $(EMOJI) --out $(SCENES) --count 1000
@@ -162,10 +156,4 @@ $(SCENES)/scenes_vae.safetensors:
 	$(MAKE) train-scenes-autoencoder MINUTES=
 
 ablation: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.emoji.ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))
-
-$(RUNS)/emoji_vae.safetensors:
-	$(MAKE) train-autoencoder MINUTES=
-
-$(RUNS)/emoji_mmdit.safetensors:
-	$(MAKE) train-teacher MINUTES=
+	$(RUN) -m swd_core.lab.ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from paired import ROOT, Times, arguments, log, paired, parser, ratio, section, spread, table
 
-from swd_core.emoji.evaluate import SIDE, Way, generate, shifted, ways
 from swd_core.emoji.student import EmojiStudent
+from swd_core.lab.emoji_evaluate import SIDE, Way, generate, shifted, ways
 from swd_core.presets import presets
 
 STUDENT = "student, 4 scale-wise steps"

@@ -149,19 +149,19 @@ def _diffusers_model(settings: Settings, device: torch.device, first: torch.devi
 def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
     from ..emoji.model import MMDiT
     from ..emoji.student import MODEL_FILE, WEIGHTS, read_weights
-    from ..emoji.train_student import TARGETS, EmojiModel
+    from .mmdit import TARGETS, MMDiTModel
 
     folder = Path(settings.model.base) if settings.model.base else WEIGHTS
     state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
     module = MMDiT.from_state_dict(state).to(first)
     add_adapters(module, TARGETS, ("student", "fake"), settings.model.rank)
-    return EmojiModel(module)
+    return MMDiTModel(module)
 
 
 def publisher(settings: Settings) -> Callable[[DistillModel, Pairs], dict[str, LoraLayer]]:
     """From the trained matrices to the layers under their published names."""
     if settings.kind == "emoji":
-        from ..emoji.train_student import published_layers
+        from .mmdit import published_layers
 
         return lambda _, pairs: published_layers(pairs)
     return lambda model, pairs: model.layers(pairs)

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from .data import catalogue
+from .catalogue import catalogue
 
 MAX_WORDS = 16
 PAD = 0

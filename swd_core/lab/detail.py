@@ -1,7 +1,19 @@
-"""Losses on pictures: edges, and the strength of the finest detail."""
+"""Losses on pictures, of an autoencoder or a student: edges, the strength of the finest detail."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..distill.precision import fast_autocast
+from ..emoji.autoencoder import FACTOR, Autoencoder
+from .emoji_pictures import load_images
+from .pictures import shrunk
+
+BORDER = 8  # pixels at a crop's edge that the decoder made without what lies beyond
 
 
 def laplacian(x: Tensor) -> Tensor:
@@ -29,3 +41,45 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """L1, L1 of the gradients (edges) and a little L2 (PSNR)."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(output), gradients(target), strict=True))
     return F.l1_loss(output, target) + edges + 2 * F.mse_loss(output, target)
+
+
+@dataclass(frozen=True)
+class PictureDetail:
+    """A student's loss by way of the decoder: as much fine detail as the real picture has.
+
+    Latents can have all their strength at high frequencies and still decode to a soft picture,
+    because the decoder draws an edge only where the channels agree.
+
+    Args:
+        vae: the frozen autoencoder. pictures: uint8 (N, 3, S, S) by picture side.
+        weight: of `detail_loss`. crop: side of the decoded part, in cells. count: pictures of a
+            batch that are decoded.
+    """
+
+    vae: Autoencoder
+    pictures: Mapping[int, Tensor]
+    weight: float
+    crop: int = 16
+    count: int = 12
+
+    @classmethod
+    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...], weight: float):
+        """For latents with `sides` cells a side, of the pictures in the folder `assets`."""
+        images = load_images(assets)
+        pictures = {FACTOR * side: shrunk(images, FACTOR * side) for side in sides}
+        return cls(vae.requires_grad_(False), pictures, weight)
+
+    def __call__(
+        self, x0: Tensor, text: tuple[Tensor, ...], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The loss of x0 (B, 16, H, W); text[2] has the numbers (B,) of its pictures."""
+        side, chosen = x0.shape[-1], text[2][: self.count]
+        cells = min(self.crop, side)
+        y, x = torch.randint(side - cells + 1, (2,), generator=generator).tolist()
+        with fast_autocast():
+            made = self.vae.decode(x0[: self.count, :, y : y + cells, x : x + cells].float())
+        top, left, size = (FACTOR * n for n in (y, x, cells))
+        real = self.pictures[FACTOR * side][chosen, :, top : top + size, left : left + size]
+        inner = slice(BORDER, -BORDER)
+        made, real = (t[..., inner, inner].float() for t in (made, real))
+        return {"detail": self.weight * detail_loss(made, real / 255)}

@@ -1,5 +1,6 @@
 """Small random weights in the shipped file formats, so that no test depends on the trained ones."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from swd_core.distill.mmdit import published_layers
 from swd_core.emoji.autoencoder import Autoencoder
-from swd_core.emoji.student import LORA_FOLDER, VAE_FILE
-from swd_core.emoji.text import EmojiTokenizer, build_vocabulary
-from swd_core.emoji.train_autoencoder import export as export_autoencoder
-from swd_core.emoji.train_student import published_layers
-from swd_core.emoji.train_teacher import Teacher
-from swd_core.emoji.train_teacher import export as export_teacher
+from swd_core.emoji.model import MMDiT
+from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
+from swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
+from swd_core.lab.train_autoencoder import export as export_autoencoder
 from swd_core.lora import write_peft
+from swd_core.tensor_files import save_tensors
 
 ROOT = Path(__file__).parents[2]
 RANK = 4
@@ -42,8 +43,10 @@ def random_weights(tmp_path_factory) -> Path:
     """A weights folder with a teacher of depth 2, a narrow autoencoder and a LoRA of rank 4."""
     folder = tmp_path_factory.mktemp("weights")
     vocabulary = build_vocabulary()
-    teacher = shake(Teacher(len(vocabulary), depth=2), seed=1)
-    export_teacher(teacher, vocabulary, folder)
+    parts = shake(torch.nn.ModuleList([EmojiTextEncoder(len(vocabulary)), MMDiT(2)]), seed=1)
+    text, model = ({k: v.half() for k, v in part.state_dict().items()} for part in parts)
+    save_tensors(folder / TEXT_FILE, text, {"vocabulary": json.dumps(vocabulary)})
+    save_tensors(folder / MODEL_FILE, model)
     export_autoencoder(shake(Autoencoder((8, 8, 8, 8)), seed=2), folder / VAE_FILE)
     generator = torch.Generator().manual_seed(3)
     layers = {

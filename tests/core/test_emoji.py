@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from swd_core.emoji.autoencoder import Autoencoder, widen
-from swd_core.emoji.data import catalogue
-from swd_core.emoji.detail import detail_loss, laplacian
+from swd_core.emoji.catalogue import catalogue
 from swd_core.emoji.model import MMDiT, position_embedding
 from swd_core.emoji.student import MODEL_FILE, VAE_FILE, EmojiStudent
 from swd_core.emoji.text import build_vocabulary
@@ -95,20 +94,3 @@ def test_catalogue_is_large_and_has_no_doubles():
     for key in ("code", "emoji", "name"):
         assert len({e[key] for e in entries}) == len(entries), key
     assert len(build_vocabulary()) == len(set(build_vocabulary()))
-
-
-def test_detail_loss_wants_as_much_detail_as_the_picture_has():
-    """Shifted detail costs nothing, missing and exaggerated detail cost, by how much there is."""
-    pixels = torch.arange(32)
-    stripes = ((pixels[:, None] + pixels[None, :]) % 2).float().expand(1, 3, 32, 32)
-    shifted = 1 - stripes
-    flat = torch.full_like(stripes, 0.5)
-    inside = (..., slice(8, 24), slice(8, 24))  # away from the replicated border
-    assert detail_loss(shifted, stripes) == pytest.approx(0, abs=1e-6)
-    missing = float(detail_loss(flat, stripes))
-    # Every pixel differs from the mean of its neighbours by 1: their rms is 1.
-    assert float(laplacian(stripes)[inside].square().mean()) == pytest.approx(1)
-    assert missing == pytest.approx(1, rel=0.1)
-    half = float(detail_loss(0.5 * stripes, stripes))
-    more = float(detail_loss(1.5 * stripes, stripes))
-    assert half == pytest.approx(missing / 2, rel=0.01) == pytest.approx(more, rel=0.01)

@@ -11,14 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill.adapters import adapter, add_adapters, switched_layers
 from swd_core.distill.interface import DistillConfig
+from swd_core.distill.mmdit import TARGETS, MMDiTModel
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
-from swd_core.emoji import ablation
 from swd_core.emoji.autoencoder import Autoencoder
-from swd_core.emoji.detail import PictureDetail, pyramid
 from swd_core.emoji.model import MMDiT
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
-from swd_core.emoji.train_student import RANK, TARGETS, EmojiBatches, EmojiModel, begin_from
+from swd_core.lab import ablation
+from swd_core.lab.detail import PictureDetail, detail_loss, laplacian
+from swd_core.lab.pictures import shrunk
+from swd_core.lab.train_student import RANK, EmojiBatches, begin_from
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +92,10 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
             return latents[interval.size[0]][chosen], previous, conditioning
 
     config = DistillConfig(mmd=0.0, dmd=0.0, gan=0.0, batch_tokens=128, warmup=1)
-    extra = PictureDetail(vae.requires_grad_(False), pyramid(pictures, (128, 160)), weight=1.0)
+    sizes = {side: shrunk(pictures, side) for side in (128, 160)}
+    extra = PictureDetail(vae.requires_grad_(False), sizes, weight=1.0)
     steps = intervals([(16, 16), (20, 20)], (1.0, 0.7))
-    trainer = Trainer(EmojiModel(module), Batches(), steps, config, extra=extra)
+    trainer = Trainer(MMDiTModel(module), Batches(), steps, config, extra=extra)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     trainer.student_step(random.Random(0))
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
@@ -116,7 +119,7 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
 
     config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=128)
     for wanted in (2, 3):
-        trainer = Trainer(EmojiModel(module), Batches(), intervals([(16, 16)], (1.0,)), config)
+        trainer = Trainer(MMDiTModel(module), Batches(), intervals([(16, 16)], (1.0,)), config)
         trainer.run(tmp_path / "run.pt", steps=wanted)
         assert trainer.step == wanted
 
@@ -150,3 +153,20 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     assert len(drawn) == 4, "only the two steps that were left"
     assert (row["variant"], row["steps"], row["images"]) == ("mmd", 4, 2)
     assert ablation.run_ablation(options) == [row]
+
+
+def test_detail_loss_wants_as_much_detail_as_the_picture_has():
+    """Shifted detail costs nothing, missing and exaggerated detail cost, by how much there is."""
+    pixels = torch.arange(32)
+    stripes = ((pixels[:, None] + pixels[None, :]) % 2).float().expand(1, 3, 32, 32)
+    shifted = 1 - stripes
+    flat = torch.full_like(stripes, 0.5)
+    inside = (..., slice(8, 24), slice(8, 24))  # away from the replicated border
+    assert detail_loss(shifted, stripes) == pytest.approx(0, abs=1e-6)
+    missing = float(detail_loss(flat, stripes))
+    # Every pixel differs from the mean of its neighbours by 1: their rms is 1.
+    assert float(laplacian(stripes)[inside].square().mean()) == pytest.approx(1)
+    assert missing == pytest.approx(1, rel=0.1)
+    half = float(detail_loss(0.5 * stripes, stripes))
+    more = float(detail_loss(1.5 * stripes, stripes))
+    assert half == pytest.approx(missing / 2, rel=0.01) == pytest.approx(more, rel=0.01)

@@ -22,20 +22,6 @@ ROOMS = {
 }
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview")
 
-# Arrows back up that are still there: what makes the embedded student belongs into swd_core/lab/.
-# One that is gone goes from here, too; none is added.
-VANISHING = {
-    f"swd_core.emoji.{module} -> swd_core.distill.{target}"
-    for module, targets in {
-        "ablation": "trainer",
-        "detail": "precision",
-        "train_autoencoder": "average checkpoint optim precision stopping",
-        "train_student": "adapters scalewise trainer",
-        "train_teacher": "average checkpoint optim precision stopping",
-    }.items()
-    for target in targets.split()
-}
-
 
 def arrows(root: Path) -> dict[str, set[str]]:
     """Module -> what it imports; files of `root` by their dotted names, the rest by its first."""
@@ -121,9 +107,7 @@ def test_no_room_imports_one_above_it(house):
         assert own in ROOMS, f"{own} is new: give it a floor, in ROOMS and in docs/DESIGN.md"
         ours = {target for target in imported if target.split(".")[0] in FOLDERS}
         up |= {f"{module} -> {t}" for t in ours if room(t) not in {own, *ROOMS[own]}}
-    lines = [f"{arrow}: an arrow back up" for arrow in sorted(up - VANISHING)]
-    lines += [f"{arrow}: gone; take it out of VANISHING" for arrow in sorted(VANISHING - up)]
-    assert not lines, "\n" + "\n".join(lines)
+    assert not up, "\n" + "\n".join(sorted(up))
 
 
 def test_the_method_knows_no_host(house):

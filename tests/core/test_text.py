@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from swd_core.emoji.data import catalogue
+from swd_core.emoji.catalogue import catalogue
 from swd_core.emoji.text import MAX_WORDS, PAD, EmojiTokenizer, encode_batch, words_of
 
 TOY = EmojiTokenizer(("", "apple", "cat", "dog", "maple", "red", "rocket"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from swd_core.distill.mmdit import TARGETS, MMDiTModel
 from swd_core.emoji.student import EmojiStudent
-from swd_core.emoji.train_student import TARGETS, EmojiModel
 from swd_core.lora import read_lora
 
 SIZE = {"width": 64, "height": 64}
@@ -168,7 +168,7 @@ def test_the_teacher_is_the_one_of_make_train_student(pack, parts):
     text = own.encode(["red apple", "happy dog"])
     with twin.training_mode():
         ours = module.HostModel(parts[0], 4)
-        theirs = EmojiModel(own.model.requires_grad_(False))
+        theirs = MMDiTModel(own.model.requires_grad_(False))
         conditioning = (text.context, text.pooled, torch.full((2, 2), 128.0))
         assert ours.width == theirs.width
         results = []

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..emoji.autoencoder import FACTOR, Autoencoder
+from ..emoji.catalogue import catalogue
+from ..emoji.text import MAX_WORDS, PAD, EmojiTokenizer
 from ..tensor_files import read_tensors, save_tensors
-from .autoencoder import FACTOR, Autoencoder
-from .data import catalogue, load_images
-from .text import MAX_WORDS, PAD, EmojiTokenizer
+from .emoji_pictures import load_images
 
 log = logging.getLogger(__name__)
 LATENT_SIDES = (16, 20, 24, 32)

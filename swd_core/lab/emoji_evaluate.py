@@ -17,15 +17,16 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..emoji.catalogue import catalogue
+from ..emoji.student import LORA_FOLDER, WEIGHTS, EmojiStudent, TextConditioning
 from ..files import read_json, write_text
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
 from ..spectrum import top_octave_ratio
-from .data import catalogue, load_images
-from .latents import encode_latents
-from .student import LORA_FOLDER, WEIGHTS, EmojiStudent, TextConditioning
+from .emoji_latents import encode_latents
+from .emoji_pictures import load_images
 from .train_student import SIGMAS, STUDENTS
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,25 +13,34 @@ import torch
 from torch import Tensor
 
 from ..distill.adapters import add_adapters, switched_layers
+from ..distill.interface import Conditioning, DistillConfig
+from ..distill.mmdit import TARGETS, MMDiTModel, published_layers
 from ..distill.scalewise import Interval, intervals
-from ..distill.trainer import Conditioning, DistillConfig, Trainer
-from ..lora import LoraLayer, read_lora, schedule_header, sd3_modules, write_peft
+from ..distill.trainer import Trainer
+from ..emoji.autoencoder import Autoencoder
+from ..emoji.model import MMDiT
+from ..emoji.student import (
+    MODEL_FILE,
+    TEXT_FILE,
+    VAE_FILE,
+    WEIGHTS,
+    EmojiStudent,
+    load_text_encoder,
+    read_weights,
+)
+from ..emoji.text import EmojiTextEncoder
+from ..lora import read_lora, schedule_header, sd3_modules, write_peft
 from ..presets import presets
-from ..process import FlowMatching
 from ..schedule import ScaleSchedule
-from .autoencoder import Autoencoder
 from .detail import PictureDetail
-from .latents import PromptSampler, load_latents
-from .model import MMDiT
-from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, load_text_encoder, read_weights
-from .text import EmojiTextEncoder
+from .emoji_latents import PromptSampler, load_latents, prepare_latents
 
 log = logging.getLogger(__name__)
 RANK = 64
+LATENTS = "latents.safetensors"
 # What the trainer's settings are called on the command line, where they are fractions.
 FRACTIONS = ("mmd", "dmd", "gan", "regression", "backward-simulation", "lr", "lr-fake", "guidance",
              "ema")  # fmt: skip
-TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
 # Latent sides and noise levels of each student; the names are those of the model card.
 STUDENTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
@@ -39,41 +49,6 @@ STUDENTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     "full2": ((32, 32), (1.0, 0.7371)),
     "jump4": ((16, 16, 16, 32), SIGMAS),
 }
-
-
-@dataclass
-class EmojiModel:
-    """The embedded MMDiT behind the trainer's interface."""
-
-    module: MMDiT
-
-    def __post_init__(self) -> None:
-        self.middle = len(self.module.joint_blocks) // 2
-        self.width = self.module.final_layer.linear.in_features
-        self.process = FlowMatching()
-
-    def _walk(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool):
-        context, tokens, c = self.module.embed(x, sigma, *text[:2])
-        middle = tokens
-        for i, block in enumerate(self.module.joint_blocks):
-            context, tokens = block(context, tokens, c)
-            if i + 1 == self.middle:
-                middle = tokens
-                if not to_end:
-                    return None, middle
-        velocity = self.module.head(tokens, c, x.shape[-2])
-        return self.process.to_x0(x, velocity, sigma.view(-1, 1, 1, 1)), middle
-
-    def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        return self._walk(x, sigma, text, to_end=True)[0]
-
-    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        return self._walk(x, sigma, text, to_end=False)[1]
-
-    def predict_with_features(
-        self, x: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        return self._walk(x, sigma, text, to_end=True)
 
 
 @dataclass
@@ -104,16 +79,6 @@ class EmojiBatches:
         return self.text(torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long))
 
 
-def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
-    """Host-named adapters with a fused qkv -> the layers of a published SD3.5 student."""
-    published = {}
-    for layer, (down, up) in layers.items():
-        names = sd3_modules(layer)
-        for name, part in zip(names, up.chunk(len(names)), strict=True):
-            published[name] = LoraLayer(down=down.half(), up=part.half().contiguous(), scale=1.0)
-    return published
-
-
 @torch.no_grad()
 def begin_from(module: MMDiT, folder: Path) -> None:
     """Copies a student that `published_layers` made into both adapters of `module`.
@@ -130,6 +95,16 @@ def begin_from(module: MMDiT, folder: Path) -> None:
                 adapters.up[name].copy_(torch.cat([part.up for part in parts]))
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{folder} is not a student to begin from: {error}") from error
+
+
+def begin_run(run: Path, assets: Path) -> None:
+    """Gives a folder without a teacher the embedded one, and latents of the training pictures."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / MODEL_FILE).is_file():
+        for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
+            shutil.copy(WEIGHTS / name, run / name)
+    if not (run / LATENTS).is_file():
+        prepare_latents(assets, EmojiStudent.load(run, lora=None).vae, run / LATENTS)
 
 
 def train(
@@ -161,9 +136,7 @@ def train(
     add_adapters(module, TARGETS, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
-    batches = EmojiBatches(
-        load_latents(run / "latents.safetensors"), PromptSampler(tokenizer), text
-    )
+    batches = EmojiBatches(load_latents(run / LATENTS), PromptSampler(tokenizer), text)
     schedule_steps = intervals([(s, s) for s in sides], sigmas)
     preset = presets()["emoji-4"].schedule
     schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
@@ -175,7 +148,7 @@ def train(
             {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
         )
         extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail)
-    trainer = Trainer(EmojiModel(module), batches, schedule_steps, config, extra=extra)
+    trainer = Trainer(MMDiTModel(module), batches, schedule_steps, config, extra=extra)
 
     def write(trainer: Trainer) -> None:
         header = {
@@ -195,14 +168,18 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--run", type=Path, default=Path("runs/emoji"), help="folder of the teacher"
+        "--run",
+        type=Path,
+        default=Path("runs/emoji"),
+        help="folder of the teacher and of what is "
+        "made; without a teacher it gets the embedded one, if --assets is given",
     )
     parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
     parser.add_argument("--minutes", type=float, help="in all; 60 without --steps")
     parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
     parser.add_argument("--begin", type=Path, help="folder of a student's LoRA to begin from")
     parser.add_argument("--detail", type=float, default=0.0, help="weight of the decoded detail")
-    parser.add_argument("--assets", type=Path, help="the training pictures, for --detail")
+    parser.add_argument("--assets", type=Path, help="folder of the training pictures")
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
@@ -220,6 +197,8 @@ def main() -> None:
     }
     if a["detail"] and a["assets"] is None:
         parser.error("--detail compares pictures: give their folder with --assets")
+    if a["assets"] is not None:
+        begin_run(a["run"], a["assets"])
     train(
         a["run"],
         a["student"],

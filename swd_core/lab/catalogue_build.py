@@ -1,6 +1,6 @@
 """Builds catalogue.json: which Fluent emoji the student knows, with their CLDR names and keywords.
 
-Run once by hand when the set changes: python -m swd_core.emoji.catalogue_build ASSETS EMOJIBASE_EN
+Run once by hand when the set changes: python -m swd_core.lab.catalogue_build ASSETS EMOJIBASE_EN
 """
 
 import json
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..emoji import catalogue as known
 from ..files import read_json, write_text
-from .data import load_image
+from .emoji_pictures import load_image
 
 # Left out: people and hands (skin tones, near-identical), flags, and signs that are mostly text.
 SUBGROUPS = """
@@ -68,5 +69,5 @@ def build(assets: Path, emojibase: Path) -> list[dict]:
 if __name__ == "__main__":
     catalogue = build(Path(sys.argv[1]), Path(sys.argv[2]))
     lines = ",\n".join(json.dumps(e, ensure_ascii=False) for e in catalogue)
-    write_text(Path(__file__).with_name("catalogue.json"), f"[\n{lines}\n]\n")
+    write_text(Path(known.__file__).with_name("catalogue.json"), f"[\n{lines}\n]\n")
     sys.stdout.write(f"{len(catalogue)} emoji\n")

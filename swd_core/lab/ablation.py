@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import random
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -19,16 +18,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-from ..distill.trainer import DistillConfig
+from ..distill.interface import DistillConfig
+from ..emoji.catalogue import catalogue
 from ..files import read_json, write_text
-from .data import catalogue, load_images
-from .evaluate import Way, generate, load, measure
-from .latents import load_latents, prepare_latents
-from .student import MODEL_FILE, TEXT_FILE, VAE_FILE, WEIGHTS, EmojiStudent
-from .train_student import STUDENTS, train
+from .emoji_evaluate import Way, generate, load, measure
+from .emoji_latents import load_latents
+from .emoji_pictures import load_images
+from .train_student import LATENTS, STUDENTS, begin_run, train
 
 log = logging.getLogger(__name__)
-TABLE, LATENTS = "ablation.json", "latents.safetensors"
+TABLE = "ablation.json"
 KEYS = ("retrieval", "psnr", "ssim", "top_octave", "spread")
 TILE, LABEL = 128, 170  # of the sheet: a picture's side, and its column of titles, in pixels
 # What differs from the trainer's defaults (the paper's weights): short runs need a short average.
@@ -65,16 +64,6 @@ def way_of(variant: Variant, lora: str) -> Way:
 
 def name_of(variant: Variant, seed: int, steps: int) -> str:
     return f"ablation/{variant.name}-{seed}-{steps}"
-
-
-def begin_run(run: Path, assets: Path) -> None:
-    """Gives a folder without a teacher the embedded one, and latents of the training pictures."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / MODEL_FILE).is_file():
-        for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
-            shutil.copy(WEIGHTS / name, run / name)
-    if not (run / LATENTS).is_file():
-        prepare_latents(assets, EmojiStudent.load(run, lora=None).vae, run / LATENTS)
 
 
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
-"""The embedded student's training data: Microsoft Fluent emoji (MIT), CLDR names and keywords."""
+"""The embedded student's training pictures: Microsoft Fluent emoji (MIT)."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import read_json
+from ..emoji.catalogue import catalogue
 
 IMAGE_SIZE = 256
-
-
-@lru_cache(maxsize=1)
-def catalogue() -> tuple[dict, ...]:
-    """The emoji the student knows: dicts with `code`, `emoji`, `name` and `keywords`."""
-    return tuple(read_json(Path(__file__).with_name("catalogue.json")))
 
 
 def load_image(path: Path) -> Image.Image:

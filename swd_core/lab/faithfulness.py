@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..emoji.catalogue import catalogue
+from ..emoji.student import EmojiStudent
 from ..files import write_text
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
-from .data import catalogue, load_images
-from .evaluate import nearest
-from .latents import encode_latents
-from .student import EmojiStudent
+from .emoji_evaluate import nearest
+from .emoji_latents import encode_latents
+from .emoji_pictures import load_images
 from .train_student import STUDENTS
 
 log = logging.getLogger(__name__)
