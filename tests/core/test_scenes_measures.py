@@ -82,6 +82,13 @@ def test_bootstrap_finds_the_interval_of_a_mean():
     assert found.value - found.low == pytest.approx(error, rel=0.15)
 
 
+def test_bootstrap_of_a_biased_statistic_holds_its_value():
+    a, b = gaussian(60, 8, 1), gaussian(300, 8, 2)
+    found = bootstrap(lambda chosen: frechet_distance(a[chosen], b), 60)
+    assert found.value == frechet_distance(a, b)
+    assert found.low < found.value < found.high
+
+
 def answer(scenes: list[Scene]) -> Labels:
     """Labels written out by hand, as a classifier without a fault would give them."""
     things = torch.tensor([[0.9 if n in s.things else 0.1 for n in NAMES] for s in scenes])
