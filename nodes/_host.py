@@ -26,12 +26,16 @@ from torch import Tensor
 
 from ..swd_core.lora import LoraLayer, SwDLora, to_host_state_dict
 from ..swd_core.lora_names import host_names
-from ..swd_core.schedule import ScaleSchedule, one_line
+from ..swd_core.schedule import CELL, ScaleSchedule, one_line
 
 __all__ = ["ComfyExtension", "io", "ui"]
 
 Schedule = io.Custom("SWD_SCHEDULE")
 CATEGORY = "SwD"
+# Of latent formats that don't say it themselves in ComfyUI 0.3.64.
+UNTOLD_PIXELS = {
+    "SC_Prior": 42, "SC_B": 4, "LTXV": 32, "Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1,
+}  # fmt: skip
 ITS_SCHEDULE = "swd_schedule"  # a MODEL's attachment
 
 
@@ -68,16 +72,22 @@ def model_family(model: Any) -> str:
     return ""
 
 
+def cell_pixels(model: Any) -> int:
+    """Pixels of the picture along a side of a latent cell."""
+    latent_format = model.get_model_object("latent_format")
+    known = getattr(latent_format, "spacial_downscale_ratio", None)
+    return known or UNTOLD_PIXELS.get(type(latent_format).__name__, CELL)
+
+
 def patch_multiple(model: Any) -> int:
     """What the latent sides must be multiples of, so that nothing is padded or cropped inside."""
-    config = model.model.model_config.unet_config
-    patch = config.get("patch_size")
-    if isinstance(patch, (tuple, list)):
-        return int(patch[-1])
-    if isinstance(patch, int):
-        return patch
+    config, net = model.model.model_config.unet_config, model.model.diffusion_model
     if "channel_mult" in config:  # a UNet halves its sides once per level but the first
         return 2 ** (len(config["channel_mult"]) - 1)
+    for name in ("patch_size", "patch_spatial"):
+        patch = config.get(name, getattr(net, name, None))
+        if patch is not None:
+            return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
     return 2
 
 

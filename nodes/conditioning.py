@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..swd_core import resample
 from ..swd_core.schedule import ScaleSchedule
-from ._host import supported
+from ._host import cell_pixels, supported
 
 # What process_conds must not touch a second time: it would set hook keyframes back to the first one
 # and make ControlNets load again. Neither depends on the size.
@@ -148,8 +148,9 @@ def resolve_conds(
             if "gligen" in entry:
                 entry["gligen"] = _scaled_boxes(entry["gligen"], size, target)
             if isinstance(guider.inner_model, comfy.model_base.SDXL):
-                entry.setdefault("width", target[1] * 8)
-                entry.setdefault("height", target[0] * 8)
+                pixels = cell_pixels(guider.model_patcher)
+                entry.setdefault("width", target[1] * pixels)
+                entry.setdefault("height", target[0] * pixels)
             if isinstance(guider.inner_model, comfy.model_base.WAN21):
                 _scale_references(entry, size, target)
             if len(size) == 3:

@@ -8,12 +8,11 @@ import torch
 from ..swd_core.distill.buckets import shrink
 from ..swd_core.distill.memory import MemoryData
 from ..swd_core.lora import read_lora
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.schedule import CELL, ScaleSchedule
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
 
 DistillData = io.Custom("SWD_DISTILL_DATA")
-FACTOR = 8
 
 
 def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,23 +74,23 @@ class SwDDistillData(io.ComfyNode):
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]
         multiple = 4 if schedule.sigma_kind == "timestep" else 2  # SDXL's UNet halves sides twice
-        step = FACTOR * multiple
+        step = CELL * multiple
         if height % step or width % step:
             raise ValueError(
                 f"The pictures are {width}x{height} px; each side must be a multiple of {step}. "
                 "Scale or crop them first."
             )
-        sizes = schedule.sizes(height // FACTOR, width // FACTOR, multiple)
+        sizes = schedule.sizes(height // CELL, width // CELL, multiple)
         pixels = images[..., :3].movedim(-1, 1)  # BHWC -> BCHW
         latents = {
-            size: vae.encode(shrink(pixels, (size[0] * FACTOR, size[1] * FACTOR)).movedim(1, -1))
+            size: vae.encode(shrink(pixels, (size[0] * CELL, size[1] * CELL)).movedim(1, -1))
             for size in dict.fromkeys(sizes)
         }
         found = tuple(next(iter(latents.values())).shape[-2:])
         if found != sizes[0]:
             raise ValueError(
                 f"This VAE makes {found} latent cells where {sizes[0]} are wanted: it does not "
-                f"shrink {FACTOR} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
+                f"shrink {CELL} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
             )
         known = {line: encode_text(clip, line) for line in dict.fromkeys([*lines, ""])}
         data = MemoryData(

@@ -4,11 +4,30 @@ from typing import Any
 
 from ..swd_core.noise import MAX_SEED, draw_noise
 from ..swd_core.resample import METHODS, blend_frames, downscale, pick_frames, upscale
+from ..swd_core.schedule import CELL
 from . import _host
 from ._host import CATEGORY, io, supported
 
 MOST_SIDE = 16384
 MOST_FRAMES = 4096
+USUAL_CHANNELS = (4, 16)  # SD 1.5 and SDXL; SD3, FLUX.1 and Wan 2.1: 8 pixels a cell
+
+
+def pixels_of(latent: dict[str, Any], model: Any) -> int:
+    """Pixels along a side of a latent's cell: the model's, its mark, or those of its channels.
+
+    Raises:
+        ValueError: if none of them tells.
+    """
+    if model is not None:
+        return _host.cell_pixels(model)
+    marked, channels = latent.get("downscale_ratio_spacial"), latent["samples"].shape[1]
+    if marked is None and channels not in USUAL_CHANNELS:
+        raise ValueError(
+            f"width and height are in pixels, but latents of {channels} channels differ in the "
+            "pixels of a cell. Connect the model that this one is for, or use scale_by alone."
+        )
+    return marked or CELL
 
 
 class SwDLatentUpscale(io.ComfyNode):
@@ -65,7 +84,9 @@ class SwDLatentUpscale(io.ComfyNode):
                 ),
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Of the added noise."),
                 io.Model.Input(
-                    "model", optional=True, tooltip="Says how noise is added; only for noise_sigma."
+                    "model",
+                    optional=True,
+                    tooltip="Says how noise is added and how large a cell is.",
                 ),
                 io.Int.Input(
                     "latent_frames",
@@ -109,10 +130,12 @@ class SwDLatentUpscale(io.ComfyNode):
                 "Set it to 0."
             )
         multiple = 1 if model is None else _host.patch_multiple(model)
-        size = tuple(
-            max(multiple, round((pixels / 8 if pixels else side * scale_by) / multiple) * multiple)
+        cell = pixels_of(latent, model) if width or height else 1
+        wanted = (
+            pixels / cell if pixels else side * scale_by
             for pixels, side in zip((height, width), x.shape[-2:], strict=True)
         )
+        size = tuple(max(multiple, round(side / multiple) * multiple) for side in wanted)
         shrinks = size[0] < x.shape[-2] and size[1] < x.shape[-1]
         x = downscale(x, size) if shrinks else upscale(x, size, upscale_method)
         if latent_frames:

@@ -5,9 +5,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.schedule import CELL, ScaleSchedule
 
-CELL = 8  # pixels
 WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
 MOST_ROWS = 40  # of the table; the middle of longer schedules is left out
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 48, 56
@@ -22,12 +21,14 @@ def schedule_plot(
     multiple: int,
     sigmas: list[float],
     frames: int | None = None,
+    pixels: int = CELL,
 ) -> Tensor:
     """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; a table below.
 
     Args:
         height, width: of the target, in latent cells. multiple: of the model's patches.
         sigmas: noise level of each step, in the model's own terms. frames: latent ones of a video.
+        pixels: along a side of a latent cell.
     """
     listed: list[int | None] = list(range(schedule.steps))
     if schedule.steps > MOST_ROWS:
@@ -36,7 +37,7 @@ def schedule_plot(
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     costs = schedule.step_costs(height, width, multiple, frames)
     sizes = schedule.sizes(height, width, multiple, frames)
-    labels = [" x ".join(map(str, (*t, w * CELL, h * CELL))) for *t, h, w in sizes]
+    labels = [" x ".join(map(str, (*t, w * pixels, h * pixels))) for *t, h, w in sizes]
     bottom, total = PLOT_HEIGHT - BOTTOM, sum(costs)
     x, points, texts = float(LEFT), [], []
     for cost, (*_, h, w), label, sigma in zip(costs, sizes, labels, sigmas, strict=False):

@@ -10,6 +10,7 @@ from ..swd_core.resample import pick_frames
 from ._host import CATEGORY, io, supported
 
 GREY = 224 / 255
+RATES = (4, 6)  # pictures to a latent frame after the first: Wan's (LTX's 8 among them), Mochi's
 
 
 def one_video(scales: list[Tensor]) -> list[Tensor]:
@@ -19,7 +20,8 @@ def one_video(scales: list[Tensor]) -> list[Tensor]:
         ValueError: if they can't be of one video: a video VAE makes 1, 5, 9, ... pictures of it.
     """
     counts = [s.shape[0] for s in scales]
-    if counts != sorted(counts) or any(count % 4 != 1 for count in counts):
+    videos = any(all(count % rate == 1 for count in counts) for rate in RATES)
+    if counts != sorted(counts) or not videos:
         raise ValueError(
             f"The scales hold {', '.join(map(str, counts))} images; each must hold as many as the "
             "others, or be the same single video. Connect the decoded scales of one Finish SwD "

@@ -12,7 +12,7 @@ from ..swd_core.presets import Preset, presets, read_presets
 from ..swd_core.schedule import ScaleSchedule, parse_steps
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported, ui
-from .plot import CELL, schedule_plot
+from .plot import schedule_plot
 
 log = logging.getLogger(__name__)
 AUTO, CUSTOM = "auto", "custom"
@@ -158,11 +158,14 @@ def origin(preset: str, family: str, schedule: ScaleSchedule, own: _host.OwnSche
     return f"{chosen}; auto would take {own.text}"
 
 
-def longer(schedule: ScaleSchedule, entry: Preset | None, samples: Any) -> ScaleSchedule:
+def longer(
+    schedule: ScaleSchedule, entry: Preset | None, samples: Any, pixels: int
+) -> ScaleSchedule:
     """The schedule with steps added beyond its trained size, for a larger target.
 
     Args:
         samples: the target-size latent (B, C, H, W), if one is connected.
+        pixels: along a side of a latent cell.
 
     Raises:
         ValueError: without a latent, or for video.
@@ -177,7 +180,7 @@ def longer(schedule: ScaleSchedule, entry: Preset | None, samples: Any) -> Scale
             "large_targets is extend, which is for pictures; a video can only stretch its sizes. "
             "Choose stretch."
         )
-    trained = (entry.target if entry else USUAL_TARGET) // CELL
+    trained = (entry.target if entry else USUAL_TARGET) // pixels
     return extend_schedule(schedule, *samples.shape[-2:], trained)
 
 
@@ -188,19 +191,21 @@ def describe(
     multiple: int,
     sigmas: list[float],
     frames: int | None,
+    pixels: int,
     source: str,
 ) -> str:
     """The table the node shows: step, size in pixels, sigma, share of the cost, total, source.
 
     Args:
         frames: latent frames of a video, which get a column of their own.
+        pixels: along a side of a latent cell.
     """
     costs = schedule.step_costs(height, width, multiple, frames)
     total = sum(costs)
     lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
     lines.append(f"step   size in px    sigma   share of cost{'   latent frames' * bool(frames)}")
     for i, (*time, h, w) in enumerate(schedule.sizes(height, width, multiple, frames)):
-        size, share = f"{w * CELL:>4} x {h * CELL:<4}", 100 * costs[i] / total
+        size, share = f"{w * pixels:>4} x {h * pixels:<4}", 100 * costs[i] / total
         video = "".join(f"{t:>25}" for t in time)
         lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
     return "\n".join([*lines, source])
@@ -317,8 +322,9 @@ class SwDScaleSchedule(io.ComfyNode):
         _host.check_prediction(model, schedule)
         source = origin(preset, family, schedule, own)
         samples = None
-        side = USUAL_TARGET // CELL
-        frames, height, width = entry.latent_target if entry else (None, side, side)
+        pixels, multiple = _host.cell_pixels(model), _host.patch_multiple(model)
+        side = max(multiple, USUAL_TARGET // pixels // multiple * multiple)
+        frames, height, width = entry.latent_target(pixels) if entry else (None, side, side)
         if latent_image is not None:
             samples = _host.check_latent(latent_image, model)["samples"]
             frames = samples.shape[2] if samples.ndim == 5 else None
@@ -326,11 +332,11 @@ class SwDScaleSchedule(io.ComfyNode):
             if frames is None:
                 schedule.check_picture()
         if large_targets == EXTEND:
-            schedule = longer(schedule, entry, samples)
+            schedule = longer(schedule, entry, samples, pixels)
         sigmas = _host.schedule_sigmas(model, schedule)
-        multiple = _host.patch_multiple(model)
-        table = describe(schedule, height, width, multiple, sigmas.tolist(), frames, source)
-        plot = schedule_plot(schedule, height, width, multiple, sigmas.tolist(), frames)
+        levels = sigmas.tolist()
+        table = describe(schedule, height, width, multiple, levels, frames, pixels, source)
+        plot = schedule_plot(schedule, height, width, multiple, levels, frames, pixels)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)
 

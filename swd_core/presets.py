@@ -49,13 +49,16 @@ class Preset:
                 )
             object.__setattr__(self, "video", tuple(map(int, numbers)))
 
-    @property
-    def latent_target(self) -> tuple[int | None, int, int]:
-        """Latent frames (None for pictures), height and width of the target."""
+    def latent_target(self, pixels: int = CELL) -> tuple[int | None, int, int]:
+        """Latent frames (None for pictures), height and width of the target.
+
+        Args:
+            pixels: along a side of a latent cell.
+        """
         if not self.video:
-            return None, self.target // CELL, self.target // CELL
+            return None, self.target // pixels, self.target // pixels
         pictures, height, width = self.video
-        return (pictures - 1) // FRAME_CELL + 1, height // CELL, width // CELL
+        return (pictures - 1) // FRAME_CELL + 1, height // pixels, width // pixels
 
 
 def parse_preset(name: str, entry: Any) -> Preset:

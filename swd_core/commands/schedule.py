@@ -37,7 +37,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def print_presets() -> None:
     print(f"{'preset':<20} {'steps':>5}  {'sides for':>9}  {'':<28} {'cost':>5}")
     for name, preset in presets().items():
-        frames, height, width = preset.latent_target
+        frames, height, width = preset.latent_target()
         sizes = preset.schedule.sizes(height, width, preset.multiple)
         sides = " ".join(str(w * CELL) for _, w in sizes)
         cost = preset.schedule.cost(height, width, preset.multiple, frames)
@@ -55,7 +55,7 @@ def find_frames(text: str | None, schedule: ScaleSchedule, preset: Preset | None
     if text is None:
         if schedule.frames and not (preset and preset.video):
             raise Refusal("The schedule is for videos; give --frames, such as 81.")
-        return preset.latent_target[0] if preset else None
+        return preset.latent_target()[0] if preset else None
     if preset and not preset.video:
         raise Refusal(f"--frames is for videos; {preset.schedule.name} is for pictures.")
     pictures = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else 0
@@ -80,7 +80,7 @@ def run_schedule(a: argparse.Namespace) -> None:
         frames = find_frames(a.frames, schedule, preset)
     multiple = preset.multiple if preset else 2
     step = CELL * multiple
-    _, height, width = preset.latent_target if preset else (None, 1024 // CELL, 1024 // CELL)
+    _, height, width = preset.latent_target() if preset else (None, 1024 // CELL, 1024 // CELL)
     own = f"{width * CELL}x{height * CELL}"
     width, height = (side // CELL for side in parse_size(a.size or own, step, 16384, step))
     if a.extend:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from ..schedule import CELL
 from .config import Settings
 from .diffusers_models import DiffusersModel, wrap
 from .families import empty_module, schedule_sigmas, shape_of
@@ -252,7 +253,7 @@ def estimate_settings(settings: Settings) -> Estimate:
     options["block"] = None if m.block < 0 else m.block
     module.train()
     model = wrap(nn.Module.to(module, getattr(torch, m.dtype)), **options)
-    side = settings.data.size // 8
+    side = settings.data.size // CELL
     multiple = 4 if settings.kind == "sdxl" else 2
     sizes = settings.scale_schedule().sizes(side, side, multiple)
     steps = intervals(sizes, schedule_sigmas(settings))

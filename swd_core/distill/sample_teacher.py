@@ -9,6 +9,7 @@ from PIL import Image
 from ..files import read_text, write_text
 from ..noise import draw_noise
 from ..pictures import write_png
+from ..schedule import CELL
 from .config import Settings
 from .families import device_of, load_pipeline
 
@@ -78,7 +79,7 @@ def _emoji_teacher(
     t = settings.teacher
     base = Path(settings.model.base) if settings.model.base else None
     teacher = EmojiStudent.load(base, lora=None)
-    side = settings.data.size // 8
+    side = settings.data.size // CELL
     for i in waiting:
         denoise = teacher.denoiser(teacher.encode([jobs[i]]), guidance=t.guidance)
         x = draw_noise(t.seed, [i], 0, (16, side, side))

@@ -36,7 +36,7 @@ def test_preset_is_what_was_published(name):
 
 def test_video_preset_is_what_was_published():
     preset = presets()["wan21-1.3b-4"]
-    assert preset.latent_target == (21, 60, 104), "81 pictures of 832 x 480"
+    assert preset.latent_target() == (21, 60, 104), "81 pictures of 832 x 480"
     cells = [(6, 20, 34), (11, 30, 52), (16, 40, 70), (21, 60, 104)]
     assert preset.schedule.sizes(60, 104, preset.multiple, frames=21) == cells
     assert preset.schedule.sizes(60, 104, preset.multiple) == [size[1:] for size in cells]

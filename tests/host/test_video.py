@@ -224,6 +224,8 @@ def test_the_strip_of_a_video(pack):
     for t in (0, 4, 8, 12, 16):
         assert torch.equal(frames[t], frames[t + 17]) and torch.equal(frames[t], frames[t + 34])
     assert len(frames[:17, 0, 0, 0].unique()) == 5
+    sixes = [torch.zeros(n, n, n, 3) for n in (7, 13)]  # Mochi keeps six pictures to a latent frame
+    assert pack["SwDScaleStrip"].execute(images=sixes, gap=[2]).args[1].shape[0] == 26
     with pytest.raises(ValueError, match="10, 18 images"):
         pack["SwDScaleStrip"].execute(images=[s.repeat(2, 1, 1, 1) for s in scales[:2]], gap=[2])
 
