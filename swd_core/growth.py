@@ -17,6 +17,8 @@ from .lifts import LIFTS, size_ratio
 from .process import FlowMatching, Levels, VarianceExploding
 from .schedule import finite_numbers, is_number, latent_sizes
 
+# Published deltas are compared with the small grid's own level: .05 there leaves half the side at
+# the level that .013 does here.
 DELTAS = {"careful": 0.01, "balanced": 0.05, "fast": 0.1}
 MOST_SIZES = 8
 KINDS = ("flow", "exploding")
