@@ -1,9 +1,13 @@
-"""What an artist sees: one file per topic. A file with nodes ends with `NODES = [...]`."""
+"""What an artist sees: one file per topic. A file with nodes ends with `NODES = [...]`.
+
+One with `MENUS` (node id -> function) says what a menu offers that is filled when a page asks.
+"""
 
 import importlib
 import importlib.util
 import pkgutil
 
+from . import offered
 from ._host import ComfyExtension, io
 
 FIRST = ("schedule", "sampler", "drafts", "draft_files")  # in the node library; then by name
@@ -32,4 +36,6 @@ class SwDExtension(ComfyExtension):
 
 
 def extension() -> SwDExtension:
+    menus = (getattr(module, "MENUS", {}) for module in MODULES)
+    offered.serve({node: menu for found in menus for node, menu in found.items()})
     return SwDExtension()

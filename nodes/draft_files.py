@@ -1,5 +1,6 @@
 """SwDSaveDrafts and SwDLoadDrafts: drafts in files, to be finished another day."""
 
+import math
 import os
 import posixpath
 from pathlib import Path
@@ -9,7 +10,7 @@ import folder_paths
 
 from ..swd_core.drafts import SUFFIX, load_drafts, save_drafts
 from ..swd_core.files import check_name
-from . import drafting
+from . import drafting, offered
 from ._host import CATEGORY, io, supported
 
 PREFIX = "drafts/swd"
@@ -89,14 +90,30 @@ class SwDSaveDrafts(io.ComfyNode):
 
 def saved_files() -> list[str]:
     """Drafts files of the input folder, and of the output folder marked as such."""
-    found = []
-    for root, mark in (
-        (folder_paths.get_input_directory(), ""),
-        (folder_paths.get_output_directory(), " [output]"),
-    ):
-        paths = sorted(Path(root).rglob(f"*{SUFFIX}"))
-        found += [p.relative_to(root).as_posix() + mark for p in paths]
-    return found
+
+    def drafts(root: str) -> list[str]:
+        return offered.search(root, lambda name: name.endswith(SUFFIX))
+
+    marked = [name + " [output]" for name in drafts(folder_paths.get_output_directory())]
+    return [*drafts(folder_paths.get_input_directory()), *marked]
+
+
+def saved_file(file: Any) -> Path:
+    """The path of an entry of that list, or of a file beyond the part of the folders it covers.
+
+    Raises:
+        ValueError: if there is no such file in the input or the output folder.
+    """
+    name, marked = folder_paths.annotated_filepath(str(file))
+    root = marked or folder_paths.get_input_directory()
+    known = root in (folder_paths.get_input_directory(), folder_paths.get_output_directory())
+    path = offered.inside(root, name) if known and name.endswith(SUFFIX) else None
+    if path is None or not os.path.isfile(path):
+        raise ValueError(
+            f"There is no drafts file {str(file)[:200]!r}. Save drafts first, or copy the file to "
+            "the input folder."
+        )
+    return path
 
 
 class SwDLoadDrafts(io.ComfyNode):
@@ -109,9 +126,7 @@ class SwDLoadDrafts(io.ComfyNode):
             description="Brings saved drafts back, from the input or the output folder, and "
             "shows their sheet.",
             inputs=[
-                io.Combo.Input(
-                    "file", options=saved_files(), tooltip=f"A file that ends in {SUFFIX}."
-                ),
+                io.Combo.Input("file", options=[], tooltip=f"A file that ends in {SUFFIX}."),
                 io.Vae.Input("vae", tooltip="Decodes the drafts for the sheet."),
             ],
             outputs=[
@@ -125,23 +140,27 @@ class SwDLoadDrafts(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        if not folder_paths.exists_annotated_filepath(file):
-            return f"There is no drafts file {file}. Save drafts, or copy it to the input folder."
+    def validate_inputs(cls, file: Any) -> bool | str:
+        if file is None:  # linked, so not known yet: execute looks
+            return True
+        try:
+            saved_file(file)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> float:
+        # Linked: equal to nothing, so it is read anew.
+        return math.nan if file is None else saved_file(file).stat().st_mtime
 
     @classmethod
     def execute(cls, file: str, vae: Any) -> io.NodeOutput:
-        if file not in saved_files():
-            raise ValueError(f"There is no drafts file {file}. Choose one of the list.")
-        drafts = load_drafts(Path(folder_paths.get_annotated_filepath(file)))
+        drafts = load_drafts(saved_file(file))
         images = drafting.decode(drafts, vae, None, SHEET_BATCH)
         _, shown = drafting.show(drafts, images, cls)
         return io.NodeOutput(drafting.to_latent(drafts), images, ui=shown)
 
 
+MENUS = {"SwDLoadDrafts": saved_files}
 NODES = [SwDSaveDrafts, SwDLoadDrafts]

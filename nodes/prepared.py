@@ -1,5 +1,7 @@
 """SwDLoadPrepared: the training data that `python -m swd_core prepare` wrote."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,31 @@ import folder_paths
 
 from ..swd_core.distill.data import PreparedBatches
 from ..swd_core.distill.prepare import INDEX
+from . import offered
 from ._host import CATEGORY, Schedule, io, say, supported
 from .distill import DistillData
 
 
 def prepared_folders() -> list[str]:
     """Prepared folders in the input folder, links to such included."""
-    files, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
-    return sorted(Path(file).parent.as_posix() for file in files if Path(file).name == INDEX)
+    files = offered.search(folder_paths.get_input_directory(), lambda name: name == INDEX)
+    return [Path(file).parent.as_posix() for file in files]
+
+
+def prepared_folder(folder: Any) -> Path:
+    """The path of an entry of that list, or of one beyond the part of the folder it covers.
+
+    Raises:
+        ValueError: if there is no such prepared folder in the input folder.
+    """
+    root = folder_paths.get_input_directory()
+    path = offered.inside(root, str(folder))
+    if path is None or not os.path.isfile(path / INDEX):
+        raise ValueError(
+            f"There is no prepared folder {str(folder)[:200]!r} in {root}. Run `python -m swd_core "
+            "prepare` to its end and put its folder there."
+        )
+    return path
 
 
 class SwDLoadPrepared(io.ComfyNode):
@@ -29,7 +48,7 @@ class SwDLoadPrepared(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=prepared_folders(),
+                    options=[],
                     tooltip="A folder in ComfyUI's input folder that prepare has written.",
                 ),
             ],
@@ -43,25 +62,26 @@ class SwDLoadPrepared(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        if folder not in prepared_folders():
-            return (
-                f"There is no prepared folder {folder!r} in {folder_paths.get_input_directory()}. "
-                "Run `python -m swd_core prepare` to its end and put its folder there."
-            )
+    def validate_inputs(cls, folder: Any) -> bool | str:
+        if folder is None:  # linked, so not known yet: execute looks
+            return True
+        try:
+            prepared_folder(folder)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> float:
-        return (Path(folder_paths.get_input_directory()) / folder / INDEX).stat().st_mtime
+    def fingerprint_inputs(cls, folder: str | None, **_: Any) -> float:
+        # Linked: equal to nothing, so it is read anew.
+        return math.nan if folder is None else (prepared_folder(folder) / INDEX).stat().st_mtime
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        if (checked := cls.validate_inputs(folder)) is not True:  # the host asks for widgets only
-            raise ValueError(checked)
-        data = PreparedBatches(Path(folder_paths.get_input_directory()) / folder)
+        data = PreparedBatches(prepared_folder(folder))
         say(f"{folder}: {data.count} pictures prepared for {data.family}, {data.schedule.name}")
         return io.NodeOutput(data, data.schedule)
 
 
+MENUS = {"SwDLoadPrepared": prepared_folders}
 NODES = [SwDLoadPrepared]

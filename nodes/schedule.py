@@ -71,6 +71,18 @@ def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
     return schedule, family
 
 
+def named_schedule(value: Any) -> tuple[ScaleSchedule, str, Preset | None]:
+    """The schedule of a preset's name or a travelling entry, its family, and the preset if any.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    entry = presets().get(value) if isinstance(value, str) else None
+    if entry is not None:
+        return entry.schedule, entry.family, entry
+    return *read_travelling(str(value)), None
+
+
 def custom_schedule(sizes: str, sigmas: str, frames: str = "") -> ScaleSchedule:
     """A schedule typed as lists: sizes as fractions, pixels or latent sides, target last.
 
@@ -131,8 +143,7 @@ def choose(
             "There is no SwD preset for this model. Choose one of "
             f"{', '.join(known)} if the model is one of these students, or custom."
         )
-    entry = known.get(preset)
-    schedule, meant = (entry.schedule, entry.family) if entry else read_travelling(preset)
+    schedule, meant, entry = named_schedule(preset)
     unknown = (family, meant) == ("wan-other", "wan")
     unknown |= family == "sd3" and meant.startswith("sd35-")
     if meant not in ("", family) and not unknown:
@@ -294,13 +305,15 @@ class SwDScaleSchedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, preset: str, custom_sizes: str, custom_sigmas: str, custom_frames: str = ""
+        cls, preset: Any, custom_sizes: Any, custom_sigmas: Any, custom_frames: Any = ""
     ) -> bool | str:
+        lists = (custom_sizes, custom_sigmas, custom_frames)
         try:
-            if preset == CUSTOM:
-                custom_schedule(custom_sizes, custom_sigmas, custom_frames)
-            elif preset != AUTO and preset not in presets():
-                read_travelling(preset)
+            # None is linked, so not known yet: execute looks again.
+            if preset == CUSTOM and None not in lists:
+                custom_schedule(*lists)
+            elif preset not in (None, AUTO, CUSTOM):
+                named_schedule(preset)
         except ValueError as error:
             return str(error)
         return True
@@ -320,6 +333,8 @@ class SwDScaleSchedule(io.ComfyNode):
         own = _host.own_schedule(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own, custom_frames)
         _host.check_prediction(model, schedule)
+        if large_targets not in (STRETCH, EXTEND):
+            raise ValueError(f"large_targets is {large_targets!r}; choose {STRETCH} or {EXTEND}.")
         source = origin(preset, family, schedule, own)
         samples = None
         pixels, multiple = _host.cell_pixels(model), _host.patch_multiple(model)

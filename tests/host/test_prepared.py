@@ -55,7 +55,7 @@ def offered(pack, prepared, tmp_path, monkeypatch):
 
 def test_the_folder_is_offered_and_holds_what_distill_data_makes(pack, prepared, offered):
     node = pack["SwDLoadPrepared"]
-    assert node.define_schema().inputs[0].options == [offered]
+    assert importlib.import_module("swd_pack.nodes.prepared").prepared_folders() == [offered]
     assert node.validate_inputs(offered) is True
     data, schedule = node.execute(folder=offered).result
     model, clip, vae, expected = pack["SwDEmojiStudent"].execute(strength=0.0).result
