@@ -110,8 +110,8 @@ def saved_file(file: Any) -> Path:
     path = offered.inside(root, name) if known and name.endswith(SUFFIX) else None
     if path is None or not os.path.isfile(path):
         raise ValueError(
-            f"There is no drafts file {str(file)[:200]!r}. Save drafts first, or copy the file to "
-            "the input folder."
+            f"There is no drafts file {str(file)[:200]!r}. Save drafts, or copy it to the input "
+            "folder."
         )
     return path
 
