@@ -17,6 +17,7 @@ from ..swd_core.schedule import ScaleSchedule, latent_frames, latent_sizes
 from . import _host
 from .checks import FiniteCheck, check_run
 from .conditioning import mask_at, resolve_conds
+from .wrapped import check_wrapped, wrapped_model
 
 
 def scales_at(sigmas: list[float], table: list[float], scales: tuple[float, ...]) -> list[float]:
@@ -69,7 +70,7 @@ class Stretch:
     on_x0: Callable[[Tensor], None]
 
 
-class ScaleWiseSampler(comfy.samplers.Sampler):
+class ScaleWiseSampler(comfy.samplers.KSAMPLER):
     """Scale-wise sampling (arXiv 2503.16397) as a host SAMPLER, for any guider.
 
     The size of a step follows from its sigma, so SIGMAS may be cut. A run that ends above 0 returns
@@ -91,6 +92,9 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
     ):
         self.schedule, self.method, self.indices = schedule, method, indices
         self.stretch = stretch
+        # A KSAMPLER's, for SAMPLERs that wrap one; its function is a method here.
+        self.extra_options: dict[str, Any] = {}
+        self.inpaint_options: dict[str, Any] = {}
 
     def sample(
         self,
@@ -104,6 +108,62 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         """Called by the guider in its own sample(); noise and latent_image have the target size."""
+        model = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
+        return self._run(
+            model, model, sigmas, extra_args, callback, noise, latent_image, denoise_mask
+        )
+
+    def sampler_function(
+        self,
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Called by SAMPLERs that wrap one (Detail Daemon, Lying Sigma) in place of sample().
+
+        Args:
+            model: the host's model of a KSAMPLER, or a function around it. x: noise of the target
+                size in the model's terms, as a KSAMPLER gets it.
+        """
+        inner = wrapped_model(model)
+        check_wrapped(inner, x, self.max_denoise(inner.inner_model, inner.sigmas), options)
+        extra_args = dict(extra_args or {})
+        mask = extra_args.pop("denoise_mask", None)
+        kept = inner.noise, inner.latent_image
+
+        def report(step: int, x0: Tensor, x_t: Tensor, _: int) -> None:
+            sigma = sigmas[step]
+            callback({"x": x_t, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+
+        try:
+            x0 = self._run(
+                model, inner, sigmas, extra_args, callback and report, *kept, denoise_mask=mask
+            )
+        finally:
+            inner.noise, inner.latent_image = kept
+        if not sigmas[-1]:
+            return x0
+        # The host takes what is left of the noise out of this, as if it were a KSAMPLER's.
+        sampling = inner.inner_model.inner_model.model_sampling
+        return sampling.noise_scaling(sigmas[-1], torch.zeros_like(x0), x0, False)
+
+    def _run(
+        self,
+        call: Callable[..., Tensor],
+        model: comfy.samplers.KSamplerX0Inpaint,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor | None,
+        denoise_mask: Tensor | None,
+    ) -> Tensor:
+        """The run. call: the model, or what a wrapper has made of it."""
+        guider = model.inner_model
         target = tuple(noise.shape[2:])
         *levels, _ = sigmas.tolist()
         check_run(guider, self.schedule, noise, sigmas.tolist())
@@ -115,7 +175,6 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
         if indices is None:
             indices = _host.indices_from_noise(noise, seed)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
-        model = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         steps = list(sigmas[:-1].unbind())
         begin = steps[0] if self.max_denoise(guider, sigmas) else None
         process = _host.HostProcess(guider.inner_model.model_sampling, begin)
@@ -151,7 +210,7 @@ class ScaleWiseSampler(comfy.samplers.Sampler):
             if current is None or current.size != size:
                 current = at_scale(size)
                 guider.conds, model.latent_image = current.conds, current.latent_image
-            return model(x_t, sigma.expand(x_t.shape[0]), denoise_mask=current.mask, **extra_args)
+            return call(x_t, sigma.expand(x_t.shape[0]), denoise_mask=current.mask, **extra_args)
 
         def on_step(step: int, x_t: Tensor, x0: Tensor) -> None:
             finite.add(step, x0)

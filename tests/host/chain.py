@@ -68,12 +68,14 @@ def host_chain(
     picture: Tensor | None = None,
     mask_at: Callable[[int, tuple[int, int]], Tensor] | None = None,
     first: int = 0,
+    sampler: Any = None,
 ) -> Tensor:
     """The finished latent of the host's own runs.
 
     Args:
         guider_at: the guider of a step of this latent size.
         picture: a latent (B, C, H, W) to keep where `mask_at` is 0, or to start from at `first`.
+        sampler: in place of the host's LCM.
     """
     import comfy.samplers
 
@@ -95,7 +97,8 @@ def host_chain(
             latent = mask * latent + (1 - mask) * kept
         x0 = guider_at(step, here).sample(
             draw_noise(SEED, indices, step, latent.shape[1:]), latent,
-            comfy.samplers.sampler_object("lcm"), torch.stack([sigmas[step], torch.tensor(0.0)]),
+            sampler or comfy.samplers.sampler_object("lcm"),
+            torch.stack([sigmas[step], torch.tensor(0.0)]),
             denoise_mask=inpaint, disable_pbar=True, seed=SEED,
         )  # fmt: skip
         if mask is not None and inpaint is None:
@@ -106,12 +109,16 @@ def host_chain(
 def scalewise(
     pack: Any, preset: str, guider: Any, *, size: tuple[int, int] = SIZE,
     latent: dict | None = None,
-    sigmas: Tensor | None = None, seed: int = SEED, callback: Any = None,
+    sigmas: Tensor | None = None, seed: int = SEED, callback: Any = None, wrap: Any = None,
 ) -> Tensor:  # fmt: skip
-    """The same by our SAMPLER in the host's own way of calling one (SamplerCustomAdvanced's)."""
+    """The same by our SAMPLER in the host's own way of calling one (SamplerCustomAdvanced's).
+
+    wrap: makes another SAMPLER of ours, which is run.
+    """
     model = guider.model_patcher
     schedule, own = schedule_of(pack, model, preset)
     sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    sampler = sampler if wrap is None else wrap(sampler)
     sigmas = own if sigmas is None else sigmas
     noise = importlib.import_module("comfy_extras.nodes_custom_sampler")
     if latent is None:

@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "test_templates", "test_conditioning", "test_inpaint", "test_latents", "test_video",
-    "test_video_conditioning", "test_large", "test_faults", "test_live",
+    "test_video_conditioning", "test_wrapped_samplers", "test_large", "test_faults",
+    "test_live",
 )  # fmt: skip
 TITLES = {
     "test_templates": "The host's own template graphs, with our sampler in them (a real server)",
@@ -30,6 +31,7 @@ TITLES = {
     "test_latents": "Kinds of latents, sizes, weights",
     "test_video": "Videos in space and time (one test through a real server)",
     "test_video_conditioning": "What videos are made from, in space and time",
+    "test_wrapped_samplers": "SAMPLERs around ours",
     "test_large": "Targets from 256 to 4096 pixels",
     "test_faults": "Faults and bad input",
     "test_live": "Progress, previews, interrupt (a real server)",
