@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..swd_core import resample
 from ..swd_core.schedule import ScaleSchedule
-from ._host import cell_pixels, supported
+from ._host import cell_pixels, patch_multiple, supported
 
 # What process_conds must not touch a second time: it would set hook keyframes back to the first one
 # and make ControlNets load again. Neither depends on the size.
@@ -120,6 +120,34 @@ def _scale_references(entry: dict[str, Any], size: Sequence[int], target: Sequen
         entry[key] = fitting if isinstance(value, list) else fitting[0]
 
 
+def _scale_picture_references(
+    entry: dict[str, Any], size: Sequence[int], target: Sequence[int], guider: Any
+) -> None:
+    """Shrinks the latents that edit models read beside the picture, as the picture is smaller.
+
+    Their cells have rows and columns like the picture's own (FLUX Kontext, FLUX.2, Qwen-Image,
+    OmniGen2): at their full size each would mean a place further in, or outside of the picture.
+    UNO's ("uxo") have places of their own beside it, and HiDream-O1's are no latents.
+    """
+    references = entry.get("reference_latents")
+    flux = isinstance(guider.inner_model, comfy.model_base.Flux)
+    if references is None or (flux and entry.get("reference_latents_method") == "uxo"):
+        return
+    model = guider.model_patcher
+    multiple, channels = patch_multiple(model), guider.inner_model.latent_format.latent_channels
+
+    def shrunk(reference: Tensor) -> Tensor:
+        if reference.shape[1] != channels:
+            return reference
+        sides = (
+            max(1, round(side * small / full / multiple)) * multiple
+            for side, small, full in zip(reference.shape[-2:], size[-2:], target[-2:], strict=True)
+        )
+        return resample.downscale(reference, tuple(sides))
+
+    entry["reference_latents"] = [shrunk(reference) for reference in references]
+
+
 def resolve_conds(
     guider: Any,
     like: Tensor,
@@ -153,6 +181,8 @@ def resolve_conds(
                 entry.setdefault("height", target[0] * pixels)
             if isinstance(guider.inner_model, comfy.model_base.WAN21):
                 _scale_references(entry, size, target)
+            else:
+                _scale_picture_references(entry, size, target, guider)
             if len(size) == 3:
                 _scale_video_inputs(entry, size, target)
             conds[name].append(entry)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import comfy.ldm.flux.model
+import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import comfy.model_detection
 import comfy.model_patcher
@@ -160,14 +162,48 @@ def wan_model(kind: str = "WAN21_T2V", **changes: Any) -> Any:
     net = comfy.ldm.wan.model.WanModel(
         **config, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32
     )
+    config = getattr(comfy.supported_models, kind)({"image_model": "wan2.1", **config})
+    return patcher(config, random_weights(net), torch.float32)
+
+
+FLUX2 = {
+    "image_model": "flux2", "axes_dim": [32, 32, 32, 32], "num_heads": 1, "hidden_size": 128,
+    "mlp_ratio": 3.0, "theta": 2000, "out_channels": 128, "in_channels": 128, "context_in_dim": 48,
+    "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False,
+    "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3], "patch_size": 1,
+    "vec_in_dim": None, "guidance_embed": True, "depth": 1, "depth_single_blocks": 1,
+}  # fmt: skip
+
+QWEN = {
+    "image_model": "qwen_image", "num_layers": 1, "num_attention_heads": 1,
+    "joint_attention_dim": 48,
+}  # fmt: skip
+
+
+def random_weights(net: nn.Module) -> dict[str, Tensor]:
+    """Weights for the host's own module, so that outputs are about as large as inputs."""
     generator = torch.Generator().manual_seed(8)
-    state = {
+    return {
         name: torch.randn(w.shape, generator=generator)
         / (max(1, w[0].numel()) ** 0.5 if w.ndim > 1 else 20)
         for name, w in net.state_dict().items()
     }
-    config = getattr(comfy.supported_models, kind)({"image_model": "wan2.1", **config})
-    return patcher(config, state, torch.float32)
+
+
+@lru_cache(maxsize=1)
+def flux2_model() -> Any:
+    """The host's MODEL of a small random FLUX.2, which ComfyUI 0.3.64 doesn't know."""
+    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    state = random_weights(comfy.ldm.flux.model.Flux(**FLUX2, **made))
+    return patcher(comfy.supported_models.Flux2(dict(FLUX2)), state, torch.float32)
+
+
+@lru_cache(maxsize=1)
+def qwen_model() -> Any:
+    """The host's MODEL of a small random Qwen-Image; its latents have a frame."""
+    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    net = comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(**QWEN, **made)
+    return patcher(comfy.supported_models.QwenImage(dict(QWEN)), random_weights(net), torch.float32)
 
 
 def conditioning(family: str, seed: int = 1, **extra: Any) -> list:

@@ -113,34 +113,15 @@ def test_a_model_s_patch_is_its_own(pack, models):
     assert multiple({}) == 2
 
 
-FLUX2 = {
-    "image_model": "flux2", "axes_dim": [32, 32, 32, 32], "num_heads": 1, "hidden_size": 128,
-    "mlp_ratio": 3.0, "theta": 2000, "out_channels": 128, "in_channels": 128, "context_in_dim": 48,
-    "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False,
-    "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3], "patch_size": 1,
-    "vec_in_dim": None, "guidance_embed": True, "depth": 1, "depth_single_blocks": 1,
-}  # fmt: skip
-
-
 def test_flux2_runs_at_the_sizes_of_its_table(pack, small):
     """The host's own FLUX.2 class and empty latent: 16 pixels a cell, patches of one."""
-    import comfy.ldm.flux.model
-    import comfy.ops
     import comfy.supported_models
 
     if not hasattr(comfy.supported_models, "Flux2"):
         pytest.skip("FLUX.2 is newer than this host")
     import comfy_extras.nodes_flux
 
-    net = comfy.ldm.flux.model.Flux(
-        **FLUX2, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32
-    )
-    generator = torch.Generator().manual_seed(8)
-    state = {
-        name: torch.randn(w.shape, generator=generator) / max(1, w[0].numel()) ** 0.5
-        for name, w in net.state_dict().items()
-    }
-    model = small.patcher(comfy.supported_models.Flux2(dict(FLUX2)), state, torch.float32)
+    model = small.flux2_model()
     latent = comfy_extras.nodes_flux.EmptyFlux2LatentImage.execute(208, 272).args[0]
     ladder, _, table, _ = schedule(pack, model, latent_image=latent)
     assert [shown_size(table, step) for step in (1, 2)] == [(112, 144), (208, 272)]
@@ -152,7 +133,7 @@ def test_flux2_runs_at_the_sizes_of_its_table(pack, small):
 
     model = model.clone()
     model.set_model_unet_function_wrapper(watch)
-    cond = [[torch.randn(1, 7, 48, generator=generator), {"guidance": 4.0}]]
+    cond = [[torch.randn(1, 7, 48, generator=torch.Generator().manual_seed(8)), {"guidance": 4.0}]]
     with torch.inference_mode():
         out = pack["SwDSample"].execute(
             model=model, positive=cond, latent_image=latent, schedule=ladder, seed=1, cfg=1.0,
