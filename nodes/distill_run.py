@@ -15,15 +15,17 @@ from PIL import Image, ImageDraw, ImageFont
 from ..swd_core.distill.config import Settings, parse_settings
 from ..swd_core.distill.data import PreparedBatches
 from ..swd_core.distill.evaluation import grid, student_latents
+from ..swd_core.distill.home import Home, claim, identity
 from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
-from ..swd_core.distill.session import CHECKPOINT, restore, training, write_lora
+from ..swd_core.distill.session import CHECKPOINT, restore, save_all, training
 from ..swd_core.distill.trainer import Trainer
+from ..swd_core.files import check_name
 from ..swd_core.presets import presets
 from . import _host
 from .host_model import HostModel
 from .lora import TITLES
-from .trainable import KINDS, check_trainable, context_width, pooled_width
+from .trainable import KINDS, check_trainable, context_width, pooled_width, weights_mark
 from .twin import training_mode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -49,6 +51,7 @@ def settings_for(
             f"lora_name {name[:40]!r} can't name a folder: use letters, digits, _ . and -, and "
             "begin with a letter or digit."
         )
+    check_name(name, "lora_name")
     family = check_trainable(model)
     check_data(model, data)
     schedule = data.schedule
@@ -71,6 +74,26 @@ def settings_for(
             "output": {"run": loras, "name": name, "save_every": max(1, train["steps"] // 20)},
         }
     )
+
+
+def home_of(model: Any, data: TrainingData, settings: Settings) -> Home:
+    """Where the training of this name keeps itself, if the name is free or its own.
+
+    Raises:
+        ValueError: if the name holds anything else, and what is different. OSError: if nothing can
+            be written there.
+    """
+    name, content = settings.output.name, {**data.identity(), "teacher": weights_mark(model)}
+    instead = (
+        "Choose another lora_name, or connect and set what it was trained with; deleting both "
+        "begins anew."
+    )
+    folders = [Path(folder) / name for folder in folder_paths.get_folder_paths("loras")]
+    for folder in folders[1:]:
+        if folder.exists():
+            raise ValueError(f"There is a LoRA {name} in {folder.parent} already. {instead}")
+    output = Path(folder_paths.get_output_directory()) / "swd_distill" / name
+    return claim(output / CHECKPOINT, folders[0], identity(settings, content), instead=instead)
 
 
 def check_data(model: Any, data: TrainingData) -> None:
@@ -161,15 +184,16 @@ def train(
     Returns:
         the LoRA's folder, and the last plot with samples.
     """
+    home = home_of(model, data, settings)
     # In a function of its own, so that nothing of it is left when the graphics card is tidied up.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         with training_mode():
             torch.manual_seed(settings.train.seed)
-            return _train(model, data, settings, vae, resume)
+            return _train(model, data, settings, vae, home, resume)
 
 
 def _train(
-    model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
+    model: Any, data: TrainingData, settings: Settings, vae: Any, home: Home, resume: bool
 ) -> tuple[Path, Image.Image]:
     options, name = settings.model, settings.output.name
     teacher = HostModel(
@@ -186,13 +210,16 @@ def _train(
         batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
     shown = batches.first(SAMPLES)
     trainer = Trainer(teacher, batches, shown.steps, settings.train)
-    checkpoint = Path(folder_paths.get_output_directory()) / "swd_distill" / name / CHECKPOINT
     if resume:
-        restore(trainer, checkpoint)
+        restore(trainer, home.checkpoint)
+    if trainer.step >= settings.train.steps:
+        _host.say(
+            f"{name} has {trainer.step} steps already, {settings.train.steps} are asked for: "
+            "nothing to train. More steps go on with it."
+        )
 
     def save() -> Path:
-        trainer.save(checkpoint)
-        return write_lora(trainer, settings)
+        return save_all(trainer, settings, home, "run again with resume on")
 
     def samples() -> Image.Image | None:
         return None if vae is None else student_samples(trainer, shown, model, vae)

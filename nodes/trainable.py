@@ -1,10 +1,12 @@
 """Which loaded models can be distilled, and which of their layers get an adapter."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_base
 import comfy.utils
+import torch
 from torch import Tensor, nn
 
 from . import _host
@@ -84,6 +86,15 @@ def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
         if layer.endswith(ends):
             found.setdefault(layer, {}).setdefault(first, (module, first, rows))
     return {layer: list(parts.values()) for layer, parts in found.items()}
+
+
+def weights_mark(model: Any) -> str:
+    """What is another text for another teacher: some of the numbers of every adapted layer."""
+    layers, mark = dict(model.model.diffusion_model.named_modules()), hashlib.sha256()
+    for name in adapted_layers(model):
+        some = layers[name].weight.detach().flatten()[:64].cpu().contiguous()
+        mark.update(some.view(torch.uint8).numpy().tobytes())
+    return mark.hexdigest()
 
 
 def context_width(model: Any) -> int:

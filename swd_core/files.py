@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -101,6 +102,16 @@ def _place(part: Path, path: Path, overwrite: bool) -> None:
             os.replace(part, path)
     except FileExistsError as error:
         raise FileExistsError(f"{path} exists by now; nothing was overwritten.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError if no file can be made in `folder`, which may still have to be made itself."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"The folder {folder} can't be written to ({reason}).") from error
 
 
 def check_plain(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 import argparse
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from ..files import read_json
+from ..files import check_writable, read_json
 from ..presets import Preset, presets
 from ..schedule import ScaleSchedule
 
@@ -93,12 +92,9 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
             f"The output folder {folder} does not exist; create it or choose another with --out."
         )
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        check_writable(folder)
     except OSError as error:
-        raise Refusal(
-            f"The output folder {folder} can't be written to ({error.strerror}); "
-            "choose another with --out."
-        ) from error
+        raise Refusal(f"{error} Choose another with --out.") from error
     for path in paths:
         if path.is_dir():
             raise Refusal(f"{path} is a folder; give the name of a .png file with --out.")

@@ -43,6 +43,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     d = command("distill", "Trains a scale-wise student as a LoRA.", _distill)
     d.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    d.add_argument(
+        "--changed", action="store_true",
+        help="with --resume: although [train] says something else than the checkpoint",
+    )  # fmt: skip
     d.add_argument("--steps", type=int, metavar="N", help="train to this many steps in all")
     d.add_argument(
         "--estimate", action="store_true", help="only say how much graphics memory it will take"
@@ -131,7 +135,7 @@ def _distill(a: argparse.Namespace) -> None:
         from ..distill.session import train as run_training
 
         try:
-            folder, step = run_training(settings, resume=a.resume)
+            folder, step = run_training(settings, resume=a.resume, changed=a.changed)
         except FloatingPointError as error:
             raise ValueError(str(error)) from error
     whole = step >= settings.train.steps

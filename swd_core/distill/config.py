@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..files import read_json, read_toml
+from ..files import check_name, read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
 from .interface import DistillConfig
@@ -198,6 +198,7 @@ def _check(s: Settings) -> None:
     one_of("[model] family", s.model.family, FAMILIES)
     one_of("[model] dtype", s.model.dtype, DTYPES)
     one_of("[model] device", s.model.device, DEVICES)
+    check_name(s.output.name, "[output] name")
     one_of("[train] kernel", s.train.kernel, ("linear", "rbf"))
     least = {
         "[model] rank": (s.model.rank, 1), "[train] steps": (s.train.steps, 1),

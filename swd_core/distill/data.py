@@ -55,7 +55,7 @@ class PreparedBatches:
         index = read_index(self.folder)
         self.schedule = ScaleSchedule.from_dict(index["schedule"])
         self.family, factor = index["family"], index["factor"]
-        self.fingerprint = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = fingerprint(index)
         groups: dict[tuple[int, int], list[dict]] = {}
         for shard in index["shards"]:
             groups.setdefault(tuple(shard["size"]), []).append(shard)
@@ -76,6 +76,10 @@ class PreparedBatches:
         self._open: dict[str, safe_open] = {}
         empty = self._file("empty.safetensors")
         self.empty = tuple(empty.get_tensor(k).to(self.device) for k in ("context", "pooled"))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other."""
+        return {"prepared pictures": self.fingerprint}
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -179,6 +183,11 @@ def read_index(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is damaged ({reason}). Run prepare again.") from error
+
+
+def fingerprint(index: dict) -> str:
+    """What is another text for other pictures or captions, sizes or encoders."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _check_index(index: Any) -> None:

@@ -1,11 +1,14 @@
 """Training data that fits into memory, as the node makes it from a batch of pictures."""
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..schedule import ScaleSchedule
@@ -34,6 +37,19 @@ class MemoryData:
     @property
     def count(self) -> int:
         return len(self.context)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other: words and sizes exactly, pictures and encoded text by
+        some of their numbers, which are nearly the same when they are encoded again."""
+        lengths = [len(context) for context in self.context]
+        words = repr((self.captions, self.sizes, self.target, lengths))
+        smallest = self.latents[self.sizes[0]].float().cpu()
+        text = [float(part.float().abs().mean()) for part in (*self.context, *self.pooled)]
+        return {
+            "captions or sizes": hashlib.sha256(words.encode("utf-8", "replace")).hexdigest(),
+            "pictures": F.adaptive_avg_pool2d(smallest, 2),
+            "encoded captions": torch.tensor(text),
+        }
 
     def alike(self, place: int) -> list[int]:
         """The pictures that fit into one batch with `place`: those with as many tokens."""

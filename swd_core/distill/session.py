@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -10,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ..lora import WEIGHTS_NAME, schedule_header, write_peft
-from ..lora_config import CONFIG_NAME
+from ..lora import schedule_header, write_peft
 from .checkpoint import load_checkpoint
 from .config import FAMILIES, Settings, TrainConfig
-from .data import PreparedBatches, read_index
+from .data import PreparedBatches, fingerprint, read_index
 from .evaluation import grid, measures, student_latents
 from .families import device_of, load_decoder, load_model, publisher, schedule_sigmas
+from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
 from .stopping import stoppable
@@ -66,50 +64,67 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     return Trainer(model, batches, [], settings.train, world=world)
 
 
-def write_lora(trainer: Trainer, settings: Settings) -> Path:
-    """Writes the averaged student in the published layout; each file is whole or the old one."""
-    schedule, folder = settings.scale_schedule(), Path(settings.output.run) / settings.output.name
+def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
+    """Writes the averaged student in the published layout.
+
+    Raises:
+        ValueError: if something else is there by now. OSError: if it can't be written.
+    """
+    check_own(home)
+    schedule = settings.scale_schedule()
     layers = publisher(settings)(trainer.model, trainer.averaged_student())
     header = {
         **schedule_header(schedule),
         "swd_step": str(trainer.step),
         "swd_config": json.dumps(asdict(settings.train)),
+        MARK: home.mark,
     }
-    aside, rank = folder.with_name(folder.name + ".tmp"), settings.model.rank
+    rank = settings.model.rank
     base = settings.model.base or f"swd-{FAMILIES[settings.model.family][0]}"
-    write_peft(aside, layers, rank=rank, alpha=rank, base_model=base, metadata=header)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        os.replace(aside / name, folder / name)
-    aside.rmdir()
-    return folder
+    write_peft(home.lora, layers, rank=rank, alpha=rank, base_model=base, metadata=header)
+    return home.lora
+
+
+def save_all(trainer: Trainer, settings: Settings, home: Home, then: str) -> Path:
+    """Writes checkpoint and LoRA.
+
+    Args:
+        then: how to go on once there is room, for the message.
+
+    Raises:
+        OSError: if one of them can't be written; says what is safe and how to go on.
+    """
+    try:
+        trainer.save(home.checkpoint, training=home.record)
+        return write_lora(trainer, settings, home)
+    except OSError as error:
+        raise OSError(
+            f"Step {trainer.step} can't be saved ({error}). What was saved before is whole: make "
+            f"room and {then}."
+        ) from error
 
 
 def restore(trainer: Trainer, path: Path) -> None:
     """Takes up a checkpoint.
 
     Raises:
-        ValueError: if it is damaged or of another training.
+        ValueError: if it is damaged or of another model.
     """
-    try:
-        state = load_checkpoint(path)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The checkpoint {path} can't be read ({error}). Move it away.") from error
+    state = load_checkpoint(path)
     if state is None:
         return
-    have = [tuple(p.shape) for p in (*trainer.student, *trainer.fake)]
-    saved = [tuple(p.shape) for p in (*state["student"], *state["fake"])]
+    try:
+        have = [tuple(p.shape) for p in (*trainer.student, *trainer.fake)]
+        saved = [tuple(p.shape) for p in (*state["student"], *state["fake"])]
+        if have == saved:
+            trainer.take_up(state)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"The checkpoint {path} is damaged ({error!r}). Move it away.") from error
     if have != saved:
         raise ValueError(
             f"The checkpoint {path} is of another model or rank. Give the config it was made with, "
             "or another [output] run."
         )
-    before = state["config"]
-    for key, value in asdict(trainer.config).items():
-        # A checkpoint keeps tuples as they are; a TOML list became one.
-        if key in before and before[key] != value:
-            log.info("since the checkpoint, [train] %s went from %s to %s", key, before[key], value)
-    trainer.resume(path)
 
 
 @dataclass
@@ -140,8 +155,13 @@ def training(trainer: Trainer, config: TrainConfig) -> Iterator[int]:
         yield trainer.step
 
 
-def train(settings: Settings, *, resume: bool = False) -> tuple[Path, int]:
+def train(
+    settings: Settings, *, resume: bool = False, changed: bool = False
+) -> tuple[Path, int]:
     """Trains to [train] steps, or until it is asked to stop; both end with a checkpoint.
+
+    Args:
+        changed: go on although other settings than the number of steps are not the checkpoint's.
 
     Returns:
         the LoRA's folder and the number of steps done in all.
@@ -151,13 +171,21 @@ def train(settings: Settings, *, resume: bool = False) -> tuple[Path, int]:
             a loss is not finite; the checkpoint before stays. OSError: if the disk is full.
     """
     config, output, run = settings.train, settings.output, Path(settings.output.run)
-    checkpoint = run / CHECKPOINT
+    checkpoint, prepared = run / CHECKPOINT, Path(settings.data.prepared)
     if checkpoint.is_file() and not resume:
         raise ValueError(
             f"{checkpoint} exists already. Give --resume to go on with it, or another [output] run."
         )
     if resume and not checkpoint.is_file():
         raise ValueError(f"There is no {checkpoint} to resume from. Start without --resume.")
+    home = claim(
+        checkpoint,
+        run / output.name,
+        identity(settings, {"prepared pictures": fingerprint(read_index(prepared))}),
+        instead="Give another [output] run or name; with --changed and the same pictures it goes "
+        "on with other settings.",
+        changed=changed,
+    )
     world = join_world(settings.model.device)
     trainer = build_trainer(settings, world)
     restore(trainer, checkpoint)
@@ -169,16 +197,8 @@ def train(settings: Settings, *, resume: bool = False) -> tuple[Path, int]:
         evaluate = Evaluator(settings, trainer.batches.first(output.samples))
 
     def save() -> None:
-        if not world.is_first:
-            return
-        try:
-            trainer.save(checkpoint)
-            write_lora(trainer, settings)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"Step {trainer.step} can't be saved in {run} ({error}). The checkpoint before "
-                "is whole: make room and go on with --resume."
-            ) from error
+        if world.is_first:
+            save_all(trainer, settings, home, "go on with --resume")
 
     bar = tqdm(initial=trainer.step, total=config.steps, unit="step") if world.is_first else None
     saved = -1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -336,7 +337,7 @@ class Trainer:
                     last_save = time.monotonic()
         save()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, **more: Any) -> None:
         save_checkpoint(
             path,
             {
@@ -349,13 +350,17 @@ class Trainer:
                 "seconds": self.seconds,
                 "config": asdict(self.config),
                 "sums": self._sums,
+                **more,
             },
         )
 
     def resume(self, path: Path) -> None:
         state = load_checkpoint(path)
-        if state is None:
-            return
+        if state is not None:
+            self.take_up(state)
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Goes on from what `save` wrote."""
         with torch.no_grad():
             for name in ("student", "fake", "average"):
                 for now, saved in zip(getattr(self, name), state[name], strict=True):
