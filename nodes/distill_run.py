@@ -184,18 +184,18 @@ def train(
     Returns:
         the LoRA's folder, and the last plot with samples.
     """
-    home = home_of(model, data, settings)
     # In a function of its own, so that nothing of it is left when the graphics card is tidied up.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         with training_mode():
             torch.manual_seed(settings.train.seed)
-            return _train(model, data, settings, vae, home, resume)
+            return _train(model, data, settings, vae, resume)
 
 
 def _train(
-    model: Any, data: TrainingData, settings: Settings, vae: Any, home: Home, resume: bool
+    model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
     options, name = settings.model, settings.output.name
+    home = home_of(model, data, settings)  # the weights are the bare teacher's only by now
     teacher = HostModel(
         model,
         options.rank,

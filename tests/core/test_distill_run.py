@@ -79,7 +79,7 @@ def test_what_exists_is_not_overwritten(place, straight):
 
 def test_another_rank_and_a_damaged_checkpoint_are_refused(place, straight):
     other = runs.changed(runs.settings_of(place, "straight"), "model", rank=3)
-    with pytest.raises(ValueError, match="another model or rank"):
+    with pytest.raises(ValueError, match="rank was 2, is 3"):
         session.train(other, resume=True)
     (place / "bad").mkdir()
     whole = (straight / "checkpoint.pt").read_bytes()

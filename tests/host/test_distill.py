@@ -96,7 +96,7 @@ def test_interrupted_then_run_again_goes_on(server):
     done = int(read_lora(folder).metadata["swd_step"])
     assert 2 <= done < 4000
     entry = server.run(graph("halted", done + 1))
-    assert entry["status"]["status_str"] == "success"
+    assert entry["status"]["status_str"] == "success", entry["status"]
     assert int(read_lora(folder).metadata["swd_step"]) == done + 1
 
 
