@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..swd_core.distill.adapters import add_adapters
 from ..swd_core.distill.diffusers_models import active_adapter
 from ..swd_core.distill.interface import Conditioning
+from ..swd_core.distill.watch import Watched
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
 from . import _host
@@ -33,11 +33,7 @@ PAPER_DEPTHS = {"sd35-medium": 24, "sd35-large": 38, "flux": 19}
 RESERVE = 0.4
 
 
-class _Enough(Exception):
-    """Ends a forward pass behind the middle block."""
-
-
-class HostModel:
+class HostModel(Watched):
     """A loaded SD3.5, FLUX.1 or SDXL MODEL; see `DistillModel`.
 
     Its layers are copies around the MODEL's own weights, which nothing writes to.
@@ -170,55 +166,7 @@ class HostModel:
         options = {"optimized_attention_override": _attention}
         return self.base.apply_model(x, sigma, transformer_options=options, **conds)
 
-    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        def stop(_: Any) -> None:
-            raise _Enough
-
-        with self._watch(stop) as seen:
-            try:
-                self.predict(x, sigma, text)
-            except _Enough:
-                pass
-        return seen[0]
-
-    def predict_with_features(
-        self, x: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        with self._watch(lambda _: None) as seen:
-            x0 = self.predict(x, sigma, text)
-        return x0, seen[0]
-
-    def score_with_features(
-        self, x: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
-
-        def cut(output: Any) -> Any:
-            torch.set_grad_enabled(False)
-            if isinstance(output, Tensor):
-                return output.detach()
-            return tuple(None if part is None else part.detach() for part in output)
-
-        with self._watch(cut) as seen, torch.set_grad_enabled(torch.is_grad_enabled()):
-            x0 = self.predict(x, sigma, text)
-        return x0.detach(), seen[0]
-
-    @contextmanager
-    def _watch(self, then: Callable[[Any], Any]) -> Iterator[list[Tensor]]:
-        """Collects the tokens (B, N, width) that leave the middle block, and does `then`."""
-        seen: list[Tensor] = []
-
-        def hook(_: nn.Module, args: Any, output: Any) -> Any:
-            seen.append(self._tokens(output))
-            return then(output)
-
-        handle = self.watched.register_forward_hook(hook)
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    def _tokens(self, output: Any) -> Tensor:
+    def tokens(self, output: Any) -> Tensor:
         if self.kind == "sdxl":
             return rearrange(output, "b c h w -> b (h w) c")
         return output[1] if self.kind == "sd3" else output[0]  # (text, picture); FLUX the other way

@@ -16,6 +16,7 @@ from .adapters import adapter, add_adapters, switch_of
 from .attention import quick_attention
 from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
+from .watch import Watched, watch
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
 TARGETS = {
@@ -61,7 +62,7 @@ def replaced(module: nn.Module, **parts: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class DiffusersModel:
+class DiffusersModel(Watched):
     """What the three have in common; the subclasses say how to call the model and where to look.
 
     Args:
@@ -109,25 +110,21 @@ class DiffusersModel:
         return self.process.to_x0(x, output.float(), sigma.view(-1, 1, 1, 1))
 
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        with self._first_half(), self._kept(self._watched()), self._watch(detach=False) as seen:
+        with self._first_half(), self._kept(self.watched), watch(self.watched, self.tokens) as seen:
             self._run(x, sigma, text, to_end=False)
         return seen[0]
 
     def predict_with_features(
         self, x: Tensor, sigma: Tensor, text: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        with self._kept(self._last()), self._watch(detach=False) as seen:
-            x0 = self.predict(x, sigma, text)
-        return x0, seen[0]
+        with self._kept(self._last()):
+            return super().predict_with_features(x, sigma, text)
 
     def score_with_features(
         self, x: Tensor, sigma: Tensor, text: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
-        kept = self._kept(self._watched())
-        with kept, self._watch(detach=True) as seen, self._ungraded():
-            x0 = self.predict(x, sigma, text)
-        return x0.detach(), seen[0]
+        with self._kept(self.watched):
+            return super().score_with_features(x, sigma, text)
 
     def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
         """The student's matrices as published: half precision, alpha equal to the rank."""
@@ -162,41 +159,12 @@ class DiffusersModel:
         """The block that a whole pass ends with."""
         return self.module.transformer_blocks[-1]
 
-    @contextmanager
-    def _watch(self, detach: bool) -> Iterator[list[Tensor]]:
-        """Collects the tokens that leave the middle block."""
-        seen: list[Tensor] = []
-
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            seen.append(self._tokens(output))
-            if not detach:
-                return None
-            torch.set_grad_enabled(False)
-            return self._detached(output)
-
-        handle = self._watched().register_forward_hook(hook)
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    @contextmanager
-    def _ungraded(self) -> Iterator[None]:
-        """Puts back the gradient mode that the hook turned off behind the middle block."""
-        enabled = torch.is_grad_enabled()
-        try:
-            yield
-        finally:
-            torch.set_grad_enabled(enabled)
-
-    def _watched(self) -> nn.Module:
+    @property
+    def watched(self) -> nn.Module:
         return self.module.transformer_blocks[self.block]
 
-    def _tokens(self, output: Any) -> Tensor:
+    def tokens(self, output: Any) -> Tensor:
         return output[1]
-
-    def _detached(self, output: Any) -> Any:
-        return tuple(None if part is None else part.detach() for part in output)
 
     def _width(self) -> int:
         return self.module.inner_dim
@@ -344,14 +312,12 @@ class SDXLModel(DiffusersModel):
     def _last(self) -> nn.Module | None:
         return None
 
-    def _watched(self) -> nn.Module:
+    @property
+    def watched(self) -> nn.Module:
         return self.module.mid_block
 
-    def _tokens(self, output: Tensor) -> Tensor:
+    def tokens(self, output: Tensor) -> Tensor:
         return rearrange(output, "b c h w -> b (h w) c")
-
-    def _detached(self, output: Tensor) -> Tensor:
-        return output.detach()
 
     def _width(self) -> int:
         return self.module.config.block_out_channels[-1]
@@ -365,9 +331,6 @@ class SDXLModel(DiffusersModel):
             conv_act=nothing,
             conv_out=nothing,
         )
-
-
-MODELS: dict[str, type[DiffusersModel]] = {"sd3": SD3Model, "flux": FluxModel, "sdxl": SDXLModel}
 
 
 def wrap(module: nn.Module, **options: Any) -> DiffusersModel:

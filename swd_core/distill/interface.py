@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from ..process import Process
 from .scalewise import Interval
 
 # (context, pooled) and, from prepared data, the finished picture's (height, width) in pixels.
@@ -18,6 +19,10 @@ class DistillModel(Protocol):
 
     module: nn.Module
     width: int
+    process: Process
+
+    def level(self, t: Tensor) -> Tensor:
+        """The process's noise level for times 0..1."""
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         """x0 from x_t with the active adapter."""
@@ -30,8 +35,10 @@ class DistillModel(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Both from one pass."""
 
-    # Optional: `process` (flow matching without it), `level(t)` from t in 0..1 to the process's
-    # sigma, and `score_with_features`: both from one pass, without gradient behind the features.
+    def score_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Both from one pass; only the features keep their gradient, the rest keeps no graph."""
 
 
 class Batches(Protocol):

@@ -1,50 +1,44 @@
 """The embedded students' MMDiT behind the trainer's interface, and its layers' published names."""
 
-from dataclasses import dataclass
-
+import torch
 from torch import Tensor
 
 from ..emoji.model import MMDiT
 from ..lora import LoraLayer, sd3_modules
 from ..process import FlowMatching
 from .interface import Conditioning
+from .watch import Watched
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-@dataclass
-class MMDiTModel:
+class MMDiTModel(Watched):
     """The MMDiT of an embedded student, with adapters in its TARGETS."""
 
-    module: MMDiT
-
-    def __post_init__(self) -> None:
-        self.middle = len(self.module.joint_blocks) // 2
-        self.width = self.module.final_layer.linear.in_features
+    def __init__(self, module: MMDiT):
+        self.module = module
+        self.watched = module.joint_blocks[len(module.joint_blocks) // 2 - 1]
+        self.width = module.final_layer.linear.in_features
         self.process = FlowMatching()
 
-    def _walk(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool):
-        context, tokens, c = self.module.embed(x, sigma, *text[:2])
-        middle = tokens
-        for i, block in enumerate(self.module.joint_blocks):
-            context, tokens = block(context, tokens, c)
-            if i + 1 == self.middle:
-                middle = tokens
-                if not to_end:
-                    return None, middle
-        velocity = self.module.head(tokens, c, x.shape[-2])
-        return self.process.to_x0(x, velocity, sigma.view(-1, 1, 1, 1)), middle
+    def level(self, t: Tensor) -> Tensor:
+        return t
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        return self._walk(x, sigma, text, to_end=True)[0]
+        velocity = self.module(x, sigma, *text[:2])
+        return self.process.to_x0(x, velocity, sigma.view(-1, 1, 1, 1))
 
-    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        return self._walk(x, sigma, text, to_end=False)[1]
+    def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[1]  # (text, picture)
 
-    def predict_with_features(
+    def score_with_features(
         self, x: Tensor, sigma: Tensor, text: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        return self._walk(x, sigma, text, to_end=True)
+        # In two passes: attention without a graph has other last bits, and trainings go on with
+        # those that they began with.
+        with torch.no_grad():
+            x0 = self.predict(x, sigma, text)
+        return x0, self.features(x, sigma, text)
 
 
 def published_layers(layers: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
