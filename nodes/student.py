@@ -1,6 +1,7 @@
 """SwDEmojiStudent: the embedded student as MODEL, CLIP and VAE, without a download."""
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,20 @@ from ._host import CATEGORY, Schedule, io, supported
 log = logging.getLogger(__name__)
 
 
+class Tokens(dict):
+    """Tokens by text encoder, of which there is one; the host's nodes for several ask for others.
+
+    Raises:
+        ValueError: for another one.
+    """
+
+    def __missing__(self, encoder: str) -> None:
+        raise ValueError(
+            f"The emoji student has one text encoder and no {encoder!r}, which this node writes "
+            "for. Write the prompt in ComfyUI's plain CLIP Text Encode node."
+        )
+
+
 class HostTokenizer:
     """The emoji tokenizer with the methods the host's CLIP calls; prompt weights have no effect."""
 
@@ -42,7 +57,7 @@ class HostTokenizer:
         ids, messages = self.tokenizer.encode(plain)
         for message in messages:
             log.info("Emoji student: %s", message)
-        return {"emoji": [[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]]}
+        return Tokens(emoji=[[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]])
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         return [(pair, self.tokenizer.vocabulary[pair[0]]) for pair in pairs]
@@ -72,14 +87,45 @@ class HostTextEncoder(nn.Module):
             return self.encoder(ids.to(self.encoder.words.weight.device))
 
 
-def load_clip() -> comfy.sd.CLIP:
+def reloadable(patcher: Any, load: Callable[..., Any]) -> None:
+    """Tells the host how to make the weights anew, as its own loaders do.
+
+    It does so for LoRA hooks and torch compile where memory is dynamic, and for other devices.
+
+    Args:
+        load: gives such a patcher, without dynamic memory if `disable_dynamic` is True.
+    """
+    if hasattr(patcher, "cached_patcher_init"):  # unknown to ComfyUI 0.3.64
+        patcher.cached_patcher_init = (load, ())
+
+
+def load_model(disable_dynamic: bool = False) -> Any:
+    load = comfy.sd.load_diffusion_model_state_dict
+    state = {k: v.float() for k, v in read_weights(WEIGHTS / MODEL_FILE).items()}
+    extras = supported(load, disable_dynamic=disable_dynamic)
+    model = load(state, model_options={"dtype": torch.float32}, **extras)
+    reloadable(model, load_model)
+    return model
+
+
+def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
     tokenizer, encoder = load_text_encoder(WEIGHTS / TEXT_FILE)
     target = SimpleNamespace(
         params={},
         clip=lambda device=None, **_: HostTextEncoder(encoder, device),
         tokenizer=lambda **_: HostTokenizer(tokenizer),
     )
-    return comfy.sd.CLIP(target, parameters=sum(p.numel() for p in encoder.parameters()))
+    extras = supported(comfy.sd.CLIP, disable_dynamic=disable_dynamic)
+    parameters = sum(p.numel() for p in encoder.parameters())
+    clip = comfy.sd.CLIP(target, parameters=parameters, **extras)
+    reloadable(clip.patcher, lambda disable_dynamic=False: load_clip(disable_dynamic).patcher)
+    return clip
+
+
+def load_vae() -> comfy.sd.VAE:
+    vae = comfy.sd.VAE(sd={k: v.float() for k, v in read_weights(WEIGHTS / VAE_FILE).items()})
+    reloadable(vae.patcher, lambda disable_dynamic=False: load_vae().patcher)
+    return vae
 
 
 class SwDEmojiStudent(io.ComfyNode):
@@ -124,16 +170,12 @@ class SwDEmojiStudent(io.ComfyNode):
 
     @classmethod
     def execute(cls, strength: float) -> io.NodeOutput:
-        state = {k: v.float() for k, v in read_weights(WEIGHTS / MODEL_FILE).items()}
-        model = comfy.sd.load_diffusion_model_state_dict(
-            state, model_options={"dtype": torch.float32}
-        )
+        model = load_model()
         if strength:
             lora = read_lora(WEIGHTS / LORA_FOLDER)
             model, report = _host.apply_lora(model, lora, strength, "the emoji student")
             report.raise_if_partial()
-        vae = comfy.sd.VAE(sd={k: v.float() for k, v in read_weights(WEIGHTS / VAE_FILE).items()})
-        return io.NodeOutput(model, load_clip(), vae, presets()[PRESET].schedule)
+        return io.NodeOutput(model, load_clip(), load_vae(), presets()[PRESET].schedule)
 
 
 NODES = [SwDEmojiStudent]

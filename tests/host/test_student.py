@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from chain import call
 
 from swd_core.emoji.model import MMDiT
 from swd_core.emoji.student import EmojiStudent
@@ -75,3 +76,64 @@ def test_euler_sampling_by_the_hosts_own_sampler(loaded, own):
     out = guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor([1.0, 0.0]), seed=0)
     x0 = own.denoiser(own.encode(["rocket"]))(noise, 1.0)
     assert (model.model.process_latent_in(out) - x0).abs().max() < 1e-3
+
+
+ONE_TEXT_ENCODER = {
+    "CLIPTextEncodeSD3": ("comfy_extras.nodes_sd3", ("l", "g", "t5", "none")),
+    "CLIPTextEncodeFlux": ("comfy_extras.nodes_flux", ("l", "t5", 4.5)),
+    "CLIPTextEncodeSDXL": ("comfy_extras.nodes_clip_sdxl", (64, 64, 0, 0, 64, 64, "g", "l")),
+    "CLIPTextEncodeHunyuanDiT": ("comfy_extras.nodes_hunyuan", ("bert", "mt5xl")),
+    "CLIPTextEncodeHiDream": ("comfy_extras.nodes_hidream", ("l", "g", "t5", "llama")),
+}
+
+
+@pytest.mark.parametrize("node", ONE_TEXT_ENCODER)
+def test_nodes_for_several_text_encoders_say_which_one_to_take(loaded, node):
+    module, texts = ONE_TEXT_ENCODER[node]
+    with pytest.raises(ValueError, match=r"one text encoder.*CLIP Text Encode"):
+        call(f"{module}:{node}", loaded[1], *texts)
+
+
+def again(patcher) -> list:
+    """Copies with weights of their own, as the host makes them for hooks and other devices."""
+    if not hasattr(patcher, "cached_patcher_init"):
+        pytest.skip("ComfyUI 0.3.64 makes no copies from a loader")
+    copies = [patcher.clone(force_deepcopy=True)]
+    copies.append(patcher.deepclone_multigpu(new_load_device=torch.device("cpu")))
+    return copies
+
+
+def test_the_host_can_load_the_model_again(loaded, pack):
+    import comfy.model_management
+
+    model, own = loaded[0], EmojiStudent.load()
+    text = own.encode(["red apple"])
+    x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def answer(patcher):
+        comfy.model_management.load_models_gpu([patcher])
+        with torch.inference_mode():
+            net = patcher.model.diffusion_model
+            return net(x, torch.tensor([900.0]), text.context, text.pooled)
+
+    expected = answer(model)
+    teacher = answer(pack["SwDEmojiStudent"].execute(strength=0.0).result[0])
+    assert not torch.equal(expected, teacher)
+    for copy in again(model):
+        assert copy.model is not model.model and copy.patches.keys() == model.patches.keys()
+        assert torch.equal(answer(copy), expected), "with the student's LoRA on top"
+        assert copy.get_attachment("swd_schedule") == model.get_attachment("swd_schedule")
+
+
+def test_the_host_can_load_the_text_encoder_and_the_vae_again(loaded, own):
+    ids = loaded[1].tokenize("red apple")
+    expected = own.encode(["red apple"])
+    for copy in again(loaded[1].patcher):
+        assert copy.model is not loaded[1].patcher.model
+        context, pooled = copy.model.encode_token_weights(ids)
+        assert torch.equal(context, expected.context) and torch.equal(pooled, expected.pooled)
+    weights = loaded[2].patcher.model.state_dict()
+    for copy in again(loaded[2].patcher):
+        theirs = copy.model.state_dict()
+        assert copy.model is not loaded[2].patcher.model
+        assert all(torch.equal(theirs[name], value) for name, value in weights.items())
