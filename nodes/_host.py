@@ -157,18 +157,27 @@ def check_channels(samples: Tensor, model: Any) -> None:
         )
 
 
-def check_cfg(cfg: float, negative: Any) -> None:
-    """Raises ValueError if guidance is asked for without anything to guide away from."""
-    if cfg == 1.0:
-        return
-    if negative is None:
+def check_cfg(cfg: float, negative: Any, model: Any) -> None:
+    """Says what guidance costs.
+
+    Raises:
+        ValueError: if it is asked for without anything to guide away from.
+    """
+    if cfg != 1.0 and negative is None:
         raise ValueError(
             f"cfg is {cfg:g} but there is no negative conditioning. Set cfg to 1.0 or connect one."
         )
-    say(
-        f"cfg is {cfg:g}: every step runs the model twice, so this costs twice as much as cfg 1.0, "
-        "which SwD students are trained for."
-    )
+    if cfg != 1.0:
+        say(
+            f"cfg is {cfg:g}: every step runs the model twice, so this costs twice as much as cfg "
+            "1.0, which SwD students are trained for."
+        )
+    elif model.model_options.get("disable_cfg1_optimization", False):
+        nothing = "" if negative is not None else " None is connected, so it does nothing else."
+        say(
+            "A patch of the model, such as NAG, reads the negative conditioning at cfg 1.0 too: "
+            f"every step runs the model twice.{nothing}"
+        )
 
 
 def say(text: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..swd_core.contact import contact_sheet
 from ..swd_core.drafts import Draft, Drafts, join
+from ..swd_core.noise import plain_seed
 from ..swd_core.sampling import ScaleState
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
@@ -50,7 +51,7 @@ def begin(
         schedule,
         model_name(model),
         tuple(samples.shape[-2:]),
-        tuple(Draft(seed, first + i) for i in range(count)),
+        tuple(Draft(plain_seed(seed), first + i) for i in range(count)),
         method=method,
         latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
         mask=mask,
@@ -69,7 +70,7 @@ class Sampling:
     def check(self, drafts: Drafts) -> None:
         drafts.check_model(model_name(self.model))
         _host.check_prediction(self.model, drafts.schedule)
-        _host.check_cfg(self.cfg, self.negative)
+        _host.check_cfg(self.cfg, self.negative, self.model)
 
     def run(
         self, drafts: Drafts, until: int, batch: int, each: Callable[[Drafts], None] | None = None

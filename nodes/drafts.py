@@ -12,7 +12,7 @@ from . import drafting
 from ._host import CATEGORY, Schedule, io, supported
 from .drafting import KEY, Sampling
 from .finished import LATELY
-from .sampler import METHOD_TIP
+from .sampler import METHOD_TIP, NEGATIVE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
 CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
@@ -65,7 +65,7 @@ class SwDDrafts(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to avoid; does nothing while cfg is 1.0.",
+                    tooltip=NEGATIVE_TIP,
                 ),
             ],
             outputs=[
@@ -161,7 +161,7 @@ class SwDFinishDrafts(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to avoid; does nothing while cfg is 1.0.",
+                    tooltip=NEGATIVE_TIP,
                 ),
             ],
             outputs=[

@@ -15,6 +15,7 @@ from .scalewise import ScaleWiseSampler
 METHOD_TIP = (
     "How the clean prediction is enlarged between steps. The students are trained with bicubic."
 )
+NEGATIVE_TIP = "What to avoid; while cfg is 1.0 only patches of the model such as NAG read it."
 
 
 class SwDSampler(io.ComfyNode):
@@ -99,7 +100,7 @@ class SwDSample(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to avoid; does nothing while cfg is 1.0.",
+                    tooltip=NEGATIVE_TIP,
                 ),
                 io.Float.Input(
                     "start_at",
@@ -137,7 +138,7 @@ class SwDSample(io.ComfyNode):
         latent = _host.check_latent(latent_image, model)
         _host.check_prediction(model, schedule)
         samples = latent["samples"]
-        _host.check_cfg(cfg, negative)
+        _host.check_cfg(cfg, negative, model)
         sigmas = _host.schedule_sigmas(model, schedule)
         if start_at < 1:
             if not samples.any():

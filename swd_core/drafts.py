@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .files import parse_json
-from .noise import MAX_SEED, NOISE_VERSION, draw_noise
+from .noise import MAX_SEED, NOISE_VERSION, draw_noise, plain_seed
 from .sampling import ScaleState
 from .schedule import ScaleSchedule
 from .tensor_files import open_tensors, read_tensors, save_tensors
@@ -120,7 +120,7 @@ class Drafts:
         0 is an image's own noise, so that the first variation of detail seed 0 is the image itself.
         """
         varied = self.choose([i for i in range(len(self.images)) for _ in range(count)])
-        seeds = [(detail_seed + k) & MAX_SEED for k in range(count)] * len(self.images)
+        seeds = [(plain_seed(detail_seed) + k) & MAX_SEED for k in range(count)] * len(self.images)
         images = [
             replace(d, detail=seed or d.detail)
             for d, seed in zip(varied.images, seeds, strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 NOISE_VERSION = 1
 _MASK = (1 << 64) - 1
-MAX_SEED = _MASK
+LEAST_SEED, MAX_SEED = -(1 << 63), _MASK
 
 
 def _mix(value: int) -> int:
@@ -19,14 +19,24 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def plain_seed(seed: int) -> int:
+    """The seed in 0..2^64-1 as torch takes it, and so ComfyUI: -1 is 2^64-1, -2 one less.
+
+    Raises:
+        ValueError: if it is outside -2^63..2^64-1.
+    """
+    if not LEAST_SEED <= seed <= MAX_SEED:
+        raise ValueError(f"The seed {seed} is outside {LEAST_SEED}..{MAX_SEED}.")
+    return seed & _MASK
+
+
 def stream_seed(seed: int, index: int, step: int) -> int:
     """The generator's seed for one image at one step; changing this rule changes NOISE_VERSION.
 
     Raises:
-        ValueError: if the seed is outside 0..2^64-1 or index or step is negative.
+        ValueError: if the seed is none (`plain_seed`) or index or step is negative.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"The seed {seed} is outside 0..{MAX_SEED}.")
+    seed = plain_seed(seed)
     if index < 0 or step < 0:
         raise ValueError(f"Image index {index} and step {step} must not be negative.")
     return _mix(_mix(_mix(seed) ^ index) ^ step)
@@ -36,7 +46,7 @@ def draw_noise(seed: int, indices: Sequence[int], step: int, shape: Sequence[int
     """Standard normal noise for one step.
 
     Args:
-        seed: the run's seed, 0..2^64-1. indices: number of each image in the batch.
+        seed: the run's seed, 0..2^64-1 (`plain_seed`). indices: number of each image in the batch.
         step: 0 for the initial noise. shape: of one image, (C, H, W) or (C, T, H, W).
 
     Returns:

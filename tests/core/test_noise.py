@@ -51,11 +51,19 @@ def test_is_standard_normal():
 
 
 @pytest.mark.parametrize(
-    ("seed", "index", "step"), [(-1, 0, 0), (2**64, 0, 0), (0, -1, 0), (0, 0, -1)]
+    ("seed", "index", "step"),
+    [(-(2**63) - 1, 0, 0), (2**64, 0, 0), (0, -1, 0), (0, 0, -1)],
 )
 def test_address_out_of_range_is_refused(seed, index, step):
-    with pytest.raises(ValueError, match=r"-1|18446744073709551616"):
+    with pytest.raises(ValueError, match=r"-1|18446744073709551616|-9223372036854775809"):
         stream_seed(seed, index, step)
+
+
+@pytest.mark.parametrize("seed", [-1, -2, -(2**63)])
+def test_negative_seeds_are_what_torch_takes_them_for(seed):
+    plain = torch.Generator().manual_seed(seed).initial_seed()
+    assert plain > 0
+    assert torch.equal(draw_noise(seed, (3,), 1, (4, 8, 8)), draw_noise(plain, (3,), 1, (4, 8, 8)))
 
 
 def test_batch_of_another_size_is_refused():

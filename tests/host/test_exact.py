@@ -1,6 +1,7 @@
 """The nodes against the paper's formulas around diffusers' models of the same weights."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -168,3 +169,58 @@ def test_half_precision_is_as_near_as_the_reference_is(pack, small, preset, dtyp
     ours = run_node(pack, small.host_model(family, dtype), preset, empty(192, 256), cond)
     assert ours.isfinite().all() and ours.dtype == torch.float32
     assert relative(ours, exact) <= 1.5 * theirs
+
+
+def test_a_linked_negative_seed_is_the_hosts_own(pack, small, models):
+    """-1 is 2^64-1 to torch, and so to KSampler and RandomNoise, which links don't hold to 0."""
+    from chain import call
+
+    custom, preset = "comfy_extras.nodes_custom_sampler:", "sd35-medium-4"
+    model, cond = models["sd35-medium"], guided(small, "sd35-medium")
+    schedule, sigmas = schedule_of(pack, model, preset)
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    guider = call(custom + "BasicGuider", model, cond)
+    expected = run_node(pack, model, preset, empty(192, 256), cond, seed=2**64 - 1)
+    assert torch.equal(run_node(pack, model, preset, empty(192, 256), cond, seed=-1), expected)
+    noise = call(custom + "RandomNoise", -1)
+    latent = empty(192, 256)
+    out = call(custom + "SamplerCustomAdvanced", noise, guider, sampler, sigmas, latent)
+    assert torch.equal(out["samples"], expected)
+    drafts = pack["SwDDrafts"].execute(
+        model=model, positive=cond, latent_image=latent, schedule=schedule, seed=-1, count=1,
+        stop_after=1, batch=1, cfg=1.0, upscale_method="bicubic",
+    ).args[0]  # fmt: skip
+    assert drafts["swd_drafts"].images[0].seed == 2**64 - 1, "as a file can hold it"
+    finished = pack["SwDFinishDrafts"].execute(
+        model=model, positive=cond, drafts=drafts, pick="1", detail_seed=0, variations=1,
+        stop_after=0, batch=1, cfg=1.0,
+    ).args[0]  # fmt: skip
+    assert torch.equal(finished["samples"], expected)
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl"])
+def test_patches_that_read_the_negative_at_cfg_one(pack, small, models, family, monkeypatch):
+    """The host's own NAG: each step is one of its runs, and what it costs is said."""
+    pytest.importorskip("comfy_extras.nodes_nag", reason="NAG is newer than this host")
+    from chain import FAMILIES, call, cfg_guider, host_chain, scalewise, sized
+
+    said = []
+    monkeypatch.setattr(sys.modules["swd_pack.nodes._host"], "say", said.append)
+    preset = FAMILIES[family]
+    nag = call("comfy_extras.nodes_nag:NAGuidance", models[family], 5.0, 0.5, 1.5)
+    positive, negative = (sized(guided(small, family, seed)) for seed in (1, 2))
+
+    def guider_at(step, size):
+        return cfg_guider(nag, positive, negative, 1.0)
+
+    ours = scalewise(pack, preset, guider_at(-1, None))
+    assert relative(ours, host_chain(pack, small, preset, nag, guider_at)) <= 5e-6
+    latent = empty(384, 256)
+    plain = run_node(pack, models[family], preset, latent, positive, negative=negative)
+    assert not said
+    node = run_node(pack, nag, preset, latent, positive, negative=negative)
+    assert relative(node, plain) > 0.001, "the negative does something"
+    assert "runs the model twice" in said[-1] and "None is connected" not in said[-1]
+    alone = run_node(pack, nag, preset, latent, positive)
+    assert relative(alone, plain) < 1e-4
+    assert "None is connected" in said[-1]
