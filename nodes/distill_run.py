@@ -84,15 +84,15 @@ def home_of(model: Any, data: TrainingData, settings: Settings) -> Home:
             be written there.
     """
     name, content = settings.output.name, {**data.identity(), "teacher": weights_mark(model)}
-    instead = (
-        "Choose another lora_name, or connect and set what it was trained with; deleting both "
-        "begins anew."
-    )
     folders = [Path(folder) / name for folder in folder_paths.get_folder_paths("loras")]
+    output = Path(folder_paths.get_output_directory()) / "swd_distill" / name
+    instead = (
+        "Choose another lora_name, or connect and set what it was trained with. To use the name "
+        f"anew, move {output} and {folders[0]} away."
+    )
     for folder in folders[1:]:
         if folder.exists():
             raise ValueError(f"There is a LoRA {name} in {folder.parent} already. {instead}")
-    output = Path(folder_paths.get_output_directory()) / "swd_distill" / name
     return claim(output / CHECKPOINT, folders[0], identity(settings, content), instead=instead)
 
 

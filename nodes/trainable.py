@@ -91,7 +91,7 @@ def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
 def weights_mark(model: Any) -> str:
     """What is another text for another teacher: some of the numbers of every adapted layer."""
     layers, mark = dict(model.model.diffusion_model.named_modules()), hashlib.sha256()
-    for name in adapted_layers(model):
+    for name in sorted(adapted_layers(model)):  # the host's map has another order in every process
         some = layers[name].weight.detach().flatten()[:64].cpu().contiguous()
         mark.update(some.view(torch.uint8).numpy().tobytes())
     return mark.hexdigest()

@@ -21,8 +21,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with written_whole(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"{path} can't be written: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:  # torch's own, raised while it handled the file's
+            full = isinstance(error.__context__, OSError)
+            reason = error.__context__ if full else str(error).splitlines()[0]
+            raise OSError(f"{path} can't be written: {reason}") from error
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from swd_core import commands
+from swd_core.distill.checkpoint import save_checkpoint
 from swd_core.distill.config import read_settings
 from swd_core.distill.sample_teacher import read_prompts
 from swd_core.files import (
@@ -239,3 +241,29 @@ def test_names_that_are_none_everywhere(name, fault):
 def test_names_that_are_names_everywhere(tmp_path, name):
     check_name(name, "lora_name")
     (tmp_path / name).mkdir()
+
+
+@posix
+def test_a_full_disk_is_said_by_its_own_name_for_a_checkpoint_too(tmp_path, monkeypatch):
+    """torch says "unexpected pos" when the file takes no more."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"a": torch.ones(3)})
+    resource = pytest.importorskip("resource")
+    before, plain = path.read_bytes(), Path.open
+
+    def small(self, *arguments, **options):
+        file = plain(self, *arguments, **options)
+        if self.suffix == ".part":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        return file
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr(Path, "open", small)
+    try:
+        with pytest.raises(OSError, match=r"checkpoint\.pt can't be written: .*File too large"):
+            save_checkpoint(path, {"a": torch.ones(30_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]

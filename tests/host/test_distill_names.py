@@ -84,6 +84,16 @@ def test_another_teacher_is_refused(train, parts, monkeypatch):
     assert content(folder) == before
 
 
+def test_a_teacher_is_the_same_in_another_process(parts, monkeypatch):
+    """The host keeps its layers' names in sets, whose order changes from start to start."""
+    module = importlib.import_module("swd_pack.nodes.trainable")
+    before, plain = module.weights_mark(parts[0]), module.adapted_layers
+    monkeypatch.setattr(
+        module, "adapted_layers", lambda model: dict(reversed(list(plain(model).items())))
+    )
+    assert module.weights_mark(parts[0]) == before
+
+
 def test_the_same_training_goes_on_or_begins_anew(train):
     folder = train("mine")
     assert step_of(train("mine", steps=3)) == 3
