@@ -31,7 +31,7 @@ class SwitchedLinear(nn.Module):
             self.up[name] = nn.Parameter(
                 torch.zeros(base.out_features, rank, device=base.weight.device)
             )
-            nn.init.normal_(self.down[name], std=base.in_features**-0.5)
+            nn.init.normal_(self.down[name], std=1 / rank)  # peft's "gaussian", as published
 
     @property
     def active(self) -> str | None:

@@ -19,6 +19,7 @@ from ..tensor_files import open_tensors
 from .interface import Conditioning, Shown
 from .prepare import INDEX, SHARD
 from .scalewise import Interval, intervals
+from .transfer import sent
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class PreparedBatches:
         return context.float().expand(count, -1, -1), pooled.float().expand(count, -1)
 
     def _text(self, bucket: Bucket, chosen: list[int]) -> Conditioning:
-        target = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32).to(self.device)
+        target = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32)
         return (*(self._rows(bucket, name, chosen) for name in ("context", "pooled")), target)
 
     def _rows(self, bucket: Bucket, name: str, chosen: list[int]) -> Tensor:
@@ -129,8 +130,11 @@ class PreparedBatches:
         for place in chosen:
             shard = bisect.bisect_right(bucket.ends, place)
             row = place - (bucket.ends[shard - 1] if shard else 0)
-            rows.append(self._file(bucket.files[shard]).get_slice(name)[row : row + 1].float())
-        return torch.cat(rows).to(self.device)
+            rows.append(self._file(bucket.files[shard]).get_slice(name)[row])
+        whole = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype)
+        for place, row in enumerate(rows):  # autocast knows no torch.stack of half precision
+            whole[place] = row
+        return sent(whole, self.device).float()  # half the bytes on their way there
 
     def _file(self, name: str) -> safe_open:
         if name not in self._open:

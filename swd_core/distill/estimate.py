@@ -188,14 +188,10 @@ class Rehearsal(Trainer):
     def autocast(self) -> AbstractContextManager:
         return nullcontext()
 
-    def _backward(self, losses: dict[str, Tensor], sums: dict[str, float]) -> None:
-        if losses:
-            sum(losses.values()).backward()
-        sums.update(dict.fromkeys(losses, 0.0))
+    def _clip(self, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> None:
+        pass
 
-    def _descend(
-        self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: dict
-    ) -> None:
+    def _take(self, optimiser: torch.optim.Optimizer) -> None:
         optimiser.zero_grad(set_to_none=True)
         if optimiser is self.optimiser_fake:
             self._hold(self.student)
@@ -257,17 +253,19 @@ def estimate_settings(settings: Settings) -> Estimate:
     multiple = 4 if settings.kind == "sdxl" else 2
     sizes = settings.scale_schedule().sizes(side, side, multiple)
     steps = intervals(sizes, schedule_sigmas(settings))
-    channels, text = conditioning_of(settings.kind, shape)
+    channels, text = conditioning_of(settings.kind, shape, settings.data.text_tokens)
     return estimate(model, steps, settings.train, channels, text)
 
 
-def conditioning_of(kind: str, shape: dict[str, Any]) -> tuple[int, list[tuple[int, ...]]]:
+def conditioning_of(
+    kind: str, shape: dict[str, Any], t5_tokens: int
+) -> tuple[int, list[tuple[int, ...]]]:
     """Channels of the latents, and one picture's conditioning as `prepare` writes it."""
     if kind == "sdxl":
         sizes = 6 * shape["addition_time_embed_dim"]
         pooled = shape["projection_class_embeddings_input_dim"] - sizes
         return shape["in_channels"], [(77, shape["cross_attention_dim"]), (pooled,), (2,)]
-    tokens, patch = (512, 4) if kind == "flux" else (77 + 256, 1)
+    tokens, patch = (t5_tokens, 4) if kind == "flux" else (77 + t5_tokens, 1)
     text = [(tokens, shape["joint_attention_dim"]), (shape["pooled_projection_dim"],)]
     return shape["in_channels"] // patch, text
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..schedule import ScaleSchedule
 from .interface import Conditioning, Shown
 from .scalewise import Interval, intervals
+from .transfer import sent
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ class MemoryBatches:
         return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        context, pooled = (part.to(self.device) for part in self.data.empty)
+        context, pooled = (sent(part, self.device) for part in self.data.empty)
         return context.expand(count, -1, -1), pooled.expand(count, -1)
 
     def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
-        return self.data.latents[size][chosen].to(self.device)
+        return sent(self.data.latents[size][chosen], self.device)
 
     def _text(self, chosen: list[int]) -> Conditioning:
         """(context, pooled, target) of pictures with as many tokens each."""
         context = torch.stack([self.data.context[i] for i in chosen])
         target = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
-        return tuple(part.to(self.device) for part in (context, self.data.pooled[chosen], target))
+        text = (sent(part, self.device) for part in (context, self.data.pooled[chosen]))
+        return (*text, target)

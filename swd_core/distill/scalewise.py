@@ -2,13 +2,29 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..process import FlowMatching, Process
 from ..resample import upscale
 
 PROCESS = FlowMatching()
+
+
+def _grid(steps: int = 28, shift: float = 3.0) -> tuple[float, ...]:
+    """Noise levels of diffusers' flow-matching scheduler, from 1 to 0.0089.
+
+    It shifts its range of times first, and the even steps through that range once more.
+    """
+
+    def shifted(time: float) -> float:
+        return shift * time / (1 + (shift - 1) * time)
+
+    last = shifted(1 / 1000)
+    return tuple(shifted(1 - (1 - last) * i / (steps - 1)) for i in range(steps))
+
+
+# What the authors noise pictures to for their losses (yandex-research/swd, main.py and losses.py).
+GRID = _grid()
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,3 @@ def student_input(
     else:
         start = upscale(x0_previous, interval.size)
     return process.add_noise(start, noise, interval.sigma)
-
-
-def uniform_sigma(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,) drawn evenly from low..high."""
-    return low + (high - low) * torch.rand(count, generator=generator)

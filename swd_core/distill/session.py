@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .families import device_of, load_decoder, load_model, publisher, schedule_s
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
-from .stopping import stoppable
+from .stopping import Stopped, stop_if, stoppable
 from .trainer import Trainer
 from .world import World, join_world
 
@@ -158,7 +158,8 @@ def training(trainer: Trainer, config: TrainConfig) -> Iterator[int]:
 def train(
     settings: Settings, *, resume: bool = False, changed: bool = False
 ) -> tuple[Path, int]:
-    """Trains to [train] steps, or until it is asked to stop; both end with a checkpoint.
+    """Trains to [train] steps, or until it is asked to stop, as it can be between two batches; both
+    end with a checkpoint.
 
     Args:
         changed: go on although other settings than the number of steps are not the checkpoint's.
@@ -203,25 +204,26 @@ def train(
     bar = tqdm(initial=trainer.step, total=config.steps, unit="step") if world.is_first else None
     saved = -1
     with stoppable() as asked, bar or nullcontext():
-        for step in training(trainer, config):
-            if bar is not None:
-                bar.update()
-            if step % output.log_every == 0:
-                means = world.mean(trainer.means())
-                if record is not None:
-                    record.losses(step, means)
-                    bar.set_postfix(means)
-            if step % output.save_every == 0 or step == config.steps:
-                # Evaluated first: a checkpoint then means that its step's evaluation is recorded.
-                try:
-                    if evaluate is not None:
-                        evaluate(trainer, record)
-                finally:
-                    save()
-                saved = step
-            if world.any(asked()):
-                break
-        if saved != trainer.step:
+        trainer.between = lambda: stop_if(world.any(asked()))
+        with suppress(Stopped):
+            for step in training(trainer, config):
+                if bar is not None:
+                    bar.update()
+                if step % output.log_every == 0:
+                    means = world.mean(trainer.means())
+                    if record is not None:
+                        record.losses(step, means)
+                        bar.set_postfix(means)
+                if step % output.save_every == 0 or step == config.steps:
+                    # Evaluated first: a checkpoint then means that its step's evaluation is
+                    # recorded.
+                    try:
+                        if evaluate is not None:
+                            evaluate(trainer, record)
+                    finally:
+                        save()
+                    saved = step
+        if saved != trainer.step or trainer.fake_done:
             save()
     world.barrier()
     return run / output.name, trainer.step

@@ -5,6 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+class Stopped(Exception):
+    """A training was asked to stop, and does between two batches."""
+
+
+def stop_if(asked: bool) -> None:
+    """Raises Stopped."""
+    if asked:
+        raise Stopped
+
+
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether SIGINT or SIGTERM has asked to stop."""

@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from ..sampling import Noise, ScaleState, sample_scalewise
 from .adapters import adapter, adapter_parameters, adapter_state, frozen
 from .checkpoint import load_checkpoint, save_checkpoint
 from .discriminator import discriminator_head
+from .draws import Draws
 from .interface import Batches, Conditioning, DistillConfig, DistillModel
 from .losses import dmd_loss, gan_head_loss, gan_student_loss, mmd_loss
 from .precision import fast_autocast
-from .scalewise import PROCESS, Interval, student_input, uniform_sigma
-from .stopping import stoppable
+from .scalewise import GRID, PROCESS, Interval, student_input
+from .stopping import Stopped, stop_if, stoppable
+from .transfer import sent
 from .world import World
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,13 @@ ExtraLosses = Callable[[Tensor, Conditioning, torch.Generator], dict[str, Tensor
 
 @dataclass
 class Trainer:
-    """The alternating optimisation of fake score, discriminator head and student."""
+    """The alternating optimisation of fake score, discriminator head and student.
+
+    Args:
+        between: called before every batch; what it raises ends the training there. `step` and
+            `fake_done`, the fake score's steps of the next one, then say what is done, and saving
+            and resuming give what an uninterrupted training gives.
+    """
 
     model: DistillModel
     batches: Batches
@@ -43,7 +51,10 @@ class Trainer:
     seconds: float = 0.0
     world: World = field(default_factory=World)
     extra: ExtraLosses | None = None
+    between: Callable[[], None] = lambda: None
+    fake_done: int = 0
     _sums: dict[str, list[float]] = field(default_factory=dict)
+    _unread: list[tuple[dict[str, Tensor], Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)
@@ -58,9 +69,9 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.student]
 
     def _adamw(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """With the published betas and weight decay, which are torch's own: .9, .999 and 1e-2."""
         fused = self.device.type in ("cpu", "cuda")  # needs no copies of all parameters
-        options = {"betas": (0.9, 0.99), "weight_decay": 0, "fused": fused}
-        return torch.optim.AdamW(parameters, lr=lr, **options)
+        return torch.optim.AdamW(parameters, lr=lr, fused=fused)
 
     @property
     def needs_fake(self) -> bool:
@@ -76,30 +87,32 @@ class Trainer:
 
     def student_step(self, rng: random.Random) -> None:
         """One step of the student, after the fake score's own steps."""
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        if self.needs_fake:
-            for _ in range(self.config.fake_steps):
-                self._fake_step(rng, generator)
-        sums: dict[str, float] = {}
+        count = self.config.fake_steps if self.needs_fake else 0
+        seeds = [rng.getrandbits(62) for _ in range(count + 1)]
+        for seed in seeds[self.fake_done : -1]:
+            self._fake_step(Draws(seed, self.world))
+            self.fake_done += 1
+        draws, sums = Draws(seeds[-1], self.world), {}
         with frozen(self.fake):
             for _ in range(self.config.accumulate):
+                self.between()
                 with self.autocast():
-                    real, x0, text = self._generate(self._steps(rng), rng, generator)
+                    real, x0, text = self._generate(self._steps(draws.rng), draws)
                 # Each part's graph ends at x0 and is freed before the next one is made: at most
                 # one of them is there beside the student's own.
                 seen = x0.detach().requires_grad_()
                 for part in (self._score_losses, self._patch_losses):
                     with self.autocast():
-                        losses = part(real, seen, text, generator)
+                        losses = part(real, seen, text, draws)
                     self._backward(losses, sums)
                 x0.backward(seen.grad)
-        self._descend(self.optimiser, self.student, sums)
-        self.step += 1
+        self._clip(self.student, sums)
+        self.settle()
+        self._take(self.optimiser)
+        self.step, self.fake_done = self.step + 1, 0
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.student], 1 - decay)
-        for name, value in sums.items():
-            self._note(name, value)
 
     def autocast(self) -> AbstractContextManager:
         return fast_autocast(self.device) if self.config.autocast else nullcontext()
@@ -110,34 +123,51 @@ class Trainer:
         steps = self.steps if choose is None else choose(rng)
         return steps[: 1 + rng.randrange(len(steps))]
 
-    def _descend(
-        self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: dict
-    ) -> None:
-        """Averages the gradients over the processes, checks, clips and steps."""
+    def _clip(self, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> None:
+        """Averages the gradients over the processes and limits their length."""
         self.world.average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        if not torch.isfinite(norm) or not math.isfinite(sum(losses.values())):
-            shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-            raise FloatingPointError(
-                f"The loss or its gradient is not finite at step {self.step} ({shown}). The last "
-                "checkpoint is whole: resume from it with a lower rate."
-            )
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        self._unread.append((losses, norm))
+
+    def _take(self, optimiser: torch.optim.Optimizer) -> None:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
-    def _backward(self, losses: dict[str, Tensor], sums: dict[str, float]) -> None:
+    def settle(self) -> None:
+        """Reads the losses since the last call: once for all of them, as the device is waited for.
+
+        Raises:
+            FloatingPointError: if one of them, or the length of a gradient, is not finite.
+        """
+        groups, self._unread = self._unread, []
+        if not groups:
+            return
+        flat = [v.float() for losses, norm in groups for v in (*losses.values(), norm)]
+        numbers = iter(torch.stack(flat).tolist())
+        for losses, _ in groups:
+            values = {name: next(numbers) for name in losses}
+            if not math.isfinite(sum(values.values()) + next(numbers)):
+                shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                raise FloatingPointError(
+                    f"The loss or its gradient is not finite at step {self.step} ({shown}). The "
+                    "last checkpoint is whole: resume from it with a lower rate."
+                )
+            for name, value in values.items():
+                self._sums.setdefault(name, []).append(value)
+
+    def _backward(self, losses: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
         """Adds the losses' gradients to the leaves', and their values to `sums`."""
         share = 1 / self.config.accumulate
         if losses:
             (sum(losses.values()) * share).backward()
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() * share
+            sums[name] = sums.get(name, 0.0) + value.detach() * share
 
     def _generate(
-        self, steps: list[Interval], rng: random.Random, generator: torch.Generator
+        self, steps: list[Interval], draws: Draws
     ) -> tuple[Tensor, Tensor, Conditioning]:
         """Real latents of the last of `steps`, the student's prediction for them, their text."""
-        interval, share = steps[-1], self.config.backward_simulation
+        interval, share, rng = steps[-1], self.config.backward_simulation, draws.rng
         height, width = interval.size
         count = max(2, self.config.batch_tokens * self.patch**2 // (height * width))
         total, extra = count * self.world.size, {}
@@ -148,12 +178,9 @@ class Trainer:
             if share and rng.random() < share and len(steps) > 1:
                 with torch.no_grad():
                     previous = self.sample(
-                        steps[:-1],
-                        text,
-                        real,
-                        lambda _, shape: self._noise(real.new_empty(shape), generator),
+                        steps[:-1], text, real, lambda _, shape: self._noise(shape, draws)
                     )
-            noise = self._noise(real, generator)
+            noise = self._noise(real.shape, draws)
             x_t = student_input(interval, real, previous, noise, self.process)
             sigma = torch.full((count,), interval.sigma, device=self.device)
             x0 = self.model.predict(x_t, sigma, text)
@@ -172,54 +199,59 @@ class Trainer:
             denoise, sigmas, sizes, ScaleState(), noise, process=self.process, like=like
         ).x0
 
-    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """This process's share of the whole batch's noise."""
-        total = len(like) * self.world.size
-        noise = torch.randn((total, *like.shape[1:]), generator=generator)
-        return noise[self.world.part(total)].to(like.device)
+    def _noise(self, shape: Sequence[int], draws: Draws) -> Tensor:
+        return sent(draws.noise(shape), self.device)
 
     def level(self, t: Tensor) -> Tensor:
         """The process's noise level for times 0..1, on the training's device."""
-        t = t.to(self.device)
+        t = sent(t, self.device)
         return self.model.level(t) if hasattr(self.model, "level") else t
 
-    def _renoise(self, low_high: tuple[float, float], generator: torch.Generator, *latents: Tensor):
+    def _renoise(self, low_high: tuple[float, float], draws: Draws, *latents: Tensor):
         """The latents at one common random level with common noise, and that level."""
-        total = len(latents[0]) * self.world.size
-        sigma = uniform_sigma(total, *low_high, generator)[self.world.part(total)]
-        sigma = self.level(sigma)
-        noise = self._noise(latents[0], generator)
+        (low, high), grid = low_high, None
+        if self.config.levels == "grid" and not isinstance(self.process, VarianceExploding):
+            grid = torch.tensor([level for level in GRID if low <= level <= high])
+        sigma = self.level(draws.levels(len(latents[0]), grid, low, high))
+        noise = self._noise(latents[0].shape, draws)
         level = sigma.view(-1, *[1] * (noise.ndim - 1))
         return sigma, [self.process.add_noise(x, noise, level) for x in latents]
 
     def _score_losses(
-        self, real: Tensor, x0: Tensor, text: Conditioning, generator: torch.Generator
+        self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
     ) -> dict[str, Tensor]:
         """What the teacher, the fake score and its head say of x0."""
-        c, module, losses = self.config, self.model.module, {}
+        c, losses = self.config, {}
         if not self.needs_fake:
             return losses
-        sigma, (noisy,) = self._renoise(c.dmd_sigma, generator, x0)
-        with torch.no_grad(), adapter(module, None):
-            guided = self.model.predict(noisy, sigma, text)
-            if c.guidance != 1.0:
-                empty = (*self.batches.unconditional(len(x0)), *text[2:])
-                plain = self.model.predict(noisy, sigma, empty)
-                guided = plain + c.guidance * (guided - plain)
-        fake, tokens = self._fake_score(noisy, sigma, text)
+        sigma, (noisy,) = self._renoise(c.dmd_sigma, draws, x0)
+        real_x0 = self._guided(noisy, sigma, text) if c.dmd else None
+        fake_x0, tokens = self._fake_score(noisy, sigma, text)
         if c.dmd:
-            losses["dmd"] = c.dmd * dmd_loss(x0, guided, fake)
+            losses["dmd"] = c.dmd * dmd_loss(x0, real_x0, fake_x0)
         if c.gan:
             losses["gan"] = c.gan * gan_student_loss(self.head(tokens.float().mean(1)))
         return losses
 
+    @torch.no_grad()
+    def _guided(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        """The teacher's x0, with classifier-free guidance where it is asked for."""
+        scale = self.config.guidance
+        with adapter(self.model.module, None):
+            guided = self.model.predict(noisy, sigma, text)
+            if scale == 1.0:
+                return guided
+            empty = (*self.batches.unconditional(len(noisy)), *text[2:])
+            plain = self.model.predict(noisy, sigma, empty)
+        return plain + scale * (guided - plain)
+
     def _patch_losses(
-        self, real: Tensor, x0: Tensor, text: Conditioning, generator: torch.Generator
+        self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
     ) -> dict[str, Tensor]:
         """How x0 differs from the real latents, in the middle block's tokens and by itself."""
         c, losses = self.config, {}
         if c.mmd:
-            sigma, (noisy_real, noisy) = self._renoise(c.mmd_sigma, generator, real, x0)
+            sigma, (noisy_real, noisy) = self._renoise(c.mmd_sigma, draws, real, x0)
             with adapter(self.model.module, "fake" if self.needs_fake else None):
                 with torch.no_grad():
                     wanted = self.model.features(noisy_real, sigma, text)
@@ -228,28 +260,29 @@ class Trainer:
         if c.regression:
             losses["regression"] = c.regression * (x0.float() - real.float()).square().mean()
         if self.extra is not None:
-            losses |= self.extra(x0, text, generator)
+            losses |= self.extra(x0, text, draws.generator)
         return losses
 
     def _fake_score(
         self, noisy: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor, Tensor | None]:
-        """The fake score's x0, without gradient, and its middle tokens, with it."""
-        model = self.model
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The fake score's x0, without gradient, and its middle tokens, with it; what is needed."""
+        model, c = self.model, self.config
         with adapter(model.module, "fake"):
-            if self.config.gan and self.config.dmd and hasattr(model, "score_with_features"):
+            if c.gan and c.dmd and hasattr(model, "score_with_features"):
                 return model.score_with_features(noisy, sigma, text)
             with torch.no_grad():
-                fake = model.predict(noisy, sigma, text)
-            return fake, model.features(noisy, sigma, text) if self.config.gan else None
+                fake = model.predict(noisy, sigma, text) if c.dmd else None
+            return fake, model.features(noisy, sigma, text) if c.gan else None
 
-    def _fake_step(self, rng: random.Random, generator: torch.Generator) -> None:
+    def _fake_step(self, draws: Draws) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for _ in range(self.config.accumulate):
+            self.between()
             with torch.no_grad(), self.autocast():
-                real, x0, text = self._generate(self._steps(rng), rng, generator)
-            sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), generator, x0, real)
+                real, x0, text = self._generate(self._steps(draws.rng), draws)
+            sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), draws, x0, real)
             with self.autocast():
                 losses = self._fake_losses(x0, noisy, sigma, text)
             self._backward(losses, sums)
@@ -257,12 +290,11 @@ class Trainer:
                 with self.autocast():
                     loss = self._real_loss(noisy_real, sigma, text)
                 self._backward({"head": loss}, sums)
-        self._descend(self.optimiser_fake, self.fake, sums)
-        sums["fake"] = sum(sums.values())
+        noted = {"fake": sum(sums.values())}
         if self.config.gan:
-            sums["head"] /= self.config.gan_head
-        for name, value in sums.items():
-            self._note(name, value)
+            noted["head"] = sums["head"] / self.config.gan_head
+        self._clip(self.fake, noted)
+        self._take(self.optimiser_fake)
 
     def _fake_losses(
         self, x0: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning
@@ -286,12 +318,9 @@ class Trainer:
         logits = self.head(tokens.float().mean(1))
         return self.config.gan_head * gan_head_loss(logits, real=True)
 
-    def _note(self, name: str, value: float) -> None:
-        self._sums.setdefault(name, []).append(value)
-
     def means(self) -> dict[str, float]:
-        """Mean of each loss since the last call."""
-        means = {name: round(sum(values) / len(values), 5) for name, values in self._sums.items()}
+        """Mean of each loss since the last call, to six digits."""
+        means = {name: float(f"{sum(v) / len(v):.6g}") for name, v in self._sums.items()}
         self._sums.clear()
         return means
 
@@ -309,7 +338,7 @@ class Trainer:
         """Trains for `minutes` of wall time or `steps` in all, whichever ends first.
 
         It goes on from `checkpoint` if there is one; over the last share `decay` the student's rate
-        falls. SIGINT and SIGTERM end it after the step that runs, and it saves.
+        falls. SIGINT and SIGTERM end it after the batch that runs, and it saves.
         """
         self.resume(checkpoint)
         start = time.monotonic() - self.seconds
@@ -324,8 +353,9 @@ class Trainer:
         def progress(elapsed: float) -> float:
             return max(elapsed / (60 * minutes), self.step / steps if steps else 0.0)
 
-        with stoppable() as stopped:
-            while (done := progress(time.monotonic() - start)) < 1 and not stopped():
+        with stoppable() as stopped, suppress(Stopped):
+            self.between = lambda: stop_if(stopped())
+            while (done := progress(time.monotonic() - start)) < 1:
                 left = max(0.02, (1 - done) / decay)
                 factor = min(1.0, (self.step + 1) / self.config.warmup, left)
                 self.train_step(factor)
@@ -338,6 +368,12 @@ class Trainer:
         save()
 
     def save(self, path: Path, **more: Any) -> None:
+        """Writes what `resume` needs.
+
+        Raises:
+            FloatingPointError: if it is not finite. OSError, RuntimeError: if there is no room.
+        """
+        self.settle()
         save_checkpoint(
             path,
             {
@@ -347,6 +383,7 @@ class Trainer:
                 "optimiser": self.optimiser.state_dict(),
                 "optimiser_fake": self.optimiser_fake.state_dict(),
                 "step": self.step,
+                "fake_done": self.fake_done,
                 "seconds": self.seconds,
                 "config": asdict(self.config),
                 "sums": self._sums,
@@ -368,7 +405,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self._sums = state.get("sums", {})
+        self.fake_done, self._sums = state.get("fake_done", 0), state.get("sums", {})
         log.info("resumed at step %d, %.1f min", self.step, self.seconds / 60)
 
     def averaged_student(self) -> dict[str, tuple[Tensor, Tensor]]:

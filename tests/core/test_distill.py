@@ -10,6 +10,7 @@ from torch import nn
 from swd_core.distill.adapters import adapter, adapter_parameters, adapter_state, add_adapters
 from swd_core.distill.average import ema_of
 from swd_core.distill.checkpoint import load_checkpoint, save_checkpoint
+from swd_core.distill.draws import Draws
 from swd_core.distill.losses import (
     dmd_loss,
     gan_head_loss,
@@ -18,7 +19,8 @@ from swd_core.distill.losses import (
     mmd_loss,
     mmd_rbf,
 )
-from swd_core.distill.scalewise import intervals, student_input, uniform_sigma
+from swd_core.distill.scalewise import intervals, student_input
+from swd_core.distill.world import World
 
 
 def tokens(seed: int, *shape: int) -> torch.Tensor:
@@ -184,10 +186,32 @@ def test_student_sees_the_upscaled_smaller_picture():
     torch.testing.assert_close(student_input(steps[2], x0, x0, noise), 0.4 * x0 + 0.6 * noise)
 
 
-def test_levels_are_even_between_their_bounds():
-    sigma = uniform_sigma(4000, 0.2, 0.6, torch.Generator().manual_seed(0))
+def test_levels_are_even_between_their_bounds_or_among_their_choices():
+    sigma = Draws(0).levels(4000, None, 0.2, 0.6)
     assert sigma.min() >= 0.2 and sigma.max() <= 0.6
     assert torch.histc(sigma, 8, 0.2, 0.6).min() > 400
+    among = torch.tensor([0.1, 0.5, 0.9])
+    chosen = Draws(0).levels(3000, among, 0.0, 1.0)
+    assert [round(1000 * float(v)) for v in chosen.unique()] == [100, 500, 900]
+    assert min(int((chosen == v).sum()) for v in among) > 900
+
+
+def test_processes_draw_the_rows_of_the_whole_batch_and_no_others(monkeypatch):
+    alone = Draws(3)
+    numbers, levels = alone.rng.random(), alone.levels(6, None, 0.0, 1.0)
+    whole = [alone.noise((6, 2, 4, 5)) for _ in range(2)]
+    assert not torch.equal(*whole), "fresh noise for every pass"
+    together = torch.stack([row for noise in whole for row in noise])
+    assert len(together.flatten(1).unique(dim=0)) == 12, "and for every picture"
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda shape, **o: drawn.append(shape) or randn(shape, **o))
+    for rank in range(3):
+        own, rows = Draws(3, World(rank, 3)), slice(2 * rank, 2 * rank + 2)
+        assert own.rng.random() == numbers
+        assert torch.equal(own.levels(2, None, 0.0, 1.0), levels[rows])
+        for noise in whole:
+            assert torch.equal(own.noise((2, 2, 4, 5)), noise[rows])
+    assert sum(math.prod(shape) for shape in drawn) == 2 * whole[0].numel()
 
 
 def small_model() -> nn.Module:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
+from swd_core.distill.data import PreparedBatches
 from swd_core.distill.evaluation import grid, measures, student_latents
 from swd_core.distill.world import World
 from swd_core.emoji.student import EmojiStudent
@@ -68,6 +70,52 @@ def test_terminated_then_resumed_is_the_straight_run(place, straight):
     assert process.returncode == 0 and "--resume goes on" in out, err
     assert 0 < runs.losses(place / "stopped")[-1]["step"] < runs.STEPS
     runs.assert_same(runs.train(place, "stopped", resume=True), straight)
+
+
+@pytest.mark.parametrize("last", [5, 8, 9, 10])
+def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypatch, last):
+    """A step draws 9 batches here: 3 for each of two steps of the fake score, 3 for the student."""
+    settings = {"accumulate": 3, "fake_steps": 2, "steps": 3}
+    if not (place / "long").exists():
+        runs.train(place, "long", **settings)
+    drawn, draw = [], PreparedBatches.draw
+
+    def draw_and_stop(*arguments, **options):
+        drawn.append(1)
+        if len(drawn) == last:
+            signal.raise_signal(signal.SIGINT)
+        return draw(*arguments, **options)
+
+    run = f"halted{last}"
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedBatches, "draw", draw_and_stop)
+        runs.train(place, run, **settings)
+    assert len(drawn) == last, "no other batch is begun"
+    saved = load_checkpoint(place / run / "checkpoint.pt")
+    done = 3 * saved["step"] + saved["fake_done"]
+    assert done == last // 3, "what was done is kept"
+    runs.train(place, run, resume=True, **settings)
+    runs.assert_same(place / run, place / "long")
+
+
+def test_a_poisoned_step_is_not_saved_by_a_stop(place, monkeypatch):
+    """Losses are read at a step's end; a stop within it must look at them too."""
+    before = (runs.train(place, "sick", steps=1) / "checkpoint.pt").read_bytes()
+    drawn, draw = [], PreparedBatches.draw
+
+    def sick(*arguments, **options):
+        drawn.append(1)
+        real, *others = draw(*arguments, **options)
+        if len(drawn) == 1:
+            real = real * math.nan
+        if len(drawn) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real, *others
+
+    monkeypatch.setattr(PreparedBatches, "draw", sick)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        runs.train(place, "sick", resume=True, steps=9, fake_steps=3, accumulate=1)
+    assert (place / "sick" / "checkpoint.pt").read_bytes() == before
 
 
 def test_what_exists_is_not_overwritten(place, straight):

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("diffusers")
 
 from swd_core.distill.adapters import adapter, adapter_state  # noqa: E402
 from swd_core.distill.diffusers_models import wrap  # noqa: E402
+from swd_core.distill.draws import Draws  # noqa: E402
 from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
 from swd_core.distill.interface import Shown  # noqa: E402
 from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
@@ -113,12 +115,11 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
     watched.student_step(random.Random(1))
 
-    rng, total = random.Random(1), 0.0
-    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    draws, total = Draws(random.Random(1).getrandbits(62)), 0.0
     for _ in range(2):
-        real, x0, text = other._generate(other._steps(rng), rng, generator)
+        real, x0, text = other._generate(other._steps(draws.rng), draws)
         for part in (other._score_losses, other._patch_losses):
-            total += sum(part(real, x0, text, generator).values()) / 2
+            total += sum(part(real, x0, text, draws).values()) / 2
     expected = torch.autograd.grad(total, other.student, materialize_grads=True)
     torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
 
@@ -126,13 +127,13 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
 @pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
 def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
-    watched._fake_step(random.Random(1), torch.Generator().manual_seed(1))
+    watched._fake_step(Draws(1))
 
-    rng, generator, total = random.Random(1), torch.Generator().manual_seed(1), 0.0
+    draws, total = Draws(1), 0.0
     for _ in range(2):
         with torch.no_grad():
-            real, x0, text = other._generate(other._steps(rng), rng, generator)
-        sigma, (noisy, noisy_real) = other._renoise((0.0, 1.0), generator, x0, real)
+            real, x0, text = other._generate(other._steps(draws.rng), draws)
+        sigma, (noisy, noisy_real) = other._renoise((0.0, 1.0), draws, x0, real)
         total += sum(other._fake_losses(x0, noisy, sigma, text).values()) / 2
         total += other._real_loss(noisy_real, sigma, text) / 2
     expected = torch.autograd.grad(total, other.fake, materialize_grads=True)
@@ -144,14 +145,12 @@ def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
     trainer = trainer_for(family, backward_simulation=1.0)
     trainer.student_step(random.Random(0))
     steps = models.steps(family)
-    torch.manual_seed(4)
-    real, x0, text = trainer._generate(steps, random.Random(3), torch.default_generator)
+    real, x0, text = trainer._generate(steps, Draws(3))
 
-    torch.manual_seed(4)
-    expected, (count, channels) = None, real.shape[:2]
+    draws, expected, (count, channels) = Draws(3), None, real.shape[:2]
     with torch.no_grad(), adapter(trainer.model.module, "student"):
         for step in steps:
-            noise = torch.randn(count, channels, *step.size)
+            noise = draws.noise((count, channels, *step.size))
             x_t = step.sigma * noise
             if expected is not None:
                 up = F.interpolate(expected, size=step.size, mode="bicubic")
@@ -159,8 +158,7 @@ def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
             expected = trainer.model.predict(x_t, torch.full((count,), step.sigma), text)
     torch.testing.assert_close(x0, expected, rtol=1e-4, atol=1e-5)
     trainer.config = replace(trainer.config, backward_simulation=0.0)
-    torch.manual_seed(4)
-    _, other, _ = trainer._generate(steps, random.Random(3), torch.default_generator)
+    _, other, _ = trainer._generate(steps, Draws(3))
     assert not torch.allclose(other, x0, atol=1e-2)
 
 
@@ -176,21 +174,59 @@ def test_mmd_alone_makes_the_students_means_those_of_the_data():
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_is_saved_and_goes_on(stop, tmp_path):
-    trainer = trainer_for("sd3", dmd=0.0, gan=0.0)
+    trainer = trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2)
     draw, drawn, written = trainer.batches.draw, [], []
 
     def draw_and_stop(*args, **kwargs):
         drawn.append(args)
-        if len(drawn) == 3:
+        if len(drawn) == 5:
             signal.raise_signal(stop)
         return draw(*args, **kwargs)
 
     trainer.batches.draw = draw_and_stop
     path = tmp_path / "student.pt"
     trainer.run(path, minutes=60, on_save=lambda t: written.append(t.step))
-    assert trainer.step == 3, "the step that runs is finished, no other begun"
-    assert written == [3]
-    again = trainer_for("sd3", dmd=0.0, gan=0.0)
+    assert len(drawn) == 5, "no other batch is begun"
+    assert trainer.step == 2 and written == [2]
+    again = trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2)
     again.resume(path)
-    assert again.step == 3
+    assert again.step == 2
     assert all(torch.equal(a, b) for a, b in zip(again.student, trainer.student, strict=True))
+
+
+class Reads(TorchFunctionMode):
+    """Counts what makes a program wait for its graphics card: numbers taken out of tensors."""
+
+    KINDS = ("item", "tolist", "__float__", "__bool__", "__int__", "__index__", "cpu", "numpy")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.KINDS
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_device_once():
+    trainer = trainer_for("sd3", accumulate=3, fake_steps=4)
+    with Reads() as reads:
+        trainer.student_step(random.Random(0))
+    assert reads.count == 1
+    found = trainer.means()
+    assert found.keys() == {"mmd", "dmd", "gan", "fake", "head"}
+
+
+def test_losses_are_the_means_over_all_batches_of_a_step():
+    """Batches of one step, each by itself, give the losses that the step notes."""
+    trainer, single = (trainer_for("sd3", accumulate=3, fake_steps=0) for _ in range(2))
+    trainer.student_step(random.Random(5))
+    draws, values = Draws(random.Random(5).getrandbits(62)), []
+    for _ in range(3):
+        real, x0, text = single._generate(single._steps(draws.rng), draws)
+        parts = (
+            part(real, x0, text, draws) for part in (single._score_losses, single._patch_losses)
+        )
+        values.append({name: v.item() for part in parts for name, v in part.items()})
+    expected = {name: sum(v[name] for v in values) / 3 for name in values[0]}
+    assert trainer.means() == pytest.approx(expected, rel=1e-5)
