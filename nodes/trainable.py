@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from . import _host
 
 MLP = ("mlp.fc1", "mlp.fc2")
-# The host's names of the layers that published students adapt.
+# The host's names of the layers that published students adapt; for emoji those of its own trainer.
 TARGETS = {
-    "sd3": (".attn.qkv", ".attn.proj", ".attn2.qkv", ".attn2.proj", *MLP),
+    "emoji": (".attn.qkv", ".attn.proj", *MLP),
+    "sd3": (*(f".x_block.{a}.{part}" for a in ("attn", "attn2") for part in ("qkv", "proj")), *MLP),
     "flux": ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
     "sdxl": (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2"),
 }
@@ -80,7 +81,8 @@ def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
         host layer -> (diffusers module, first row, number of rows) of its parts. A fused layer
         (qkv) has several parts.
     """
-    ends = TARGETS[KINDS[_host.model_family(model)]]
+    family = _host.model_family(model)
+    ends = TARGETS.get(family) or TARGETS[KINDS[family]]
     found: dict[str, dict[int, tuple[str, int, int]]] = {}
     for module, layer, first, rows in _published_names(model):
         if layer.endswith(ends):

@@ -18,11 +18,13 @@ from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
 from .watch import Watched, watch
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
+PUBLISHED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+TEXT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 TARGETS = {
-    "sd3": (*ATTENTION, "to_add_out", "net.0.proj", "net.2"),
-    "flux": (*ATTENTION, "to_add_out", "net.0.proj", "net.2", ".proj_mlp", ".proj_out"),
-    "sdxl": ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+    "sd3": PUBLISHED,
+    # How FLUX's student was trained isn't published; its file holds more layers than these.
+    "flux": (*PUBLISHED, *TEXT_ATTENTION, ".proj_mlp", ".proj_out"),
+    "sdxl": PUBLISHED,
 }
 SDXL_BETAS = (0.00085, 0.012, 1000)
 
