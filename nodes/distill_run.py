@@ -32,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TrainingData = MemoryData | PreparedBatches
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
 WIDTH, HEIGHT, SAMPLES = 768, 320, 4
+MOST = 1024  # points of a line in the plot: more than it has pixels across
 
 
 def settings_for(
@@ -142,18 +143,40 @@ def copied(data: MemoryData, model: Any) -> MemoryData:
     return data
 
 
-def losses_plot(history: dict[str, list[float]], step: int, steps: int) -> Image.Image:
+@dataclasses.dataclass
+class Curve:
+    """A loss over any number of steps in at most MOST points, each the mean of `stride` steps."""
+
+    points: list[float] = dataclasses.field(default_factory=list)
+    stride: int = 1
+    waiting: list[float] = dataclasses.field(default_factory=list)
+    last: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.last = value
+        self.waiting.append(value)
+        if len(self.waiting) < self.stride:
+            return
+        self.points.append(sum(self.waiting) / self.stride)
+        self.waiting = []
+        if len(self.points) == MOST:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points, self.stride = [(a + b) / 2 for a, b in pairs], 2 * self.stride
+
+
+def losses_plot(history: dict[str, Curve], step: int, steps: int) -> Image.Image:
     """Every loss as a line, each on its own scale, with its last value."""
     image = Image.new("RGB", (WIDTH, HEIGHT), "#1e2227")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    for row, ((name, values), colour) in enumerate(zip(history.items(), COLOURS, strict=False)):
+    for row, ((name, curve), colour) in enumerate(zip(history.items(), COLOURS, strict=False)):
+        values = curve.points or [curve.last]
         low, high = min(values), max(values)
-        across = (WIDTH - 180) / max(1, steps - 1)
+        across = (WIDTH - 180) / max(1, steps - 1) * curve.stride
         up = (HEIGHT - 60) / ((high - low) or 1.0)
         points = [(16 + across * i, HEIGHT - 16 - up * (v - low)) for i, v in enumerate(values)]
         if len(points) > 1:
             draw.line(points, colour, 2)
-        draw.text((WIDTH - 150, 40 + 22 * row), f"{name} {values[-1]:.4g}", colour, font)
+        draw.text((WIDTH - 150, 40 + 22 * row), f"{name} {curve.last:.4g}", colour, font)
     draw.text((16, 10), f"step {step} of {steps}", "#e8e8e8", ImageFont.load_default(16))
     return image
 
@@ -237,18 +260,19 @@ def _loop(
     """Trains with the host's progress bar, plot and interruption."""
     config = settings.train
     bar, history, below = comfy.utils.ProgressBar(config.steps), {}, None
+    trainer.between = comfy.model_management.throw_exception_if_processing_interrupted
     try:
         for step in training(trainer, config):
             for name, value in trainer.means().items():
-                history.setdefault(name, []).append(value)
+                history.setdefault(name, Curve()).add(value)
             if step % settings.output.save_every == 0 or step == config.steps:
                 below = samples()
                 save()
             picture = stacked(losses_plot(history, step, config.steps), below)
             bar.update_absolute(step, config.steps, ("JPEG", picture, 768))
-            comfy.model_management.throw_exception_if_processing_interrupted()
     except comfy.model_management.InterruptProcessingException:
-        save()
+        if trainer.step or trainer.fake_done:
+            save()
         raise
     plot = losses_plot(history, trainer.step, config.steps)
     return stacked(plot, below if history else samples())

@@ -4,6 +4,7 @@ import copy
 import importlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lora_files import SHORT, load, peft, publish
@@ -266,15 +267,63 @@ def test_interrupted_and_resumed_is_uninterrupted(pack, small, loras, family):
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
 
 
+@pytest.mark.parametrize("last", [2, 6, 8])
 @pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
-def test_an_interrupt_waits_for_the_end_of_its_step(pack, small, loras, family):
-    """ComfyUI 0.33 raises it inside the model's layers, where half a step would be lost."""
+def test_an_interrupt_is_seen_between_two_batches(pack, small, loras, family, last, monkeypatch):
+    """A step has 6 here, 4 of them the fake score's. What is done is kept, resumed as if whole.
+
+    ComfyUI 0.33 raises the interrupt inside the model's layers, where a batch would be lost.
+    """
+    import comfy.model_management
+
+    batches = packed("swd_core.distill.memory").MemoryBatches
+    model, data, drawn, draw = small.host_model(family), data_for(small, family), [], batches.draw
+    options = {"steps": 2, "accumulate": 2, "fake_steps": 2}
+    train(pack, model, data, "whole", **options)
+
+    def draw_and_stop(*arguments):
+        drawn.append(1)
+        if len(drawn) == last:
+            comfy.model_management.interrupt_current_processing()
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "draw", draw_and_stop)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(pack, model, data, "halted", **options)
+    assert len(drawn) == last, "no other batch is begun"
+    assert read_lora(loras / "halted").metadata["swd_step"] == str(last // 6)
+    train(pack, model, data, "halted", resume=True, **options)
+    files = [load_file(loras / name / "adapter_model.safetensors") for name in ("whole", "halted")]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+def test_an_interrupt_before_the_first_batch_writes_nothing(pack, small, loras):
     import comfy.model_management
 
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(pack, small.host_model(family), data_for(small, family))
-    assert read_lora(loras / "student").metadata["swd_step"] == "1"
+        train(pack, small.host_model("sdxl"), data_for(small, "sdxl"))
+    assert not (loras / "student").exists()
+
+
+def test_the_plots_cost_does_not_grow_with_the_steps():
+    """A hundred thousand steps are as many points as some hundred, and the same line."""
+    module = packed("nodes.distill_run")
+    curve, values = module.Curve(), [1 / (1 + i / 5000) for i in range(100_001)]
+    most = 0
+    for value in values:
+        curve.add(value)
+        most = max(most, len(curve.points) + len(curve.waiting))
+    assert most < 2000 and curve.last == values[-1]
+    for i, point in enumerate(curve.points):
+        part = values[i * curve.stride : (i + 1) * curve.stride]
+        assert point == pytest.approx(sum(part) / len(part))
+    picture = module.losses_plot({"mmd": curve}, 100_001, 100_001)
+    line = (np.asarray(picture)[:, :600] == (0x5A, 0xB0, 0xFF)).all(-1)
+    heights = [int(rows.argmax()) for rows in line.T if rows.any()]
+    assert len(heights) > 550 and heights[0] < 60 and heights[-1] > 280
+    assert heights == sorted(heights), "falls all the way across"
 
 
 def test_an_error_restores_everything(pack, small, loras):
