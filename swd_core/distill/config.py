@@ -11,6 +11,7 @@ from ..files import check_name, read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
 from .interface import DistillConfig
+from .scalewise import GRID
 
 FAMILIES = {
     "emoji": ("emoji", "emoji-4"),
@@ -55,7 +56,8 @@ class ScheduleConfig:
 @dataclass(frozen=True)
 class DataConfig:
     """source: folder or tar of pictures with captions. prepared: folder for what is encoded.
-    size: side of the square finished picture in pixels. most_oblong: longest over shortest side."""
+    size: side of the square finished picture in pixels. most_oblong: longest over shortest side.
+    text_tokens: of the T5 text encoder of SD3.5 and FLUX."""
 
     source: str = ""
     prepared: str = ""
@@ -63,6 +65,7 @@ class DataConfig:
     most_oblong: float = 2.0
     shard_size: int = 64
     encode_batch: int = 4
+    text_tokens: int = 512
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ def _check(s: Settings) -> None:
     one_of("[model] device", s.model.device, DEVICES)
     check_name(s.output.name, "[output] name")
     one_of("[train] kernel", s.train.kernel, ("linear", "rbf"))
+    one_of("[train] levels", s.train.levels, ("grid", "uniform"))
     least = {
         "[model] rank": (s.model.rank, 1), "[train] steps": (s.train.steps, 1),
         "[train] fake_steps": (s.train.fake_steps, 1),
@@ -226,8 +230,21 @@ def _check(s: Settings) -> None:
     for where, (low, high) in (("mmd", s.train.mmd_sigma), ("dmd", s.train.dmd_sigma)):
         if not 0 <= low <= high <= 1:
             raise ValueError(f"[train] {where}_sigma must rise within 0..1, not {[low, high]}.")
+        on_grid = s.train.levels == "grid" and s.kind != "sdxl"
+        if on_grid and not any(low <= level <= high for level in GRID):
+            raise ValueError(
+                f"[train] {where}_sigma {[low, high]} holds none of the authors' 28 noise levels "
+                f"({GRID[-1]:.4f} to 1). Widen it, or draw evenly with levels = 'uniform'."
+            )
     if not (s.train.mmd or s.train.dmd or s.train.gan):
         raise ValueError("[train] mmd, dmd and gan are all 0: there is nothing to learn from.")
+    if s.train.gan and not s.train.gan_head:
+        raise ValueError(
+            "[train] gan_head is 0, so the discriminator would never learn and gan would mean "
+            "nothing. Give it the paper's 1e-2, or set gan to 0 as well."
+        )
+    if not 1 <= s.data.text_tokens <= 512:
+        raise ValueError(f"[data] text_tokens must be 1 to 512, not {s.data.text_tokens}.")
     if s.model.family != "emoji" and not s.model.base:
         raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
     if s.model.family == "emoji" and s.model.compile:

@@ -229,6 +229,7 @@ class DiffusersEncoder:
 
     def __init__(self, settings: Settings, device: torch.device):
         self.family, self.device = settings.kind, device
+        self.text_tokens = settings.data.text_tokens
         self.multiple = 4 if self.family == "sdxl" else 2
         part = PIPELINES[self.family][2]
         self.pipe = load_pipeline(settings, device, **{part: None}).to(device)
@@ -243,13 +244,15 @@ class DiffusersEncoder:
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        prompts, device = list(prompts), self.device
+        prompts, options = list(prompts), {"device": self.device}
+        if self.family != "sdxl":
+            options["max_sequence_length"] = self.text_tokens
         if self.family == "flux":
-            context, pooled, _ = self.pipe.encode_prompt(prompts, None, device=device)
+            context, pooled, _ = self.pipe.encode_prompt(prompts, None, **options)
             return context, pooled
         others = (None, None) if self.family == "sd3" else ()
         context, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, *others, device=device, do_classifier_free_guidance=False
+            prompts, *others, do_classifier_free_guidance=False, **options
         )
         return context, pooled
 

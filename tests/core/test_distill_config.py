@@ -11,8 +11,18 @@ GOOD = {"model": {"family": "sd35-medium", "base": "somewhere"}}
 
 
 def test_there_is_a_config_for_every_family_with_the_papers_figures():
+    """What the authors' scripts and the paper give, written down here a second time."""
     found = {s.model.family: s for s in map(read_settings, CONFIGS.glob("*.toml"))}
     assert set(found) == set(FAMILIES)
+    guidance = {"sd35-medium": 7.0, "sd35-large": 4.5}
+    for family in ("sd35-medium", "sd35-large", "flux"):
+        train = found[family].train
+        assert (train.mmd, train.dmd, train.gan, train.gan_head) == (1.0, 1.0, 5e-3, 1e-2)
+        assert (train.fake_steps, train.clip, train.levels) == (5, 10.0, "grid")
+        assert train.kernel == "linear" and not train.mmd_per_batch and not train.regression
+        assert found[family].data.text_tokens == 512
+        assert train.guidance == guidance.get(family, 1.0) and train.lr == train.lr_fake
+    assert [found[f].train.steps for f in guidance] == [3000, 4000]
     blocks = {"sd35-medium": 11, "sd35-large": 20, "flux": 15, "sdxl": -1}
     ranks = {"sd35-medium": 64, "sd35-large": 64, "flux": 128, "sdxl": 64}
     for family, block in blocks.items():
@@ -21,8 +31,6 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         assert 4e-6 <= settings.train.lr <= 5e-6
         patches = settings.train.batch_tokens * settings.train.accumulate / (64 * 64)
         assert 24 <= patches <= 64, "pictures at full size to one step, as in the paper"
-    assert found["sd35-medium"].train.fake_steps == 5
-    assert (found["sd35-medium"].train.gan, found["sd35-medium"].train.gan_head) == (5e-3, 1e-2)
     assert found["sdxl"].train.dmd == found["sdxl"].train.gan == 0
     assert found["sdxl"].train.mmd_sigma == (0.0, 0.4)
 
@@ -42,6 +50,11 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"mmd_sigma": [0.5, 0.2]}}, r"mmd_sigma must rise"),
         ({"train": {"backward_simulation": 1.5}}, r"backward_simulation must be 0 to 1, not 1.5"),
         ({"train": {"kernel": "cubic"}}, "kernel is 'cubic'; use one of linear, rbf"),
+        ({"train": {"levels": "any"}}, "levels is 'any'; use one of grid, uniform"),
+        ({"train": {"dmd_sigma": [0.3, 0.31]}}, "none of the authors' 28 noise levels"),
+        ({"train": {"gan_head": 0}}, "gan_head is 0, so the discriminator would never learn"),
+        ({"train": {"clip": -1}}, r"\[train\] clip must be 0 or more"),
+        ({"data": {"text_tokens": 600}}, r"\[data\] text_tokens must be 1 to 512, not 600"),
         ({"train": {"mmd": 0, "dmd": 0, "gan": 0}}, "nothing to learn"),
         ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of emoji"),
@@ -59,6 +72,12 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
 def test_wrong_configs_are_one_error(change, message):
     with pytest.raises(ValueError, match=message):
         parse_settings({**GOOD, **change})
+
+
+def test_without_a_discriminator_its_weight_is_nobodys_concern():
+    parse_settings({**GOOD, "train": {"gan": 0, "gan_head": 0, "clip": 0}})
+    narrow = {"levels": "uniform", "dmd_sigma": [0.3, 0.31]}
+    assert parse_settings({**GOOD, "train": narrow}).train.dmd_sigma == (0.3, 0.31)
 
 
 def test_a_file_that_is_no_toml(tmp_path):

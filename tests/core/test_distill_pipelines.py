@@ -91,8 +91,13 @@ def made(request, tmp_path_factory) -> Made:
 
 
 def handed_over(pipe, **options) -> dict:
-    """The keyword arguments of the first call that a running pipeline makes of its model."""
+    """The keyword arguments of the first call that a running pipeline makes of its model.
+
+    T5 is given 512 tokens, which the authors train with; SD3's pipeline has 256 by default.
+    """
     model, seen = getattr(pipe, "unet", None) or pipe.transformer, []
+    if getattr(pipe, "transformer", None) is not None:
+        options["max_sequence_length"] = 512
     handle = model.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True
     )
