@@ -197,7 +197,7 @@ class SwDDistillTrain(io.ComfyNode):
                     step=1e-6,
                     round=False,
                     optional=True,
-                    tooltip="Rate of the fake score. The paper's rates are 4e-6 for both.",
+                    tooltip="Rate of the fake score. The paper's rates are 4e-6 to 5e-6 for both.",
                 ),
                 io.Int.Input(
                     "accumulate",

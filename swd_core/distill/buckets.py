@@ -73,7 +73,11 @@ def cut(data: bytes, size: tuple[int, int]) -> Tensor:
 
 
 def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, 3, H, W) at `size` (height, width): area averaging, as the paper does it."""
+    """Pictures (B, 3, H, W) at `size` (height, width): area averaging, as the paper does it.
+
+    Ours gives the whole pictures for every size, as sampling meets them; the authors' code shrinks
+    the smaller picture of a pair from the larger one, which blurs it.
+    """
     if tuple(pictures.shape[-2:]) == size:
         return pictures
     return F.interpolate(pictures, size=size, mode="area")
