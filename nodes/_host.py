@@ -48,6 +48,14 @@ def supported(target: Any, **keywords: Any) -> dict[str, Any]:
     return {k: v for k, v in keywords.items() if k in known}
 
 
+def free_memory(model: Any, device: torch.device) -> int:
+    """Bytes that `device` can give, those of other weights included which the host would evict.
+
+    Only the MODEL itself knows the latter (dynamic VRAM); ComfyUI 0.3.64 has no such weights.
+    """
+    return getattr(model, "get_free_memory", comfy.model_management.get_free_memory)(device)
+
+
 def model_family(model: Any) -> str:
     """Which students a MODEL can take, by its own configuration.
 

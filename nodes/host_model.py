@@ -77,7 +77,7 @@ class HostModel(Watched):
             "model_sampling": self.sampling,
         }
         self.base.current_patcher = None
-        self._place(model.load_device)
+        self._place(model)
         for part in self._blocks():
             if self.kind == "sd3":  # the host's checkpoints know nothing of adapters
                 part.forward = partial(part.forward, use_checkpoint=False)
@@ -114,20 +114,17 @@ class HostModel(Watched):
             return self.module.hidden_size
         return self.module.final_layer.linear.in_features
 
-    def _place(self, device: torch.device) -> None:
-        """Weights onto `device`, in the number format that it trains in.
+    def _place(self, model: Any) -> None:
+        """Weights onto the MODEL's device, in the number format that it trains in.
 
         Where they don't all fit, linear layers stay where they are and are sent at each use.
         """
-        dtype = self.base.manual_cast_dtype or self.base.get_dtype()
+        device, dtype = model.load_device, self.base.manual_cast_dtype or self.base.get_dtype()
         if dtype == torch.float16:  # too narrow for gradients
             bf16 = comfy.model_management.should_use_bf16(device)
             dtype = torch.bfloat16 if bf16 else torch.float32
         self.base.manual_cast_dtype = dtype
-        room = float("inf")
-        if device.type != "cpu":
-            room = (1 - RESERVE) * comfy.model_management.get_free_memory(device)
-        waiting = 0
+        room, waiting = room_for(model), 0
         for part in self.module.modules():
             linear = isinstance(part, CastLinear)
             # Convolutions and norms, which the host would cast at each use, are cast once.
@@ -180,6 +177,13 @@ class HostModel(Watched):
             for name, (down, up) in pairs.items()
             for module, first, rows in self.parts[name]
         }
+
+
+def room_for(model: Any) -> float:
+    """Bytes that a MODEL's weights may take where it computes; on a CPU they stay in any case."""
+    if model.load_device.type == "cpu":
+        return float("inf")
+    return (1 - RESERVE) * _host.free_memory(model, model.load_device)
 
 
 def _attention(_: Callable, *args: Any, **kwargs: Any) -> Tensor:

@@ -326,6 +326,25 @@ def test_the_plots_cost_does_not_grow_with_the_steps():
     assert heights == sorted(heights), "falls all the way across"
 
 
+def test_the_room_for_the_weights_is_what_the_model_says(small, host_model):
+    """It counts what the host would evict for it (dynamic VRAM), which the host's own count lacks.
+
+    The device is one that this machine doesn't have: the host can't be asked for its memory.
+    """
+    import comfy.model_patcher
+
+    card, cpu = torch.device("cuda", 0), torch.device("cpu")
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def get_free_memory(self, device):
+            return {card: 10_000}[device]
+
+    base = small.host_model("sdxl").model
+    model = Dynamic(base, load_device=card, offload_device=cpu)
+    assert host_model.room_for(model) == (1 - host_model.RESERVE) * 10_000
+    assert host_model.room_for(Dynamic(base, load_device=cpu, offload_device=cpu)) == float("inf")
+
+
 def test_an_error_restores_everything(pack, small, loras):
     import comfy.model_management
 
