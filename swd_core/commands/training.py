@@ -69,9 +69,12 @@ def _need(value: str, where: str) -> None:
 def _bar(unit: str) -> Callable[[int, int], None]:
     from tqdm import tqdm
 
-    bar = tqdm(unit=unit)
+    bar = None  # only where there is something to show: an error's line is the last one
 
     def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(unit=unit)
         bar.total, bar.n = total, done
         bar.refresh()
         if done == total:
@@ -109,6 +112,8 @@ def _prepare(a: argparse.Namespace) -> None:
         )  # fmt: skip
     for name, reason in sorted(report.skipped.items())[:8]:
         print(f"skipped {name}: {reason}")
+    for cause, count in report.anew.items():
+        print(f"{count} pictures had been encoded before, but {cause} changed since")
     print(
         f"{report.encoded} pictures encoded, {report.kept} were already, {len(report.skipped)} "
         f"skipped (skipped.txt); {data.prepared}"

@@ -1,12 +1,14 @@
 """Pictures made by the teacher, with their prompts as captions: the paper's training data."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from ..files import read_text, write_text
+from ..files import parse_json, read_text, write_text
 from ..noise import draw_noise
 from ..pictures import write_png
 from ..schedule import CELL
@@ -14,6 +16,7 @@ from .config import Settings
 from .families import device_of, load_pipeline
 
 MOST_PROMPTS = 1 << 28  # bytes
+RECORD = "swd_teacher"  # in a picture's metadata: what it was made with
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -43,17 +46,23 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
 
     Returns:
         how many were made now.
+
+    Raises:
+        ValueError: if pictures that are there were made with other settings.
     """
     t, folder = settings.teacher, Path(settings.data.source)
     prompts = read_prompts(Path(t.prompts))
     jobs = [p for p in prompts for _ in range(t.per_prompt)]
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [i for i in range(len(jobs)) if not _is_done(folder, i, jobs[i])]
+    made_with = _made_with(settings)
+    _check_kept(folder, set(range(len(jobs))) - set(waiting), made_with)
     make = _emoji_teacher if settings.kind == "emoji" else _diffusers_teacher
     done = len(jobs) - len(waiting)
     on_picture(done, len(jobs))
     for i, picture in make(settings, jobs, waiting) if waiting else ():
-        _write(folder, i, jobs[i], picture)
+        write_png(picture, folder / f"{i:06}.png", {RECORD: json.dumps(made_with)}, overwrite=True)
+        write_text(folder / f"{i:06}.txt", jobs[i])
         done += 1
         on_picture(done, len(jobs))
     return len(waiting)
@@ -64,9 +73,34 @@ def _is_done(folder: Path, number: int, prompt: str) -> bool:
     return picture.is_file() and caption.is_file() and caption.read_bytes() == prompt.encode()
 
 
-def _write(folder: Path, number: int, prompt: str, picture: Image.Image) -> None:
-    write_png(picture, folder / f"{number:06}.png", {}, overwrite=True)
-    write_text(folder / f"{number:06}.txt", prompt)
+def _made_with(settings: Settings) -> dict[str, Any]:
+    """What a prompt's picture depends on, by the names it has in a config."""
+    m, t = settings.model, settings.teacher
+    return {
+        "[model] family": m.family, "[model] base": m.base, "[data] size": settings.data.size,
+        "[teacher] steps": t.steps, "[teacher] guidance": t.guidance, "[teacher] seed": t.seed,
+    }  # fmt: skip
+
+
+def _check_kept(folder: Path, kept: Iterable[int], wanted: dict[str, Any]) -> None:
+    """Raises ValueError if a picture says that it was made with other settings than these."""
+    others: dict[str, int] = {}
+    for number in kept:
+        try:
+            with Image.open(folder / f"{number:06}.png") as image:
+                before = parse_json(image.info.get(RECORD, "{}"), RECORD)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # one of the user's own, or broken: `prepare` says so
+        if isinstance(before, dict):
+            for name in before.keys() & wanted.keys():
+                if before[name] != wanted[name]:
+                    change = f"{name} {before[name]!r}, now {wanted[name]!r}"
+                    others[change] = others.get(change, 0) + 1
+    if others:
+        raise ValueError(
+            f"{max(others.values())} pictures in {folder} were made with other settings "
+            f"({'; '.join(sorted(others))}). Name another folder in [data] source, or delete them."
+        )
 
 
 @torch.inference_mode()
