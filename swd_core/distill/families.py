@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lora import LoraLayer
 from .adapters import add_adapters
 from .config import Settings
 from .diffusers_models import SDXL_BETAS, wrap
 from .interface import DistillModel
+from .prepare import fingerprint
 from .sharding import shard, wants_sharding
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -188,6 +189,7 @@ class EmojiEncoder:
         from ..emoji.student import EmojiStudent
 
         self.student = EmojiStudent.load(folder, lora=None)
+        self.fingerprint = fingerprint({"vae": self.student.vae, "text": self.student.text})
 
     def latents(self, pictures: Tensor) -> Tensor:
         return self.student.vae.encode(pictures.to(memory_format=torch.channels_last))
@@ -238,6 +240,10 @@ class DiffusersEncoder:
             self.pipe.register_modules(transformer=empty_module(settings))
         self.factor = self.pipe.vae_scale_factor
         self.vae = DiffusersVae(self.pipe.vae, device)
+        modules = {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
+        modules.pop(part, None)
+        tokens = "" if self.family == "sdxl" else f"-{self.text_tokens}"
+        self.fingerprint = fingerprint(modules) + tokens
 
     def latents(self, pictures: Tensor) -> Tensor:
         return self.vae.latents(pictures)

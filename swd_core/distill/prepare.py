@@ -5,13 +5,13 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import parse_json, write_text
 from ..schedule import ScaleSchedule
@@ -23,18 +23,27 @@ log = logging.getLogger(__name__)
 INDEX = "prepared.json"
 SKIPPED = "skipped.txt"
 SHARD = re.compile(r"[0-9]+x[0-9]+-[0-9]{5,}\.safetensors")
-VERSION = 1
+VERSION = 2
+# What a shard depends on beside its pictures and captions, as a user knows it.
+CAUSES = {
+    "schedule": "the schedule",
+    "family": "the model's family",
+    "encoder": "the model's VAE or text encoders",
+    "version": "what prepare writes",
+}
 
 
 class Encoder(Protocol):
     """A model family's VAE and text encoders.
 
     family: as in the config. factor: pixels to a latent cell. multiple: cells to a patch.
+    fingerprint: changes with anything that latents and text depend on; see `fingerprint`.
     """
 
     family: str
     factor: int
     multiple: int
+    fingerprint: str
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to latents in the model's units (B, C, h, w)."""
@@ -48,11 +57,29 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What `prepare` did: pictures encoded now and before, and what it skipped with the reason."""
+    """What `prepare` did: pictures encoded now and before, and what it skipped with the reason.
+
+    anew: of those encoded now, how many had been before, by what has changed since.
+    """
 
     encoded: int
     kept: int
     skipped: dict[str, str]
+    anew: dict[str, int] = field(default_factory=dict)
+
+
+def fingerprint(parts: Mapping[str, nn.Module]) -> str:
+    """Changes with the weights of any of the named modules, wherever they were loaded from.
+
+    Of each tensor some numbers are read, not all: a text encoder has billions.
+    """
+    digest = hashlib.sha256()
+    for part, module in sorted(parts.items()):
+        for name, value in module.state_dict().items():
+            flat = value.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // 64)].float().cpu()
+            digest.update(f"{part} {name} {tuple(value.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:24]
 
 
 def prepare(
@@ -69,6 +96,9 @@ def prepare(
     on_shard: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Fills `folder` with shards of latents and text; goes on where it was stopped.
+
+    Shards are kept as long as their pictures, captions, schedule and encoders are the same; what is
+    made anew is told before it is begun.
 
     Args:
         source: see `find_samples`. side: of the square finished picture, in pixels.
@@ -91,17 +121,24 @@ def prepare(
         for size, group in sorted(plan.items())
         for i in range(0, len(group), shard_size)
     ]
-    settings = {"schedule": schedule.to_dict(), "family": encoder.family, "version": VERSION}
+    settings = {
+        "schedule": schedule.to_dict(), "family": encoder.family, "version": VERSION,
+        "encoder": encoder.fingerprint,
+    }  # fmt: skip
+    paths = [folder / f"{h}x{w}-{number:05}.safetensors" for (h, w), _, number in chunks]
+    keys = [_key(settings, group) for _, group, _ in chunks]
+    anew = _anew(paths, keys, settings)
     encoded = kept = 0
     files = []
-    for done, (size, group, number) in enumerate(chunks):
-        path = folder / f"{size[0]}x{size[1]}-{number:05}.safetensors"
-        key = _key(settings, group)
+    for done, (size, group, _) in enumerate(chunks):
+        path, key = paths[done], keys[done]
         header = _header(path)
         if header.get("key") == key:
             kept += int(header["count"])
         else:
-            header = _encode_shard(path, group, size, encoder, schedule, key, batch)
+            identity = {"key": key, "made_with": json.dumps(settings)}
+            pictures = [sample for sample, _ in group]
+            header = _encode_shard(path, pictures, size, encoder, schedule, identity, batch)
             encoded += int(header["count"])
         skipped |= parse_json(header["skipped"], path.name)
         if int(header["count"]):
@@ -121,7 +158,25 @@ def prepare(
     write_text(folder / INDEX, json.dumps({**index, "shards": files}, indent=1))
     lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
     write_text(folder / SKIPPED, lines)
-    return Report(encoded, kept, skipped)
+    return Report(encoded, kept, skipped, anew)
+
+
+def _anew(paths: list[Path], keys: list[str], settings: dict) -> dict[str, int]:
+    """How many pictures of the shards that are there must be encoded again, by the reason."""
+    found: dict[str, int] = defaultdict(int)
+    settings = json.loads(json.dumps(settings))  # lists, as they are read again
+    for path, key in zip(paths, keys, strict=True):
+        header = _header(path)
+        if not header or header["key"] == key:
+            continue
+        before = parse_json(header.get("made_with", "{}"), path.name)
+        if not isinstance(before, dict) or "version" not in before:
+            before = {**settings, "version": None}
+        changed = [cause for part, cause in CAUSES.items() if before.get(part) != settings[part]]
+        found[" and ".join(changed) or "pictures or captions"] += int(header["count"])
+    for cause, count in found.items():
+        log.info("%d pictures are encoded anew: %s changed since they were", count, cause)
+    return dict(found)
 
 
 def _plan(
@@ -129,12 +184,12 @@ def _plan(
     choices: list[tuple[int, int]],
     schedule: ScaleSchedule,
     skip_small: bool,
-) -> tuple[dict[tuple[int, int], list[Sample]], dict[str, str]]:
-    """Samples by bucket, and what is left out with the reason."""
+) -> tuple[dict[tuple[int, int], list[tuple[Sample, str]]], dict[str, str]]:
+    """Samples with their fingerprints by bucket, and what is left out with the reason."""
     plan, skipped, small = defaultdict(list), {}, {}
     for sample in samples:
         try:
-            width, height = sample.size()
+            width, height, content = sample.look()
         except (OSError, SyntaxError, ValueError) as error:
             skipped[sample.name] = f"broken: {error}".replace("\n", " ")
             continue
@@ -143,7 +198,7 @@ def _plan(
         if height < least[0] or width < least[1]:
             small[sample.name] = f"{width}x{height} px, smallest scale {least[1]}x{least[0]} px"
         else:
-            plan[size].append(sample)
+            plan[size].append((sample, content))
     if small and not skip_small:
         shown = "; ".join(f"{name} ({why})" for name, why in list(small.items())[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
@@ -154,13 +209,9 @@ def _plan(
     return plan, skipped | {name: f"too small: {why}" for name, why in small.items()}
 
 
-def _key(settings: dict, group: list[Sample]) -> str:
+def _key(settings: dict, group: list[tuple[Sample, str]]) -> str:
     """Changes with anything that a shard's content depends on."""
-    parts = []
-    for s in group:
-        picture = s.picture
-        stat = picture.stat() if s.tar is None else picture
-        parts.append([s.name, s.caption, getattr(stat, "st_size", None) or stat.size])
+    parts = [[sample.name, sample.caption, content] for sample, content in group]
     return hashlib.sha256(json.dumps([settings, parts]).encode()).hexdigest()[:24]
 
 
@@ -192,7 +243,7 @@ def _encode_shard(
     size: tuple[int, int],
     encoder: Encoder,
     schedule: ScaleSchedule,
-    key: str,
+    identity: dict[str, str],
     batch: int,
 ) -> dict[str, str]:
     sizes = schedule.sizes(size[0] // encoder.factor, size[1] // encoder.factor, encoder.multiple)
@@ -219,7 +270,7 @@ def _encode_shard(
         parts["context"].append(context.half())
         parts["pooled"].append(pooled.half())
     header = {
-        "key": key,
+        **identity,
         "count": str(len(names)),
         "names": json.dumps(names),
         "captions": json.dumps(captions),

@@ -1,5 +1,6 @@
 """Where pictures with captions come from: a folder, or webdataset tars."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -28,16 +29,19 @@ class Sample:
             file.seek(self.picture.offset_data)
             return file.read(self.picture.size)
 
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, from the file's header, upright as its EXIF says.
+    def look(self) -> tuple[int, int, str]:
+        """Width and height in pixels, upright as the EXIF says, and what changes with the content.
 
         Raises:
             OSError: if it is no picture.
         """
-        with Image.open(io.BytesIO(self.read())) as image:
+        data = self.read()
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) >= 5
-        return (height, width) if turned else (width, height)
+        if turned:
+            width, height = height, width
+        return width, height, hashlib.sha256(data).hexdigest()[:24]
 
 
 def find_samples(source: Path) -> list[Sample]:

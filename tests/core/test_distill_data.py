@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import random
+import shutil
 import tarfile
 
 import numpy as np
@@ -146,6 +148,67 @@ def test_a_damaged_shard_and_changed_captions_are_made_again(source, tmp_path, e
     assert 0 < report.encoded < 6
     expected, got = encoder.text(["a green house"])[0][0], rows(out)["5.png"]["context"]
     torch.testing.assert_close(got.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_picture_replaced_by_one_of_equal_size_is_encoded_anew(source, tmp_path, encoder, caplog):
+    """A bitmap's size in bytes follows from its sides; its time may be kept by what copied it."""
+    out, path = tmp_path / "out", source / "6.bmp"
+    (source / "6.txt").write_text("rocket")
+    picture(6, 128, 128).save(path)
+    run(source, out, encoder)
+    before, size = rows(out), path.stat()
+    os.utime(source / "0.png")
+    assert run(source, out, encoder).encoded == 0, "a new time alone changes nothing"
+    picture(60, 128, 128).save(path)
+    os.utime(path, ns=(size.st_atime_ns, size.st_mtime_ns))
+    assert path.stat().st_size == size.st_size
+    with caplog.at_level("INFO"):
+        report = run(source, out, encoder)
+    shard = report.encoded
+    assert 0 < shard < 7 and report.anew == {"pictures or captions": shard}
+    assert f"{shard} pictures are encoded anew: pictures or captions changed" in caplog.text
+    after = rows(out)
+    pixels = torch.from_numpy(np.asarray(Image.open(path), np.float32) / 255).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = encoder.latents(pixels[None].contiguous())[0]
+    got = after["6.bmp"]["latent_16x16"].float()
+    torch.testing.assert_close(got, expected, rtol=0, atol=4e-3 * float(expected.abs().max()))
+    assert not torch.equal(got, before["6.bmp"]["latent_16x16"].float())
+    assert torch.equal(after["1.png"]["context"], before["1.png"]["context"])
+
+
+def test_a_picture_replaced_within_a_tar_is_encoded_anew(source, tmp_path, encoder):
+    def pack():
+        with tarfile.open(tmp_path / "data.tar", "w") as tar:
+            for path in sorted(source.iterdir()):
+                tar.add(path, path.name)
+
+    (source / "6.txt").write_text("rocket")
+    for seed, wanted in ((6, 7), (6, 0), (60, 1)):
+        picture(seed, 128, 128).save(source / "6.bmp")
+        pack()
+        assert run(tmp_path / "data.tar", tmp_path / "out", encoder, shard_size=1).encoded == wanted
+
+
+@pytest.mark.parametrize("part", ["vae", "text"])
+def test_another_model_encodes_everything_anew(source, tmp_path, random_weights, part):
+    """What `[model] base` names may change under its name, too."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(random_weights, base)
+    run(source, out, EmojiEncoder(random_weights))
+    assert run(source, out, EmojiEncoder(base)).encoded == 0
+    path = base / f"emoji_{part}.safetensors"
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    changed = {name: 1.01 * value for name, value in load_file(path).items()}
+    save_file(changed, path, header)
+    other = EmojiEncoder(base)
+    report = run(source, out, other)
+    assert (report.encoded, report.kept) == (6, 0)
+    assert report.anew == {"the model's VAE or text encoders": 6}
+    run(source, tmp_path / "straight", other)
+    a, b = rows(out), rows(tmp_path / "straight")
+    assert all(torch.equal(a[n][k], b[n][k]) for n in b for k in b[n])
 
 
 def test_broken_pictures_are_skipped_and_listed(source, tmp_path, encoder):

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,3 +265,40 @@ def test_what_is_made_is_not_made_again(made, monkeypatch):
     monkeypatch.setattr(families, "pretrained", None)
     code, written = run(made.place, "sample-teacher", "--config", "config.toml")
     assert code == 0 and written.splitlines()[-1] == "0 pictures made in pictures"
+
+
+@pytest.mark.parametrize("made", ["flux"], indirect=True)
+def test_pictures_of_other_settings_are_not_taken_for_these(made, tmp_path):
+    text = (made.place / "config.toml").read_text()
+    assert "guidance = 3.0" in text and "seed = 5" in text
+    other = text.replace("guidance = 3.0", "guidance = 2.0").replace("seed = 5", "seed = 6")
+    (made.place / "other.toml").write_text(other)
+    before = (made.place / "pictures" / "000001.png").read_bytes()
+    code, written = run(made.place, "sample-teacher", "--config", "other.toml")
+    assert code == 2
+    assert written.splitlines()[-1].startswith(
+        "error: 3 pictures in pictures were made with other settings ([teacher] guidance 3.0, now "
+        "2.0; [teacher] seed 5, now 6)."
+    )
+    assert (made.place / "pictures" / "000001.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("made", ["sd3-two"], indirect=True)
+def test_a_text_encoder_added_later_is_read(made, tmp_path):
+    """The same `[model] base`, to whose folder T5 was added."""
+    place = tmp_path / "place"
+    shutil.copytree(made.place, place)
+    small.save_pipeline("sd3", tmp_path / "whole")
+    for part in ("text_encoder_3", "tokenizer_3", "model_index.json"):
+        copy = shutil.copytree if (tmp_path / "whole" / part).is_dir() else shutil.copy
+        copy(tmp_path / "whole" / part, place / "base" / part)
+    code, written = run(place, "prepare", "--config", "config.toml")
+    assert code == 0, written
+    assert written.splitlines()[-2:] == [
+        "3 pictures had been encoded before, but the model's VAE or text encoders changed since",
+        "3 pictures encoded, 0 were already, 0 skipped (skipped.txt); prepared",
+    ]
+    rows = Made("sd3", place).rows()
+    wanted = handed_over(Made("sd3", place).pipe(), prompt=small.PROMPTS[0], guidance_scale=1.0)
+    close(rows["000000.png"]["context"], wanted["context"][0])
+    assert run(place, "prepare", "--config", "config.toml")[1].splitlines()[-1].startswith("0 ")
