@@ -405,7 +405,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.fake_done, self._sums = state.get("fake_done", 0), state.get("sums", {})
+        self.fake_done, self._sums = int(state.get("fake_done", 0)), state.get("sums", {})
         log.info("resumed at step %d, %.1f min", self.step, self.seconds / 60)
 
     def averaged_student(self) -> dict[str, tuple[Tensor, Tensor]]:
