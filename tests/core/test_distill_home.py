@@ -44,7 +44,7 @@ def content(folder: Path) -> dict[str, bytes]:
     [
         ({"lr": 2e-3}, "lr was 0.001, is 0.002"),
         ({"mmd": 2.0, "seed": 3}, "mmd was 1.0, is 2.0; seed was 0, is 3"),
-        ({"mmd_sigma": [0.0, 0.5]}, r"mmd_sigma was \[0.0, 0.6\], is \[0.0, 0.5\]"),
+        ({"mmd_sigma": [0.0, 0.5]}, r"mmd_sigma was \[0.0, 0.6022\], is \[0.0, 0.5\]"),
     ],
 )
 def test_other_settings_are_named_and_nothing_is_trained(place, change, says):

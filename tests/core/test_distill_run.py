@@ -100,7 +100,7 @@ def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypat
 
 def test_a_poisoned_step_is_not_saved_by_a_stop(place, monkeypatch):
     """Losses are read at a step's end; a stop within it must look at them too."""
-    before = (runs.train(place, "sick", steps=1) / "checkpoint.pt").read_bytes()
+    before = (runs.train(place, "sick", steps=1, fake_steps=3) / "checkpoint.pt").read_bytes()
     drawn, draw = [], PreparedBatches.draw
 
     def sick(*arguments, **options):
@@ -114,7 +114,7 @@ def test_a_poisoned_step_is_not_saved_by_a_stop(place, monkeypatch):
 
     monkeypatch.setattr(PreparedBatches, "draw", sick)
     with pytest.raises(FloatingPointError, match="not finite"):
-        runs.train(place, "sick", resume=True, steps=9, fake_steps=3, accumulate=1)
+        runs.train(place, "sick", resume=True, steps=9, fake_steps=3)
     assert (place / "sick" / "checkpoint.pt").read_bytes() == before
 
 
