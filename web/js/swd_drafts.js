@@ -1,4 +1,4 @@
-// Click to pick: a contact sheet whose cells write the `pick` widget of the finishing node behind it.
+// Click to pick: a contact sheet whose cells write the `pick` widget of the finishing node behind it; and the saver's name.
 // Without this file the host shows the sheet as a plain picture and the widget is typed into.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -124,11 +124,19 @@ async function restore() {
   }
 }
 
+// %date:yyyy-MM-dd% and %node.widget% in the file's name, which the host's page fills in for its own savers alone.
+function fillIn(node) {
+  const widget = node.widgets?.find((w) => w.name === "filename_prefix");
+  const replace = window.comfyAPI?.utils?.applyTextReplacements;
+  if (widget && replace) widget.serializeValue = () => replace(app, widget.value);
+}
+
 document.head.appendChild(document.createElement("style")).textContent = STYLE;
 app.registerExtension({
   name: "ComfyUI-SwD.drafts",
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
+    if (type === "SwDSaveDrafts") fillIn(node);
     if (!WITH_SHEET.includes(type)) return;
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
