@@ -38,7 +38,16 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
     _host.check_channels(noise, patcher)
     _host.check_prediction(patcher, schedule)
     _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
-    _refuse_momentum(guider.model_options, schedule)
+    _refuse_shuffled_noise(guider.model_options, noise)
+    if schedule.scales[0] == 1 and not schedule.frames:
+        return  # one size throughout
+    _refuse_momentum(guider.model_options)
+    _refuse_supir(guider.model_options)
+    if getattr(guider, "uncond_inner", None) is not None:
+        raise ValueError(
+            "Dual Model CFG Guider fits its negative to the finished size only, and can't follow "
+            "to smaller ones. Set its cfg to 1.0, or use CFGGuider."
+        )
 
 
 def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
@@ -55,10 +64,8 @@ def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
         )
 
 
-def _refuse_momentum(model_options: dict[str, Any], schedule: ScaleSchedule) -> None:
+def _refuse_momentum(model_options: dict[str, Any]) -> None:
     """APG's running average keeps the size of the step before; it can't be resized from outside."""
-    if schedule.scales[0] == 1 and not schedule.frames:
-        return
     for function in model_options.get("sampler_pre_cfg_function", []):
         if getattr(function, "__qualname__", "").startswith("APG."):
             momentum = inspect.getclosurevars(function).nonlocals.get("momentum", 0)
@@ -67,6 +74,28 @@ def _refuse_momentum(model_options: dict[str, Any], schedule: ScaleSchedule) -> 
                     f"Adaptive Projected Guidance with momentum {momentum:g} averages over steps "
                     "of different sizes, which can't work scale by scale. Set its momentum to 0."
                 )
+
+
+def _refuse_supir(model_options: dict[str, Any]) -> None:
+    """SUPIR's picture has the finished size for good; at a smaller one its network can't run."""
+    patches = model_options.get("transformer_options", {}).get("patches", {})
+    for patch in (patch for kind in patches.values() for patch in kind):
+        if type(getattr(patch, "__self__", patch)).__name__ == "SUPIRPatch":
+            raise ValueError(
+                "SUPIR encodes its picture once, at the finished size, and can't follow to smaller "
+                "ones. Take Apply SUPIR Patch out of the graph."
+            )
+
+
+def _refuse_shuffled_noise(model_options: dict[str, Any], noise: Tensor) -> None:
+    """FreeNoise shuffles the noise that a run begins with; every scale draws its own."""
+    windows = model_options.get("context_handler")
+    if getattr(windows, "freenoise", False):
+        if noise.shape[windows.dim] > windows.context_length:
+            raise ValueError(
+                "freenoise shuffles the noise that a run begins with, but here every scale draws "
+                "its own. Switch freenoise off in the Context Windows node."
+            )
 
 
 class FiniteCheck:

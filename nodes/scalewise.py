@@ -17,6 +17,7 @@ from ..swd_core.schedule import ScaleSchedule, latent_frames, latent_sizes
 from . import _host
 from .checks import FiniteCheck, check_run
 from .conditioning import mask_at, resolve_conds
+from .kept import begin_anew
 from .wrapped import check_wrapped, wrapped_model
 
 
@@ -208,6 +209,8 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
             comfy.model_management.throw_exception_if_processing_interrupted()
             size = tuple(x_t.shape[2:])
             if current is None or current.size != size:
+                if current is not None:
+                    begin_anew(guider, extra_args.get("model_options", {}))
                 current = at_scale(size)
                 guider.conds, model.latent_image = current.conds, current.latent_image
             return call(x_t, sigma.expand(x_t.shape[0]), denoise_mask=current.mask, **extra_args)

@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "test_templates", "test_conditioning", "test_inpaint", "test_latents", "test_video",
-    "test_video_conditioning", "test_wrapped_samplers", "test_large", "test_faults",
+    "test_video_conditioning", "test_kept_between_steps", "test_wrapped_samplers",
+    "test_large", "test_faults",
     "test_live",
 )  # fmt: skip
 TITLES = {
@@ -31,6 +32,7 @@ TITLES = {
     "test_latents": "Kinds of latents, sizes, weights",
     "test_video": "Videos in space and time (one test through a real server)",
     "test_video_conditioning": "What videos are made from, in space and time",
+    "test_kept_between_steps": "What patches keep between steps",
     "test_wrapped_samplers": "SAMPLERs around ours",
     "test_large": "Targets from 256 to 4096 pixels",
     "test_faults": "Faults and bad input",
