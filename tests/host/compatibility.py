@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "test_templates", "test_conditioning", "test_inpaint", "test_latents", "test_video",
     "test_video_conditioning", "test_kept_between_steps", "test_wrapped_samplers",
-    "test_large", "test_faults",
-    "test_live",
+    "test_large", "test_faults", "test_live",
 )  # fmt: skip
 TITLES = {
     "test_templates": "The host's own template graphs, with our sampler in them (a real server)",
