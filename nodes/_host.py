@@ -400,7 +400,7 @@ def apply_lora(model: Any, lora: SwDLora, strength: float, called: str) -> tuple
     names: dict[str, str] = {}
     places: dict[Any, str] = {}
     for module, layer in lora.layers.items():
-        name = next((n for n in host_names(lora.family, module) if n in known), None)
+        name = next((n for n in host_names(lora.architecture, module) if n in known), None)
         place = known.get(name)
         if place is not None and place not in places and _fits(model.model, place, layer):
             names[module], places[place] = name, module

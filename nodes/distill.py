@@ -7,6 +7,7 @@ import torch
 
 from ..swd_core.distill.buckets import shrink
 from ..swd_core.distill.memory import MemoryData
+from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora import read_lora
 from ..swd_core.schedule import CELL, ScaleSchedule
 from . import _host
@@ -73,7 +74,8 @@ class SwDDistillData(io.ComfyNode):
         schedule.check_picture()
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]
-        multiple = 4 if schedule.sigma_kind == "timestep" else 2  # SDXL's UNet halves sides twice
+        kinds = [a for a in ARCHITECTURES.values() if a.sigma_kind == schedule.sigma_kind]
+        multiple = max(a.multiple for a in kinds)
         step = CELL * multiple
         if height % step or width % step:
             raise ValueError(

@@ -20,12 +20,12 @@ from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, save_all, training
 from ..swd_core.distill.trainer import Trainer
+from ..swd_core.families import FAMILIES
 from ..swd_core.files import check_name
 from ..swd_core.presets import presets
 from . import _host
 from .host_model import HostModel
-from .lora import TITLES
-from .trainable import KINDS, check_trainable, context_width, pooled_width, weights_mark
+from .trainable import check_trainable, context_width, pooled_width, weights_mark
 from .twin import training_mode
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -62,14 +62,12 @@ def settings_for(
         chosen = {"scales": list(schedule.scales), "sigmas": list(schedule.sigmas)}
     # A graphics card computes in the model's own number format.
     train = {**train, "autocast": model.load_device.type == "cpu"}
-    if schedule.sigma_kind == "timestep":
-        train = {**train, "mmd_sigma": [0.0, 0.4]}  # the paper's for SDXL
     # An SD3 type that nobody has published a student for is trained as SD3.5 Medium is.
-    options = {**options, "family": "sd35-medium" if family == "sd3" else family}
+    options = {**options, "family": family.name if family.trainable else "sd35-medium"}
     loras = folder_paths.get_folder_paths("loras")[0]
     return parse_settings(
         {
-            "model": {**options, "base": "" if family == "emoji" else TITLES[family][1]},
+            "model": {**options, "base": "" if family.embedded else family.title},
             "schedule": chosen,
             "train": train,
             "output": {"run": loras, "name": name, "save_every": max(1, train["steps"] // 20)},
@@ -101,11 +99,11 @@ def check_data(model: Any, data: TrainingData) -> None:
     """Raises ValueError if the data was encoded for another kind of model."""
     _host.check_prediction(model, data.schedule)
     if isinstance(data, PreparedBatches):
-        kind = KINDS[_host.model_family(model)]
-        if KINDS.get(data.family, data.family) != kind:
+        wanted = FAMILIES[_host.model_family(model)].encoders
+        if data.family != wanted:
             raise ValueError(
-                f"{data.folder} was prepared for {data.family}, this model is {kind}: prepare the "
-                "pictures with the config of this model."
+                f"{data.folder} was prepared for {data.family}, this model is {wanted}: prepare "
+                "the pictures with the config of this model."
             )
         shown = data.first(1)
         latent, context, pooled = shown.real, *shown.text[:2]

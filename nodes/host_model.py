@@ -18,17 +18,15 @@ from ..swd_core.distill.adapters import add_adapters
 from ..swd_core.distill.diffusers_models import active_adapter
 from ..swd_core.distill.interface import Conditioning
 from ..swd_core.distill.watch import Watched
+from ..swd_core.families import FAMILIES, FLUX, SD3, SDXL, Family
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
 from . import _host
-from .trainable import KINDS, adapted_layers
+from .trainable import adapted_layers
 from .twin import CastLinear, checkpointed, twin, unshared
 
 log = logging.getLogger(__name__)
 
-# The blocks whose tokens the paper's losses compare; other depths take the middle one.
-PAPER_BLOCKS = {"sd35-medium": 11, "sd35-large": 20, "flux": 15}
-PAPER_DEPTHS = {"sd35-medium": 24, "sd35-large": 38, "flux": 19}
 # Of the graphics card's free memory, what activations and the optimiser may need.
 RESERVE = 0.4
 
@@ -57,15 +55,17 @@ class HostModel(Watched):
         guidance: float = 4.5,
         checkpointing: bool = False,
     ):
-        family = _host.model_family(model)
-        self.kind, self.guidance = KINDS[family], guidance
+        family = FAMILIES[_host.model_family(model)]
+        self.architecture, self.guidance = family.architecture, guidance
         self.parts = adapted_layers(model)
         self.sampling = model.get_model_object("model_sampling")
         flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.process = FlowMatching() if flow else VarianceExploding()
         self.module = twin(model.model.diffusion_model)
         self.watched = (
-            self.module.middle_block[-1] if self.kind == "sdxl" else self._block(block, family)
+            self.module.middle_block[-1]
+            if self.architecture is SDXL
+            else self._block(block, family)
         )
         self.width = self._width()
         add_adapters(self.module, tuple(self.parts), ("student", "fake"), rank)
@@ -79,28 +79,28 @@ class HostModel(Watched):
         self.base.current_patcher = None
         self._place(model)
         for part in self._blocks():
-            if self.kind == "sd3":  # the host's checkpoints know nothing of adapters
+            if self.architecture is SD3:  # the host's checkpoints know nothing of adapters
                 part.forward = partial(part.forward, use_checkpoint=False)
-            if self.kind == "flux":
+            if self.architecture is FLUX:
                 part.forward = unshared(part.forward)
             if checkpointing:
                 part.forward = checkpointed(part, part.forward)
 
     def _blocks(self) -> list[nn.Module]:
         module = self.module
-        if self.kind == "sd3":
+        if self.architecture is SD3:
             return list(module.joint_blocks)
-        if self.kind == "flux":
+        if self.architecture is FLUX:
             return [*module.double_blocks, *module.single_blocks]
         kinds = (comfy.ldm.modules.attention.BasicTransformerBlock, unet.ResBlock)
         return [part for part in module.modules() if isinstance(part, kinds)]
 
-    def _block(self, block: int | None, family: str) -> nn.Module:
-        blocks = self.module.joint_blocks if self.kind == "sd3" else self.module.double_blocks
+    def _block(self, block: int | None, family: Family) -> nn.Module:
+        blocks = self.module.joint_blocks if self.architecture is SD3 else self.module.double_blocks
         count = len(blocks)
+        block = family.watched_block(count, block)
         if block is None:
-            whole = PAPER_DEPTHS.get(family) == count
-            block = PAPER_BLOCKS[family] if whole else (count - 1) // 2
+            block = (count - 1) // 2
         if not 0 <= block < count:
             raise ValueError(
                 f"Block {block} does not exist: the model has the blocks 0 to {count - 1}."
@@ -108,9 +108,9 @@ class HostModel(Watched):
         return blocks[block]
 
     def _width(self) -> int:
-        if self.kind == "sdxl":
+        if self.architecture is SDXL:
             return self.watched.out_channels
-        if self.kind == "flux":
+        if self.architecture is FLUX:
             return self.module.hidden_size
         return self.module.final_layer.linear.in_features
 
@@ -164,9 +164,10 @@ class HostModel(Watched):
         return self.base.apply_model(x, sigma, transformer_options=options, **conds)
 
     def tokens(self, output: Any) -> Tensor:
-        if self.kind == "sdxl":
+        if self.architecture is SDXL:
             return rearrange(output, "b c h w -> b (h w) c")
-        return output[1] if self.kind == "sd3" else output[0]  # (text, picture); FLUX the other way
+        # SD3 gives (text, picture), FLUX the other way.
+        return output[1] if self.architecture is SD3 else output[0]
 
     def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
         """The student's matrices under diffusers' names, as published: alpha equal to the rank."""

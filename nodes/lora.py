@@ -6,20 +6,12 @@ from typing import Any
 
 import folder_paths
 
+from ..swd_core.families import FAMILIES
 from ..swd_core.lora import WEIGHTS_NAME, SwDLora, read_lora
 from . import _host
 from ._host import CATEGORY, io, supported, ui
 
 FOLDER = "loras"
-TITLES = {
-    "sd35-medium": ("sd3", "SD3.5 Medium"),
-    "sd35-large": ("sd3", "SD3.5 Large"),
-    "sd3": ("sd3", "an SD3 type"),
-    "emoji": ("sd3", "the embedded emoji student"),
-    "flux": ("flux", "FLUX.1"),
-    "sdxl": ("sdxl", "SDXL"),
-    "wan": ("wan", "Wan"),
-}
 
 
 def lora_names() -> list[str]:
@@ -48,10 +40,9 @@ def lora_path(name: str) -> Path:
 
 def check_base(model: Any, lora: SwDLora, name: str) -> None:
     """Raises ValueError that names both bases if the LoRA was made for another one."""
-    other = "of a kind that has no SwD students"
-    family, title = TITLES.get(_host.model_family(model), ("", other))
-    wrong_size = {lora.title, title} == {"SD3.5 Medium", "SD3.5 Large"}
-    if family != lora.family or wrong_size:
+    family = FAMILIES.get(_host.model_family(model))
+    title = family.title if family else "of a kind that has no SwD students"
+    if family is None or not family.takes(lora.architecture, lora.width):
         raise ValueError(
             f"{name} was made for {lora.title}; the loaded model is {title}. "
             "Load the base it was made for."

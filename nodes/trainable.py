@@ -9,28 +9,18 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from ..swd_core.families import FAMILIES, Family
 from . import _host
 
-MLP = ("mlp.fc1", "mlp.fc2")
-# The host's names of the layers that published students adapt; for emoji those of its own trainer.
-TARGETS = {
-    "emoji": (".attn.qkv", ".attn.proj", *MLP),
-    "sd3": (*(f".x_block.{a}.{part}" for a in ("attn", "attn2") for part in ("qkv", "proj")), *MLP),
-    "flux": ("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
-    "sdxl": (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2"),
-}
-KINDS = {"emoji": "sd3", "sd3": "sd3", "sd35-medium": "sd3", "sd35-large": "sd3",
-         "flux": "flux", "sdxl": "sdxl"}  # fmt: skip
 
-
-def check_trainable(model: Any) -> str:
-    """The family of a MODEL that can be distilled: a key of KINDS.
+def check_trainable(model: Any) -> Family:
+    """The family of a MODEL that can be distilled.
 
     Raises:
         ValueError: if it is of another family, changed by other nodes, or quantised.
     """
-    family, base = _host.model_family(model), model.model
-    if family not in KINDS:
+    family, base = FAMILIES.get(_host.model_family(model)), model.model
+    if family is None or not family.adapted:
         raise ValueError(
             f"A {type(base).__name__} model can't be distilled; load SD3.5, FLUX.1, SDXL or the "
             "embedded emoji teacher."
@@ -81,8 +71,7 @@ def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
         host layer -> (diffusers module, first row, number of rows) of its parts. A fused layer
         (qkv) has several parts.
     """
-    family = _host.model_family(model)
-    ends = TARGETS.get(family) or TARGETS[KINDS[family]]
+    ends = FAMILIES[_host.model_family(model)].adapted
     found: dict[str, dict[int, tuple[str, int, int]]] = {}
     for module, layer, first, rows in _published_names(model):
         if layer.endswith(ends):

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .families import ARCHITECTURES, SD3
 from .files import written_whole
 from .lora_config import CONFIG_NAME, LoraConfig, header_config, read_config
 from .lora_names import (
-    FAMILIES,
     adapter_of,
+    architecture_of,
     base_title,
-    family_of,
+    base_width,
     host_names,
     is_text_encoder,
     kind_of,
@@ -84,20 +85,25 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class SwDLora:
-    """A student: its layers by module name, the family it was made for, its header.
+    """A student: its layers by module name, the architecture it was made for, its header.
 
     scaling: where the layers' alpha comes from.
     """
 
     layers: dict[str, LoraLayer]
-    family: str
+    architecture: str
     metadata: dict[str, str] = field(default_factory=dict)
     scaling: str = "alpha = rank"
 
     @property
+    def width(self) -> int:
+        """The base's token width; 0 if no layer tells."""
+        return base_width(_widths(self.layers))
+
+    @property
     def title(self) -> str:
         """The base it was made for, such as "SD3.5 Medium"."""
-        return base_title(self.family, _widths(self.layers))
+        return base_title(self.architecture, _widths(self.layers))
 
     @property
     def schedule(self) -> ScaleSchedule | None:
@@ -249,10 +255,10 @@ def read_lora(path: Path) -> SwDLora:
         scale = config.scale(module, rank) if alpha is None else float(alpha) / rank
         layers[module] = LoraLayer(parts[module, "down"], parts[module, "up"], scale)
     try:
-        family = family_of(_widths(layers))
+        architecture = architecture_of(_widths(layers))
     except ValueError as error:
         raise ValueError(f"{file.name} is no LoRA for an SwD model: {error}.") from error
-    return SwDLora(layers, family, metadata, scaling)
+    return SwDLora(layers, architecture, metadata, scaling)
 
 
 def _places(file: Path) -> list[Path]:
@@ -294,11 +300,11 @@ def to_host_state_dict(lora: SwDLora, names: Mapping[str, str] | None = None) ->
     """The student under the keys the host's own LoRA loader knows, alpha included.
 
     Args:
-        names: the host's name of each module where it isn't the family's usual one.
+        names: the host's name of each module where it isn't the architecture's usual one.
     """
     state = {}
     for module, layer in lora.layers.items():
-        stem = (names or {}).get(module) or host_names(lora.family, module)[0]
+        stem = (names or {}).get(module) or host_names(lora.architecture, module)[0]
         state[f"{stem}.lora_down.weight"] = layer.down
         state[f"{stem}.lora_up.weight"] = layer.up
         state[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank)
@@ -334,12 +340,11 @@ def merge_sd3(
         state: host keys (joint_blocks.*). strength: 1 is the student, 0 the base.
 
     Raises:
-        ValueError: if the student is for another family, or a layer does not fit.
+        ValueError: if the student is for another architecture, or a layer does not fit.
     """
-    if lora.family != "sd3":
-        raise ValueError(
-            f"This LoRA was made for {FAMILIES[lora.family]}, not for an SD3-type model."
-        )
+    if lora.architecture != SD3.name:
+        made_for = ARCHITECTURES[lora.architecture].title
+        raise ValueError(f"This LoRA was made for {made_for}, not for an SD3-type model.")
     merged = dict(state)
     for module, layer in lora.layers.items():
         key, part, parts = sd3_target(module)

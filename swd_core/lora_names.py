@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 
-FAMILIES = {"sd3": "SD3.5", "flux": "FLUX.1", "sdxl": "SDXL"}
+from .families import ARCHITECTURES, FAMILIES, SD3, SDXL
 
+STUDENTS = ("sd3", "flux", "sdxl")  # the architectures that have published students
 MOST_LETTERS = 256  # of a tensor's name; the longest of a known file has 120
 _PART = re.compile(
     r"(?P<stem>.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<part>A|B|down|up)"
@@ -90,8 +91,8 @@ def is_text_encoder(module: str) -> bool:
     return _TEXT_ENCODER.match(module) is not None
 
 
-def family_of(widths: Mapping[str, int]) -> str:
-    """Which of FAMILIES a LoRA was made for.
+def architecture_of(widths: Mapping[str, int]) -> str:
+    """Which of STUDENTS a LoRA was made for.
 
     Args:
         widths: the input width of each layer, by module name.
@@ -114,8 +115,8 @@ def family_of(widths: Mapping[str, int]) -> str:
     for title, pattern in _OTHERS.items():
         if any(pattern.search(name) for name in flat):
             raise ValueError(f"it was made for {title}")
-    shown, known = ", ".join(list(widths)[:3]), ", ".join(FAMILIES.values())
-    raise ValueError(f"its layers ({shown}, ...) belong to none of {known}")
+    known = ", ".join(ARCHITECTURES[name].title for name in STUDENTS)
+    raise ValueError(f"its layers ({', '.join(list(widths)[:3])}, ...) belong to none of {known}")
 
 
 def base_width(widths: Mapping[str, int]) -> int:
@@ -125,20 +126,20 @@ def base_width(widths: Mapping[str, int]) -> int:
     return max(set(found), key=found.count) if found else 0
 
 
-def base_title(family: str, widths: Mapping[str, int]) -> str:
+def base_title(architecture: str, widths: Mapping[str, int]) -> str:
     """The base as people call it; SD3.5 Medium and Large differ in their width."""
-    if family != "sd3":
-        return FAMILIES[family]
     width = base_width(widths)
-    known = {1536: "SD3.5 Medium", 2432: "SD3.5 Large"}
-    return known.get(width, f"an SD3 type {width} wide" if width else FAMILIES[family])
+    if architecture != SD3.name or not width:
+        return ARCHITECTURES[architecture].title
+    known = (f.title for f in FAMILIES.values() if f.architecture is SD3 and f.width == width)
+    return next(known, f"an SD3 type {width} wide")
 
 
-def host_names(family: str, module: str) -> tuple[str, ...]:
-    """The names under which the host's LoRA loader may know a module, the family's own first."""
+def host_names(architecture: str, module: str) -> tuple[str, ...]:
+    """The names under which the host's LoRA loader may know a module, its own first."""
     if _FLAT_PREFIX.match(module):
         return (module,)
     flat = "lora_unet_" + module.replace(".", "_")
     dotted = f"transformer.{module}"
-    own = (flat, dotted) if family == "sdxl" else (dotted, flat)
+    own = (flat, dotted) if architecture == SDXL.name else (dotted, flat)
     return (*own, f"diffusion_model.{module}")

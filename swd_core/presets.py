@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .families import FAMILIES
 from .files import read_json
 from .schedule import CELL, FRAME_CELL, ScaleSchedule, finite_numbers
 
@@ -17,8 +18,8 @@ class Preset:
 
     family: which models it is for. provenance: the paper's section or the repository's table.
     target: the image side in pixels the sizes were trained at. video: for a video instead its
-    (pictures, height, width). multiple: of the latent's sides, the model's patch. auto: what the
-    schedule node takes for a model of this family.
+    (pictures, height, width). multiple: of the latent's sides, the family's if a file doesn't say.
+    auto: what the schedule node takes for a model of this family.
     """
 
     schedule: ScaleSchedule
@@ -71,6 +72,8 @@ def parse_preset(name: str, entry: Any) -> Preset:
         if not isinstance(entry, dict):
             raise ValueError(f"it must be an object, not {type(entry).__name__}")
         data = {key: value for key, value in entry.items() if key not in UNREAD}
+        family = FAMILIES.get(data.get("family"))
+        data.setdefault("multiple", family.architecture.multiple if family else 2)
         schedule = ScaleSchedule(
             data.pop("scales", ()),
             data.pop("sigmas", ()),

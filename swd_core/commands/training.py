@@ -99,9 +99,9 @@ def _prepare(a: argparse.Namespace) -> None:
         data = settings.data
         _need(data.source, "[data] source")
         _need(data.prepared, "[data] prepared")
-        from ..distill.families import device_of, load_encoder
         from ..distill.prepare import prepare
         from ..distill.sources import find_samples
+        from ..distill.teachers import device_of, load_encoder
 
         find_samples(Path(data.source))  # a wrong folder is told before the models are loaded
         report = prepare(

@@ -7,19 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..families import FAMILIES, TRAINABLE, Family
 from ..files import check_name, read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
 from .interface import DistillConfig
 from .scalewise import GRID
 
-FAMILIES = {
-    "emoji": ("emoji", "emoji-4"),
-    "sd35-medium": ("sd3", "sd35-medium-4"),
-    "sd35-large": ("sd3", "sd35-large-4"),
-    "flux": ("flux", "flux-4"),
-    "sdxl": ("sdxl", "sdxl-4"),
-}
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -28,9 +22,10 @@ DEVICES = ("auto", "cpu", "cuda")
 class ModelConfig:
     """The teacher.
 
-    family: one of FAMILIES. base: folder or hub id of a diffusers model; for emoji a folder of
-    weights, the embedded ones if empty. block: see DiffusersModel; -1 for the middle. compile:
-    some minutes at the start for faster steps; needs a C++ compiler, on a graphics card Triton.
+    family: one of TRAINABLE. base: folder or hub id of a diffusers model; for emoji a folder of
+    weights, the embedded ones if empty. block: see DiffusersModel; -1 for the family's own (see
+    `Family.watched_block`). compile: some minutes at the start for faster steps; needs a C++
+    compiler, on a graphics card Triton.
     """
 
     family: str
@@ -118,9 +113,8 @@ class Settings:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     @property
-    def kind(self) -> str:
-        """emoji, sd3, flux or sdxl."""
-        return FAMILIES[self.model.family][0]
+    def family(self) -> Family:
+        return FAMILIES[self.model.family]
 
     def scale_schedule(self) -> ScaleSchedule:
         """The schedule that is meant.
@@ -132,13 +126,13 @@ class Settings:
         if given.scales or given.sigmas:
             if given.preset:
                 raise ValueError("[schedule] has a preset and lists of its own; give one of them.")
-            kind = "timestep" if self.kind == "sdxl" else "flow"
+            kind = self.family.architecture.sigma_kind
             return ScaleSchedule(tuple(given.scales), tuple(given.sigmas), kind)
-        name = given.preset or FAMILIES[self.model.family][1]
+        name = given.preset or self.family.preset
         if name not in presets():
             raise ValueError(f"[schedule] preset {name!r} is unknown; use {', '.join(presets())}.")
         schedule = presets()[name].schedule
-        if (schedule.sigma_kind == "timestep") != (self.kind == "sdxl"):
+        if schedule.sigma_kind != self.family.architecture.sigma_kind:
             raise ValueError(f"[schedule] preset {name} is for another kind of model than this.")
         schedule.check_picture()
         return schedule
@@ -187,9 +181,12 @@ def parse_settings(data: Mapping[str, Any]) -> Settings:
             raise ValueError(f"There is no section [{name}]; there are {', '.join(hints)}.")
     model = data.get("model", {})
     if isinstance(model, Mapping) and "family" not in model:
-        raise ValueError(f"[model] needs a family: {', '.join(FAMILIES)}.")
+        raise ValueError(f"[model] needs a family: {', '.join(TRAINABLE)}.")
     settings = Settings(**{name: _section(hints[name], part, name) for name, part in data.items()})
     _check(settings)
+    if "mmd_sigma" not in data.get("train", {}):
+        train = dataclasses.replace(settings.train, mmd_sigma=settings.family.mmd_sigma)
+        settings = dataclasses.replace(settings, train=train)
     return settings
 
 
@@ -198,7 +195,7 @@ def _check(s: Settings) -> None:
         if value not in allowed:
             raise ValueError(f"{where} is {value!r}; use one of {', '.join(allowed)}.")
 
-    one_of("[model] family", s.model.family, FAMILIES)
+    one_of("[model] family", s.model.family, TRAINABLE)
     one_of("[model] dtype", s.model.dtype, DTYPES)
     one_of("[model] device", s.model.device, DEVICES)
     check_name(s.output.name, "[output] name")
@@ -230,7 +227,7 @@ def _check(s: Settings) -> None:
     for where, (low, high) in (("mmd", s.train.mmd_sigma), ("dmd", s.train.dmd_sigma)):
         if not 0 <= low <= high <= 1:
             raise ValueError(f"[train] {where}_sigma must rise within 0..1, not {[low, high]}.")
-        on_grid = s.train.levels == "grid" and s.kind != "sdxl"
+        on_grid = s.train.levels == "grid" and s.family.architecture.prediction == "flow"
         if on_grid and not any(low <= level <= high for level in GRID):
             raise ValueError(
                 f"[train] {where}_sigma {[low, high]} holds none of the authors' 28 noise levels "
@@ -245,10 +242,12 @@ def _check(s: Settings) -> None:
         )
     if not 1 <= s.data.text_tokens <= 512:
         raise ValueError(f"[data] text_tokens must be 1 to 512, not {s.data.text_tokens}.")
-    if s.model.family != "emoji" and not s.model.base:
+    if not s.family.embedded and not s.model.base:
         raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
-    if s.model.family == "emoji" and s.model.compile:
-        raise ValueError("[model] compile is for diffusers' models; leave it out for emoji.")
+    if s.family.embedded and s.model.compile:
+        raise ValueError(
+            f"[model] compile is for diffusers' models; leave it out for {s.family.name}."
+        )
     s.scale_schedule()
 
 

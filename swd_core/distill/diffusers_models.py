@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..families import FLUX, SD3, SDXL, Architecture
 from ..lora import LoraLayer
 from ..process import FlowMatching, VarianceExploding
 from .adapters import adapter, add_adapters, switch_of
@@ -18,15 +19,12 @@ from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
 from .watch import Watched, watch
 
-PUBLISHED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-TEXT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-TARGETS = {
-    "sd3": PUBLISHED,
-    # How FLUX's student was trained isn't published; its file holds more layers than these.
-    "flux": (*PUBLISHED, *TEXT_ATTENTION, ".proj_mlp", ".proj_out"),
-    "sdxl": PUBLISHED,
-}
-SDXL_BETAS = (0.00085, 0.012, 1000)
+
+def noise_table(betas: tuple[float, float, int]) -> Tensor:
+    """Variance-exploding sigmas (N,), float64, of timesteps 0 to N - 1, by `Architecture.betas`."""
+    start, end, count = betas
+    kept = (1 - torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2).cumprod(0)
+    return ((1 - kept) / kept).sqrt()
 
 
 def active_adapter(module: nn.Module) -> str | None:
@@ -80,13 +78,14 @@ class DiffusersModel(Watched):
     block: int | None = None
     checkpointing: bool = False
     compile: bool = False
-    family: str = field(init=False, default="")
+    architecture: Architecture = field(init=False)
     process: Any = field(init=False, default_factory=FlowMatching)
     _end: nn.Module | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.check()
-        add_adapters(self.module, TARGETS[self.family], ("student", "fake"), self.rank)
+        adapted = self.architecture.diffusers.adapted
+        add_adapters(self.module, adapted, ("student", "fake"), self.rank)
         self.width = self._width()
         if self.compile:
             compile_blocks(self.module)
@@ -199,7 +198,7 @@ class SD3Model(DiffusersModel):
     """SD3Transformer2DModel: latents (B, 16, H, W), text (context, pooled)."""
 
     def __post_init__(self) -> None:
-        self.family = "sd3"
+        self.architecture = SD3
         super().__post_init__()
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
@@ -218,7 +217,7 @@ class FluxModel(DiffusersModel):
     guidance: float = 4.5
 
     def __post_init__(self) -> None:
-        self.family = "flux"
+        self.architecture = FLUX
         super().__post_init__()
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
@@ -264,12 +263,9 @@ class SDXLModel(DiffusersModel):
     """
 
     def __post_init__(self) -> None:
-        self.family = "sdxl"
+        self.architecture = SDXL
         self.process = VarianceExploding()
-        start, end, count = SDXL_BETAS
-        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
-        kept = (1 - betas).cumprod(0)
-        self.table = ((1 - kept) / kept).sqrt().float().to(self._device)
+        self.table = noise_table(self.architecture.betas).float().to(self._device)
         super().__post_init__()
 
     def check(self) -> None:
@@ -341,11 +337,8 @@ def wrap(module: nn.Module, **options: Any) -> DiffusersModel:
     Raises:
         ValueError: if it is none of the three kinds.
     """
-    kinds = {
-        "SD3Transformer2DModel": SD3Model,
-        "FluxTransformer2DModel": FluxModel,
-        "UNet2DConditionModel": SDXLModel,
-    }
+    models = {SD3: SD3Model, FLUX: FluxModel, SDXL: SDXLModel}
+    kinds = {kind.diffusers.network: model for kind, model in models.items()}
     kind = kinds.get(type(module).__name__)
     if kind is None:
         raise ValueError(

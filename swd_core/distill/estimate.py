@@ -14,12 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..schedule import CELL
 from .config import Settings
 from .diffusers_models import DiffusersModel, wrap
-from .families import empty_module, schedule_sigmas, shape_of
 from .interface import Conditioning, DistillConfig
 from .scalewise import Interval, intervals
+from .teachers import empty_module, schedule_sigmas, shape_of, watched_block
 from .trainer import Trainer
 
 META = torch.device("meta")
@@ -241,19 +240,19 @@ def estimate_settings(settings: Settings) -> Estimate:
     Raises:
         ValueError: if that can't be read, or the family is the embedded one.
     """
-    if settings.kind == "emoji":
+    if settings.family.embedded:
         raise ValueError("The embedded student needs no estimate: it trains in 2 GB.")
     shape, m = shape_of(settings), settings.model
     module = empty_module(settings)
     options: dict[str, Any] = {"rank": m.rank, "checkpointing": m.checkpointing}
-    options["block"] = None if m.block < 0 else m.block
+    options["block"] = watched_block(settings, module)
     module.train()
     model = wrap(nn.Module.to(module, getattr(torch, m.dtype)), **options)
-    side = settings.data.size // CELL
-    multiple = 4 if settings.kind == "sdxl" else 2
-    sizes = settings.scale_schedule().sizes(side, side, multiple)
+    kind = settings.family.architecture
+    side = settings.data.size // kind.pixels
+    sizes = settings.scale_schedule().sizes(side, side, kind.multiple)
     steps = intervals(sizes, schedule_sigmas(settings))
-    channels, text = conditioning_of(settings.kind, shape, settings.data.text_tokens)
+    channels, text = conditioning_of(kind.name, shape, settings.data.text_tokens)
     return estimate(model, steps, settings.train, channels, text)
 
 

@@ -13,7 +13,7 @@ from ..noise import draw_noise
 from ..pictures import write_png
 from ..schedule import CELL
 from .config import Settings
-from .families import device_of, load_pipeline
+from .teachers import device_of, load_pipeline
 
 MOST_PROMPTS = 1 << 28  # bytes
 RECORD = "swd_teacher"  # in a picture's metadata: what it was made with
@@ -57,7 +57,7 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
     waiting = [i for i in range(len(jobs)) if not _is_done(folder, i, jobs[i])]
     made_with = _made_with(settings)
     _check_kept(folder, set(range(len(jobs))) - set(waiting), made_with)
-    make = _emoji_teacher if settings.kind == "emoji" else _diffusers_teacher
+    make = _emoji_teacher if settings.family.embedded else _diffusers_teacher
     done = len(jobs) - len(waiting)
     on_picture(done, len(jobs))
     for i, picture in make(settings, jobs, waiting) if waiting else ():

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from ..lora import schedule_header, write_peft
 from .checkpoint import load_checkpoint
-from .config import FAMILIES, Settings, TrainConfig
+from .config import Settings, TrainConfig
 from .data import PreparedBatches, fingerprint, read_index
 from .evaluation import grid, measures, student_latents
-from .families import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
 from .stopping import Stopped, stop_if, stoppable
+from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .trainer import Trainer
 from .world import World, join_world
 
@@ -43,9 +43,10 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         ValueError: if the data was prepared for another model, schedule or size.
     """
     index, wanted = read_index(Path(settings.data.prepared)), settings.scale_schedule()
-    if index["family"] != settings.kind:
+    if index["family"] != settings.family.encoders:
         raise ValueError(
-            f"{settings.data.prepared} was prepared for {index['family']}, not {settings.kind}. "
+            f"{settings.data.prepared} was prepared for {index['family']}, not "
+            f"{settings.family.encoders}. "
             "Give another folder in [data] prepared."
         )
     scales = list(index["schedule"]["scales"])
@@ -80,7 +81,7 @@ def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
         MARK: home.mark,
     }
     rank = settings.model.rank
-    base = settings.model.base or f"swd-{FAMILIES[settings.model.family][0]}"
+    base = settings.model.base or f"swd-{settings.family.encoders}"
     write_peft(home.lora, layers, rank=rank, alpha=rank, base_model=base, metadata=header)
     return home.lora
 

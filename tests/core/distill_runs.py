@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from swd_core.distill import session
 from swd_core.distill.config import Settings, parse_settings
-from swd_core.distill.families import EmojiEncoder
 from swd_core.distill.prepare import prepare
+from swd_core.distill.teachers import EmojiEncoder
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
-from swd_core.distill.families import EmojiEncoder
 from swd_core.distill.prepare import prepare
+from swd_core.distill.teachers import EmojiEncoder
 from swd_core.schedule import ScaleSchedule
 
 SCHEDULE = ScaleSchedule((0.5, 0.75, 1.0), (1.0, 0.8, 0.6))

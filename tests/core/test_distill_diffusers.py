@@ -183,7 +183,7 @@ def test_published_file_gives_the_same_output_in_peft_and_diffusers(family, tmp_
     direct.load_lora_adapter(tmp_path / "adapter_model.safetensors", prefix="base_model.model")
     torch.testing.assert_close(output_of(family, direct, *data), expected, rtol=0, atol=close)
     lora = read_lora(tmp_path)
-    assert lora.family == family and len(lora.layers) == len(layers)
+    assert lora.architecture == family and len(lora.layers) == len(layers)
 
 
 def test_sdxl_levels_are_the_schedulers():

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
-from swd_core.distill.families import EmojiEncoder
 from swd_core.distill.memory import MemoryData
 from swd_core.distill.prepare import prepare
+from swd_core.distill.teachers import EmojiEncoder
 from swd_core.distill.world import World
 from swd_core.schedule import ScaleSchedule
 

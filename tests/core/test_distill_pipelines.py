@@ -25,7 +25,7 @@ peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 from swd_core.commands import main  # noqa: E402
-from swd_core.distill import families, session  # noqa: E402
+from swd_core.distill import session, teachers  # noqa: E402
 from swd_core.distill.adapters import adapter  # noqa: E402
 from swd_core.distill.config import read_settings  # noqa: E402
 from swd_core.distill.world import World  # noqa: E402
@@ -56,7 +56,7 @@ class Made:
 
     def pipe(self):
         """diffusers' own pipeline, loaded from the same folder."""
-        kind = families.PIPELINES[self.settings.kind][0]
+        kind = self.settings.family.architecture.diffusers.pipeline
         absent = {"text_encoder_3": None, "tokenizer_3": None} if self.name == "sd3-two" else {}
         pipe = getattr(diffusers, kind).from_pretrained(self.place / "base", **absent)
         pipe.set_progress_bar_config(disable=True)
@@ -144,7 +144,7 @@ def test_prepared_text_is_what_the_pipeline_hands_to_its_model(made):
 def test_prepared_guidance_is_what_the_pipeline_guides_with(made):
     """FLUX has its guidance inside the model; its empty text is the empty prompt's."""
     empty, pipe = load_file(made.place / "prepared" / "empty.safetensors"), made.pipe()
-    if made.settings.kind == "flux":
+    if made.settings.family.name == "flux":
         wanted = handed_over(pipe, prompt="", guidance_scale=3.5)
     else:  # the pipeline puts what it guides with first
         wanted = handed_over(pipe, prompt="red apple", guidance_scale=3.0)
@@ -172,13 +172,13 @@ def test_decoded_latents_are_the_pipelines_picture(made):
     pipe = made.pipe()
     options = {"prompt": "red apple", "height": 64, "width": 64, "num_inference_steps": 2}
     with made.inside():
-        decoder = families.load_decoder(made.settings, CPU)
+        decoder = teachers.load_decoder(made.settings, CPU)
     results = []
     for kind in ("latent", "np"):
         generator = torch.Generator().manual_seed(0)
         results.append(pipe(**options, generator=generator, output_type=kind).images)
     latents, expected = results
-    if made.settings.kind == "flux":
+    if made.settings.family.name == "flux":
         latents = pipe._unpack_latents(latents, 64, 64, 8)
     close(decoder.pictures(latents), torch.from_numpy(expected), 1e-5)
 
@@ -192,7 +192,7 @@ def sampled(pipe) -> torch.Tensor:
 
 
 def test_diffusers_makes_the_same_of_the_lora_as_the_trainer(made):
-    part = families.PIPELINES[made.settings.kind][2]
+    part = made.settings.family.architecture.diffusers.part
     with made.inside():
         trainer = session.build_trainer(made.settings, World())
         session.restore(trainer, made.place / "run" / "checkpoint.pt")
@@ -256,13 +256,13 @@ def test_a_base_of_another_family_or_none_is_one_line(made):
     code, written = run(made.place, "prepare", "--config", "other.toml")
     assert code == 2 and written.splitlines()[-1].startswith(f"error: [model] base {message}")
     with made.inside(), pytest.raises(ValueError, match="base"):
-        families.load_model(read_settings(Path("other.toml")), CPU)
+        teachers.load_model(read_settings(Path("other.toml")), CPU)
 
 
 @pytest.mark.parametrize("made", ["flux"], indirect=True)
 def test_what_is_made_is_not_made_again(made, monkeypatch):
     """Nothing is loaded for it either."""
-    monkeypatch.setattr(families, "pretrained", None)
+    monkeypatch.setattr(teachers, "pretrained", None)
     code, written = run(made.place, "sample-teacher", "--config", "config.toml")
     assert code == 0 and written.splitlines()[-1] == "0 pictures made in pictures"
 

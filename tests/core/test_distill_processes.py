@@ -17,8 +17,8 @@ from PIL import Image
 
 from swd_core.distill import session
 from swd_core.distill.config import read_settings
-from swd_core.distill.families import load_encoder
 from swd_core.distill.prepare import prepare
+from swd_core.distill.teachers import load_encoder
 
 _spec = importlib.util.spec_from_file_location(
     "distill_runs", Path(__file__).with_name("distill_runs.py")

@@ -49,7 +49,7 @@ def straight(place) -> Path:
 def test_the_run_leaves_a_student_that_the_pack_reads(straight):
     assert [line["step"] for line in runs.losses(straight)] == list(range(1, runs.STEPS + 1))
     lora = read_lora(straight / "swd_lora")
-    assert lora.family == "sd3" and lora.ranks == "rank 2"
+    assert lora.architecture == "sd3" and lora.ranks == "rank 2"
     assert json.loads(lora.metadata["swd_scales"]) == [0.5, 0.625, 0.75, 1.0]
     assert json.loads(lora.metadata["swd_sigmas"]) == [1.0, 0.8959, 0.7371, 0.6022]
     assert lora.metadata["swd_preset"] == "emoji-4"

@@ -239,7 +239,7 @@ def test_renamed_copy_and_other_layouts_read_the_same(tmp_path):
     save_file(kohya, tmp_path / "kohya.safetensors")
     for path in ("renamed.safetensors", "kohya.safetensors", "peft/adapter_model.safetensors"):
         lora = read_lora(tmp_path / path)
-        assert lora.family == "sd3" and lora.layers.keys() == folder.layers.keys()
+        assert lora.architecture == "sd3" and lora.layers.keys() == folder.layers.keys()
         for module, layer in lora.layers.items():
             torch.testing.assert_close(layer.delta(), folder.layers[module].delta())
 
@@ -356,7 +356,7 @@ def test_host_keys_of_each_family_carry_the_scale(tmp_path, module, family, stem
     config = {"lora_alpha": 32, "use_rslora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     lora = read_lora(tmp_path)
-    assert lora.family == family
+    assert lora.architecture == family
     state = to_host_state_dict(lora)
     assert state.keys() == {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"}
     # What the host makes of it: alpha / rank * up @ down.
@@ -397,7 +397,7 @@ def test_embedded_student_is_in_the_published_layout(random_weights):
     keys = load_file(folder / "adapter_model.safetensors").keys()
     assert {k.split(".")[-2] for k in keys} == {"lora_A", "lora_B"}
     assert all(k.startswith("base_model.model.transformer_blocks.") for k in keys)
-    assert read_lora(folder).family == "sd3"
+    assert read_lora(folder).architecture == "sd3"
 
 
 @pytest.mark.parametrize("frames", [(), (0.25, 1.0)])

@@ -6,8 +6,8 @@ import pytest
 
 from swd_core.lora_config import LoraConfig, header_config, parse_config
 from swd_core.lora_names import (
+    architecture_of,
     base_title,
-    family_of,
     host_names,
     is_text_encoder,
     part_of,
@@ -72,7 +72,7 @@ def test_part_of_keeps_flat_names_and_refuses_others():
     ],
 )
 def test_family_and_title_of_a_layer(module, width, family, title):
-    assert family_of({module: width}) == family
+    assert architecture_of({module: width}) == family
     assert base_title(family, {module: width}) == title
 
 
@@ -89,7 +89,7 @@ def test_family_and_title_of_a_layer(module, width, family, title):
 )
 def test_other_bases_are_named(module, width, named):
     with pytest.raises(ValueError, match=named):
-        family_of({module: width})
+        architecture_of({module: width})
 
 
 def test_host_names_begin_with_the_familys_own():

@@ -59,7 +59,7 @@ def test_a_student_is_made_in_the_graph_and_sampled(server):
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]["5"]["images"] and entry["outputs"]["10"]["images"]
     lora = read_lora(Path(server.base) / "models" / "loras" / "made_here")
-    assert lora.family == "sd3" and lora.ranks == "rank 4"
+    assert lora.architecture == "sd3" and lora.ranks == "rank 4"
     assert json.loads(lora.metadata["swd_scales"])[-1] == 1.0
     assert any(layer.up.abs().max() > 0 for layer in lora.layers.values())
 

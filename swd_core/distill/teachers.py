@@ -9,20 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..families import FLUX, SD3, SDXL
 from ..lora import LoraLayer
 from .adapters import add_adapters
 from .config import Settings
-from .diffusers_models import SDXL_BETAS, wrap
+from .diffusers_models import noise_table, wrap
 from .interface import DistillModel
 from .prepare import fingerprint
 from .sharding import shard, wants_sharding
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
-PIPELINES = {
-    "sd3": ("StableDiffusion3Pipeline", "SD3Transformer2DModel", "transformer"),
-    "flux": ("FluxPipeline", "FluxTransformer2DModel", "transformer"),
-    "sdxl": ("StableDiffusionXLPipeline", "UNet2DConditionModel", "unet"),
-}
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -72,13 +68,14 @@ def shape_of(settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or it is one of another family.
     """
-    pipeline, kind, part = PIPELINES[settings.kind]
-    with _loading(pipeline, settings.model.base):
-        config = getattr(_diffusers(), kind).load_config(settings.model.base, subfolder=part)
-    if config["_class_name"] != kind:
+    names = settings.family.architecture.diffusers
+    with _loading(names.pipeline, settings.model.base):
+        network = getattr(_diffusers(), names.network)
+        config = network.load_config(settings.model.base, subfolder=names.part)
+    if config["_class_name"] != names.network:
         raise ValueError(
             f"[model] base {settings.model.base!r} has a {config['_class_name']}, but family "
-            f"{settings.model.family} needs a {kind}. Change one of them."
+            f"{settings.model.family} needs a {names.network}. Change one of them."
         )
     return config
 
@@ -89,9 +86,9 @@ def empty_module(settings: Settings) -> Any:
     Raises:
         ValueError: as `shape_of`.
     """
-    shape = shape_of(settings)
+    shape, network = shape_of(settings), settings.family.architecture.diffusers.network
     with torch.device("meta"):
-        return getattr(_diffusers(), PIPELINES[settings.kind][1]).from_config(shape)
+        return getattr(_diffusers(), network).from_config(shape)
 
 
 def dtype_of(settings: Settings, device: torch.device) -> torch.dtype:
@@ -110,10 +107,11 @@ def load_pipeline(settings: Settings, device: torch.device, **parts: Any) -> Any
     """
     shape_of(settings)
     base = Path(settings.model.base)
-    if settings.kind == "sd3" and base.is_dir() and not (base / "text_encoder_3").is_dir():
+    whole = not base.is_dir() or (base / "text_encoder_3").is_dir()
+    if settings.family.architecture is SD3 and not whole:
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
-    kind = PIPELINES[settings.kind][0]
-    return pretrained(kind, settings.model.base, torch_dtype=dtype_of(settings, device), **parts)
+    kind, dtype = settings.family.architecture.diffusers.pipeline, dtype_of(settings, device)
+    return pretrained(kind, settings.model.base, torch_dtype=dtype, **parts)
 
 
 def load_model(settings: Settings, device: torch.device) -> DistillModel:
@@ -123,7 +121,7 @@ def load_model(settings: Settings, device: torch.device) -> DistillModel:
         ValueError: if it can't be loaded. FileNotFoundError: if a file is missing.
     """
     torch.manual_seed(settings.train.seed)
-    build = _emoji_model if settings.kind == "emoji" else _diffusers_model
+    build = _emoji_model if settings.family.embedded else _diffusers_model
     if not wants_sharding():
         return build(settings, device, device)
     # Block by block onto the graphics card, which may be too small for all of them.
@@ -136,15 +134,21 @@ def _diffusers_model(settings: Settings, device: torch.device, first: torch.devi
     """Loaded onto `first`, in the number format for `device`."""
     m = settings.model
     shape_of(settings)
-    _, kind, part = PIPELINES[settings.kind]
-    dtype = dtype_of(settings, device)
-    module = pretrained(kind, m.base, subfolder=part, torch_dtype=dtype).to(first)
+    names, dtype = settings.family.architecture.diffusers, dtype_of(settings, device)
+    module = pretrained(names.network, m.base, subfolder=names.part, torch_dtype=dtype).to(first)
     options = {"rank": m.rank, "checkpointing": m.checkpointing, "compile": m.compile}
-    options["block"] = None if m.block < 0 else m.block
-    if settings.kind == "flux":
+    options["block"] = watched_block(settings, module)
+    if settings.family.architecture is FLUX:
         options["guidance"] = m.embedded_guidance
     module.train()  # dropout is 0 in all three; diffusers checkpoints in this mode only
     return wrap(module, **options)
+
+
+def watched_block(settings: Settings, module: Any) -> int | None:
+    """The block whose tokens the losses compare; None for the middle one."""
+    count = len(getattr(module, "transformer_blocks", ()))
+    chosen = None if settings.model.block < 0 else settings.model.block
+    return settings.family.watched_block(count, chosen)
 
 
 def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
@@ -161,7 +165,7 @@ def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> Di
 
 def publisher(settings: Settings) -> Callable[[DistillModel, Pairs], dict[str, LoraLayer]]:
     """From the trained matrices to the layers under their published names."""
-    if settings.kind == "emoji":
+    if settings.family.embedded:
         from .mmdit import published_layers
 
         return lambda _, pairs: published_layers(pairs)
@@ -173,11 +177,8 @@ def schedule_sigmas(settings: Settings) -> tuple[float, ...]:
     schedule = settings.scale_schedule()
     if schedule.sigma_kind == "flow":
         return schedule.sigmas
-    start, end, count = SDXL_BETAS
-    betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
-    kept = (1 - betas).cumprod(0)
-    steps = [min(round(t), count - 1) for t in schedule.sigmas]
-    return tuple(float(((1 - kept[t]) / kept[t]).sqrt()) for t in steps)
+    table = noise_table(settings.family.architecture.betas)
+    return tuple(float(table[min(round(t), len(table) - 1)]) for t in schedule.sigmas)
 
 
 class EmojiEncoder:
@@ -230,19 +231,20 @@ class DiffusersEncoder:
     """VAE and text encoders of a diffusers pipeline, without its transformer or UNet."""
 
     def __init__(self, settings: Settings, device: torch.device):
-        self.family, self.device = settings.kind, device
+        self.kind, self.device = settings.family.architecture, device
+        self.family = settings.family.encoders
         self.text_tokens = settings.data.text_tokens
-        self.multiple = 4 if self.family == "sdxl" else 2
-        part = PIPELINES[self.family][2]
+        self.multiple = self.kind.multiple
+        part = self.kind.diffusers.part
         self.pipe = load_pipeline(settings, device, **{part: None}).to(device)
-        if self.family == "sd3" and self.pipe.text_encoder_3 is None:
+        if self.kind is SD3 and self.pipe.text_encoder_3 is None:
             # The pipeline asks its transformer, which needs no weights for that, for T5's width.
             self.pipe.register_modules(transformer=empty_module(settings))
         self.factor = self.pipe.vae_scale_factor
         self.vae = DiffusersVae(self.pipe.vae, device)
         modules = {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         modules.pop(part, None)
-        tokens = "" if self.family == "sdxl" else f"-{self.text_tokens}"
+        tokens = "" if self.kind is SDXL else f"-{self.text_tokens}"
         self.fingerprint = fingerprint(modules) + tokens
 
     def latents(self, pictures: Tensor) -> Tensor:
@@ -253,10 +255,10 @@ class DiffusersEncoder:
         prompts, options = list(prompts), {"device": self.device}
         if self.family != "sdxl":
             options["max_sequence_length"] = self.text_tokens
-        if self.family == "flux":
+        if self.kind is FLUX:
             context, pooled, _ = self.pipe.encode_prompt(prompts, None, **options)
             return context, pooled
-        others = (None, None) if self.family == "sd3" else ()
+        others = (None, None) if self.kind is SD3 else ()
         context, _, pooled, _ = self.pipe.encode_prompt(
             prompts, *others, do_classifier_free_guidance=False, **options
         )
@@ -272,14 +274,14 @@ class DiffusersEncoder:
 
 def load_encoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersEncoder:
     """The family's encoders for `prepare`; the text encoders take most of their memory."""
-    if settings.kind == "emoji":
+    if settings.family.embedded:
         return EmojiEncoder(Path(settings.model.base) if settings.model.base else None)
     return DiffusersEncoder(settings, device)
 
 
 def load_decoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersVae:
     """What makes pictures of latents; no text encoders with it."""
-    if settings.kind == "emoji":
+    if settings.family.embedded:
         return load_encoder(settings, device)
     options = {"subfolder": "vae", "torch_dtype": dtype_of(settings, device)}
     return DiffusersVae(pretrained("AutoencoderKL", settings.model.base, **options), device)

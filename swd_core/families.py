@@ -1,0 +1,189 @@
+"""What a model family is: one record each, read by everything that must know it.
+
+A new family is a record here, its detection in nodes/_host.py, and where it is trained one subclass
+in distill/diffusers_models.py and one prompt encoder in distill/teachers.py.
+"""
+
+from dataclasses import dataclass, field
+
+_ATTENTION_AND_MLP = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+_PARTS = ("qkv", "proj")
+_MLP = ("mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """diffusers' names for a model.
+
+    pipeline: its class. network: the class of the transformer or UNet, which the pipeline holds as
+    `part`. adapted: endings of the layers that get an adapter.
+    """
+
+    pipeline: str
+    network: str
+    part: str
+    adapted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What all families have in common that the same code runs.
+
+    name: as in the names of LoRA layers and of prepared data. prediction: "flow", or "epsilon" for
+    a model whose noise levels are timesteps. channels: of its latents. pixels: of the picture along
+    a side of a latent cell. multiple: the latent's sides must be of it. adapted: endings of the
+    host's layers that get an adapter in training. betas: first, last and number of the noise
+    table's, whose square roots are spaced evenly; () for flow matching.
+    """
+
+    name: str
+    title: str
+    prediction: str = "flow"
+    channels: int = 16
+    pixels: int = 8
+    multiple: int = 2
+    adapted: tuple[str, ...] = ()
+    betas: tuple[float, float, int] | tuple[()] = ()
+    diffusers: Diffusers | None = None
+
+    @property
+    def sigma_kind(self) -> str:
+        """How a schedule for it counts noise: see `ScaleSchedule`."""
+        return "timestep" if self.prediction == "epsilon" else "flow"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that take the same students.
+
+    name: in presets, drafts and configs. preset: the schedule it is trained for unless another is
+    asked for. width: of its tokens, where it tells families of one architecture apart by a LoRA.
+    block: whose middle tokens the paper's losses compare, counted from 0, in a model of `depth`
+    such blocks. mmd_sigma: least and largest noise level of the patch loss. encoders: whose VAE and
+    text encoders it reads, so that prepared data of one serves the other; the architecture's if "".
+    """
+
+    name: str
+    title: str
+    architecture: Architecture
+    preset: str = ""
+    width: int = 0
+    block: int = 0
+    depth: int = 0
+    mmd_sigma: tuple[float, float] = (0.0, 0.6022)
+    adapted: tuple[str, ...] = ()
+    encoders: str = ""
+    trainable: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for part in ("adapted", "encoders"):
+            inherited = {"adapted": self.architecture.adapted, "encoders": self.architecture.name}
+            object.__setattr__(self, part, getattr(self, part) or inherited[part])
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the model that comes with the pack, which needs no diffusers."""
+        return self.encoders != self.architecture.name
+
+    def takes(self, architecture: str, width: int) -> bool:
+        """Whether a student of this architecture and token width may be meant for it.
+
+        Of a width that no family has, only its layers can tell.
+        """
+        others = {family.width for family in _ALL if family.architecture is self.architecture}
+        wrong = self.width and width in others - {self.width, 0}
+        return architecture == self.architecture.name and not wrong
+
+    def watched_block(self, count: int, chosen: int | None = None) -> int | None:
+        """The block whose tokens the losses compare, in a model with `count` of them.
+
+        Returns:
+            the chosen one, else the paper's, else None for the middle one: where the paper names
+            none or the model isn't as deep as the paper's.
+        """
+        if chosen is not None:
+            return chosen
+        return self.block if self.depth and self.depth == count else None
+
+
+SD3 = Architecture(
+    "sd3",
+    "SD3.5",
+    adapted=(
+        *(f".x_block.{attention}.{part}" for attention in ("attn", "attn2") for part in _PARTS),
+        *_MLP,
+    ),
+    diffusers=Diffusers(
+        "StableDiffusion3Pipeline", "SD3Transformer2DModel", "transformer", _ATTENTION_AND_MLP
+    ),
+)
+# How FLUX's student was trained isn't published; its file holds more layers than these.
+FLUX = Architecture(
+    "flux",
+    "FLUX.1",
+    adapted=("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
+    diffusers=Diffusers(
+        "FluxPipeline",
+        "FluxTransformer2DModel",
+        "transformer",
+        (
+            *_ATTENTION_AND_MLP,
+            *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            *(".proj_mlp", ".proj_out"),
+        ),
+    ),
+)
+SDXL = Architecture(
+    "sdxl",
+    "SDXL",
+    prediction="epsilon",
+    channels=4,
+    multiple=4,
+    adapted=(".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2"),
+    betas=(0.00085, 0.012, 1000),
+    diffusers=Diffusers(
+        "StableDiffusionXLPipeline", "UNet2DConditionModel", "unet", _ATTENTION_AND_MLP
+    ),
+)
+WAN = Architecture("wan", "Wan")
+
+_ALL = (
+    Family(
+        "emoji",
+        "the embedded emoji student",
+        SD3,
+        preset="emoji-4",
+        adapted=(".attn.qkv", ".attn.proj", *_MLP),
+        encoders="emoji",
+        trainable=True,
+    ),
+    Family(
+        "sd35-medium",
+        "SD3.5 Medium",
+        SD3,
+        preset="sd35-medium-4",
+        width=1536,
+        block=11,
+        depth=24,
+        trainable=True,
+    ),
+    Family(
+        "sd35-large",
+        "SD3.5 Large",
+        SD3,
+        preset="sd35-large-4",
+        width=2432,
+        block=20,
+        depth=38,
+        trainable=True,
+    ),
+    Family("flux", "FLUX.1", FLUX, preset="flux-4", block=15, depth=19, trainable=True),
+    Family("sdxl", "SDXL", SDXL, preset="sdxl-4", mmd_sigma=(0.0, 0.4), trainable=True),
+    Family("wan", "Wan", WAN),
+    # Of an architecture that has students, but of none of the families above.
+    Family("sd3", "an SD3 type", SD3),
+    Family("wan-other", "Wan", WAN),
+)
+FAMILIES = {family.name: family for family in _ALL}
+ARCHITECTURES = {family.architecture.name: family.architecture for family in _ALL}
+TRAINABLE = tuple(family.name for family in _ALL if family.trainable)
