@@ -162,6 +162,23 @@ class Prepared:
         return context.expand(count, -1, -1), pooled.expand(count, -1)
 
 
+@dataclass
+class AllSteps:
+    """Either of the two as the trainer's `Batches`, in one process."""
+
+    data: EveryStep | Prepared
+    intervals: list[Interval]
+
+    def steps(self, rng: random.Random) -> list[Interval]:
+        return self.intervals
+
+    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice) -> Any:
+        return self.data.draw(interval, count, rng)
+
+    def unconditional(self, count: int) -> Any:
+        return self.data.unconditional(count)
+
+
 def pictures(scale: Scale) -> EveryStep:
     generator = torch.Generator().manual_seed(2)
     side = 8 * scale.sides[-1]
@@ -195,7 +212,7 @@ def trainer(
     config = DistillConfig(
         fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=LR, lr_fake=LR, autocast=True
     )
-    return Trainer(model, batches, scale.intervals, config)
+    return Trainer(model, AllSteps(batches, scale.intervals), config)
 
 
 class PlainLora:

@@ -12,13 +12,14 @@ import folder_paths
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..swd_core.distill import loop
 from ..swd_core.distill.config import Settings, parse_settings
 from ..swd_core.distill.data import PreparedBatches
 from ..swd_core.distill.evaluation import grid, student_latents
 from ..swd_core.distill.home import Home, claim, identity
 from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
-from ..swd_core.distill.session import CHECKPOINT, restore, save_all, training
+from ..swd_core.distill.session import CHECKPOINT, restore, save_all
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.families import FAMILIES
 from ..swd_core.files import check_name
@@ -197,6 +198,42 @@ def stacked(top: Image.Image, below: Image.Image | None) -> Image.Image:
     return whole
 
 
+@dataclasses.dataclass
+class Live:
+    """The host's progress bar with the plot of the losses, over the last samples."""
+
+    trainer: Trainer
+    settings: Settings
+    samples: Callable[[], Image.Image | None]
+    history: dict[str, Curve] = dataclasses.field(default_factory=dict)
+    below: Image.Image | None = None
+
+    def __post_init__(self) -> None:
+        self.bar = comfy.utils.ProgressBar(self.settings.train.steps)
+
+    def due(self, step: int) -> bool:
+        """Whether to sample and save after a step."""
+        return step % self.settings.output.save_every == 0 or step == self.settings.train.steps
+
+    def show(self, step: int) -> None:
+        for name, value in self.trainer.means().items():
+            self.history.setdefault(name, Curve()).add(value)
+        if self.due(step):
+            self.below = self.samples()
+        steps = self.settings.train.steps
+        self.bar.update_absolute(step, steps, ("JPEG", self._plot(), WIDTH))
+
+    def picture(self) -> Image.Image:
+        """The last plot with samples, also where there was nothing to train."""
+        if not self.history:
+            self.below = self.samples()
+        return self._plot()
+
+    def _plot(self) -> Image.Image:
+        plot = losses_plot(self.history, self.trainer.step, self.settings.train.steps)
+        return stacked(plot, self.below)
+
+
 def train(
     model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
@@ -230,7 +267,7 @@ def _train(
     else:
         batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
     shown = batches.first(SAMPLES)
-    trainer = Trainer(teacher, batches, shown.steps, settings.train)
+    trainer = Trainer(teacher, batches, settings.train)
     if resume:
         restore(trainer, home.checkpoint)
     if trainer.step >= settings.train.steps:
@@ -245,32 +282,19 @@ def _train(
     def samples() -> Image.Image | None:
         return None if vae is None else student_samples(trainer, shown, model, vae)
 
-    picture = _loop(trainer, settings, save, samples)
-    return save(), picture
-
-
-def _loop(
-    trainer: Trainer,
-    settings: Settings,
-    save: Callable[[], Path],
-    samples: Callable[[], Image.Image | None],
-) -> Image.Image:
-    """Trains with the host's progress bar, plot and interruption."""
-    config = settings.train
-    bar, history, below = comfy.utils.ProgressBar(config.steps), {}, None
-    trainer.between = comfy.model_management.throw_exception_if_processing_interrupted
+    live = Live(trainer, settings, samples)
     try:
-        for step in training(trainer, config):
-            for name, value in trainer.means().items():
-                history.setdefault(name, Curve()).add(value)
-            if step % settings.output.save_every == 0 or step == config.steps:
-                below = samples()
-                save()
-            picture = stacked(losses_plot(history, step, config.steps), below)
-            bar.update_absolute(step, config.steps, ("JPEG", picture, 768))
+        loop.train(
+            trainer,
+            lambda: trainer.step / settings.train.steps,
+            settings.train.decay,
+            each=live.show,
+            due=live.due,
+            save=save,
+            between=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
     except comfy.model_management.InterruptProcessingException:
         if trainer.step or trainer.fake_done:
             save()
         raise
-    plot = losses_plot(history, trainer.step, config.steps)
-    return stacked(plot, below if history else samples())
+    return home.lora, live.picture()

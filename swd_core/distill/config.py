@@ -12,6 +12,7 @@ from ..files import check_name, read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
 from .interface import DistillConfig
+from .objective import LOSSES, weighed
 from .scalewise import GRID
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -212,8 +213,8 @@ def _check(s: Settings) -> None:
         "[output] samples": (s.output.samples, 0),
         "[output] log_every": (s.output.log_every, 1),
         "[data] most_oblong": (s.data.most_oblong, 1),
-        "[teacher] per_prompt": (s.teacher.per_prompt, 1), "[train] mmd": (s.train.mmd, 0),
-        "[train] dmd": (s.train.dmd, 0), "[train] gan": (s.train.gan, 0),
+        "[teacher] per_prompt": (s.teacher.per_prompt, 1),
+        **{f"[train] {name}": (getattr(s.train, name), 0) for name in LOSSES},
         "[train] gan_head": (s.train.gan_head, 0), "[train] clip": (s.train.clip, 0),
         "[train] ema": (s.train.ema, 0), "[train] decay": (s.train.decay, 0),
         "[train] backward_simulation": (s.train.backward_simulation, 0),
@@ -233,8 +234,8 @@ def _check(s: Settings) -> None:
                 f"[train] {where}_sigma {[low, high]} holds none of the authors' 28 noise levels "
                 f"({GRID[-1]:.4f} to 1). Widen it, or draw evenly with levels = 'uniform'."
             )
-    if not (s.train.mmd or s.train.dmd or s.train.gan):
-        raise ValueError("[train] mmd, dmd and gan are all 0: there is nothing to learn from.")
+    if not weighed(s.train):
+        raise ValueError(f"[train] {', '.join(LOSSES)} are all 0: there is nothing to learn from.")
     if s.train.gan and not s.train.gan_head:
         raise ValueError(
             "[train] gan_head is 0, so the discriminator would never learn and gan would mean "

@@ -58,7 +58,7 @@ class Shapes:
     def steps(self, rng: random.Random) -> list[Interval]:
         return [self.interval]
 
-    def draw(self, interval: Interval, count: int, rng: random.Random, part: Any = None) -> Any:
+    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice) -> Any:
         def latents(size: tuple[int, int]) -> Tensor:
             return torch.empty(count, self.channels, *size, device=META)
 
@@ -175,7 +175,7 @@ class Rehearsal(Trainer):
     accumulated: bool = False
 
     def student_step(self, rng: random.Random) -> None:
-        self._hold(self.fake if self.needs_fake else self.student)
+        self._hold(self.fake if self.objective.needs_fake else self.student)
         super().student_step(rng)
 
     def _hold(self, parameters: list[nn.Parameter]) -> None:
@@ -220,7 +220,7 @@ def estimate(
     batches = Shapes(channels, text, max(steps, key=tokens))
     existing = [*model.module.parameters(), *model.module.buffers()]
     short = replace(config, fake_steps=1, accumulate=1)
-    trainer = Rehearsal(model, batches, [], short, accumulated=config.accumulate > 1)
+    trainer = Rehearsal(model, batches, short, accumulated=config.accumulate > 1)
     trained = [*trainer.student, *trainer.fake]
     adapters = bytes_of([*trained, *trainer.average])
     within = {id(p) for p in trained}

@@ -47,7 +47,7 @@ def measures(trainer: Trainer, x0: Tensor, shown: Shown) -> dict[str, float]:
     low, high = c.mmd_sigma
     distances = []
     for k in range(1, LEVELS + 1):
-        sigma = trainer.level(torch.full((count,), low + (high - low) * k / LEVELS))
+        sigma = trainer.objective.level(torch.full((count,), low + (high - low) * k / LEVELS))
         level = sigma.view(-1, 1, 1, 1)
         tokens = []
         with adapter(trainer.model.module, None), trainer.autocast():

@@ -45,16 +45,17 @@ class DistillModel(Protocol):
 class Batches(Protocol):
     """Draws training data for one interval."""
 
+    def steps(self, rng: random.Random) -> list[Interval]:
+        """The whole schedule, at one of the finished sizes that there are."""
+
     def draw(
-        self, interval: Interval, count: int, rng: random.Random
+        self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        """Real latents at the interval's size, at the size before, and their conditioning."""
+        """Real latents at the interval's size, at the size before, and their conditioning: of a
+        batch of `count`, which is the same for the same `rng`, the rows `part`."""
 
     def unconditional(self, count: int) -> Conditioning:
         """Conditioning of the empty prompt."""
-
-    # Optional: `steps(rng)` chooses among buckets of sizes; `draw(..., part=slice)` loads only a
-    # part of the batch, for training in several processes.
 
 
 @dataclass(frozen=True)

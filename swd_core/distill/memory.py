@@ -82,12 +82,15 @@ class MemoryBatches:
     sigmas: Sequence[float]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    def steps(self, rng: random.Random) -> list[Interval]:
+        return intervals(list(self.data.sizes), self.sigmas)
+
     def draw(
-        self, interval: Interval, count: int, rng: random.Random
+        self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
         first = rng.randrange(self.data.count)
         among = self.data.alike(first)
-        chosen = [first, *(rng.choice(among) for _ in range(count - 1))]
+        chosen = [first, *(rng.choice(among) for _ in range(count - 1))][part]
         previous = self._latents(interval.previous, chosen) if interval.previous else None
         return self._latents(interval.size, chosen), previous, self._text(chosen)
 

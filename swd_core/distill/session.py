@@ -2,8 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,28 +10,21 @@ import torch
 from tqdm import tqdm
 
 from ..lora import schedule_header, write_peft
+from . import loop
 from .checkpoint import load_checkpoint
-from .config import Settings, TrainConfig
+from .config import Settings
 from .data import PreparedBatches, fingerprint, read_index
 from .evaluation import grid, measures, student_latents
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
-from .stopping import Stopped, stop_if, stoppable
+from .stopping import stop_if, stoppable
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .trainer import Trainer
 from .world import World, join_world
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
-
-
-def rate_factor(step: int, config: TrainConfig) -> float:
-    """What the student's rate is multiplied by: a rise over `warmup`, a fall over `decay`."""
-    factor = min(1.0, (step + 1) / config.warmup)
-    if config.decay:
-        factor = min(factor, max(0.02, (1 - step / config.steps) / config.decay))
-    return factor
 
 
 def build_trainer(settings: Settings, world: World) -> Trainer:
@@ -62,7 +53,7 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     device = device_of(settings)
     batches = PreparedBatches(Path(settings.data.prepared), schedule_sigmas(settings), device)
     model = load_model(settings, device)
-    return Trainer(model, batches, [], settings.train, world=world)
+    return Trainer(model, batches, settings.train, world=world)
 
 
 def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
@@ -149,16 +140,7 @@ class Evaluator:
         record.evaluation(trainer.step, values, grid(pictures, self.shown.captions))
 
 
-def training(trainer: Trainer, config: TrainConfig) -> Iterator[int]:
-    """Trains to the config's number of steps, and gives the number of each one when it is done."""
-    while trainer.step < config.steps:
-        trainer.train_step(rate_factor(trainer.step, config))
-        yield trainer.step
-
-
-def train(
-    settings: Settings, *, resume: bool = False, changed: bool = False
-) -> tuple[Path, int]:
+def train(settings: Settings, *, resume: bool = False, changed: bool = False) -> tuple[Path, int]:
     """Trains to [train] steps, or until it is asked to stop, as it can be between two batches; both
     end with a checkpoint.
 
@@ -202,29 +184,31 @@ def train(
         if world.is_first:
             save_all(trainer, settings, home, "go on with --resume")
 
-    bar = tqdm(initial=trainer.step, total=config.steps, unit="step") if world.is_first else None
-    saved = -1
-    with stoppable() as asked, bar or nullcontext():
-        trainer.between = lambda: stop_if(world.any(asked()))
-        with suppress(Stopped):
-            for step in training(trainer, config):
-                if bar is not None:
-                    bar.update()
-                if step % output.log_every == 0:
-                    means = world.mean(trainer.means())
-                    if record is not None:
-                        record.losses(step, means)
-                        bar.set_postfix(means)
-                if step % output.save_every == 0 or step == config.steps:
-                    # Evaluated first: a checkpoint then means that its step's evaluation is
-                    # recorded.
-                    try:
-                        if evaluate is not None:
-                            evaluate(trainer, record)
-                    finally:
-                        save()
-                    saved = step
-        if saved != trainer.step or trainer.fake_done:
-            save()
+    bar = tqdm(initial=trainer.step, total=config.steps, unit="step", disable=not world.is_first)
+
+    def due(step: int) -> bool:
+        return step % output.save_every == 0 or step == config.steps
+
+    def each(step: int) -> None:
+        bar.update()
+        if step % output.log_every == 0:
+            means = world.mean(trainer.means())
+            if record is not None:
+                record.losses(step, means)
+                bar.set_postfix(means)
+        # Before the saving: a checkpoint then means that its step's evaluation is recorded.
+        if due(step) and evaluate is not None:
+            evaluate(trainer, record)
+
+    with stoppable() as asked, bar:
+        loop.train(
+            trainer,
+            lambda: trainer.step / config.steps,
+            config.decay,
+            each=each,
+            due=due,
+            save=save,
+            between=lambda: stop_if(world.any(asked())),
+        )
     world.barrier()
     return run / output.name, trainer.step

@@ -3,9 +3,8 @@
 import logging
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..process import VarianceExploding
 from ..sampling import Noise, ScaleState, sample_scalewise
 from .adapters import adapter, adapter_parameters, adapter_state, frozen
 from .checkpoint import load_checkpoint, save_checkpoint
 from .discriminator import discriminator_head
 from .draws import Draws
 from .interface import Batches, Conditioning, DistillConfig, DistillModel
-from .losses import dmd_loss, gan_head_loss, gan_student_loss, mmd_loss
+from .objective import ExtraLosses, Objective
 from .precision import fast_autocast
-from .scalewise import GRID, PROCESS, Interval, student_input
-from .stopping import Stopped, stop_if, stoppable
+from .scalewise import Interval, student_input
 from .transfer import sent
 from .world import World
 
 log = logging.getLogger(__name__)
-# Losses of the caller's own on the student's x0 (B, C, H, W), by name; see PictureDetail.
-ExtraLosses = Callable[[Tensor, Conditioning, torch.Generator], dict[str, Tensor]]
+PATCH = 2  # latent cells in a row of what [train] batch_tokens counts
 
 
 @dataclass
@@ -44,9 +40,7 @@ class Trainer:
 
     model: DistillModel
     batches: Batches
-    steps: list[Interval]
     config: DistillConfig
-    patch: int = 2
     step: int = 0
     seconds: float = 0.0
     world: World = field(default_factory=World)
@@ -60,8 +54,9 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         module = self.model.module
         self.device = next(module.parameters()).device
-        self.process = getattr(self.model, "process", PROCESS)
+        self.process = self.model.process
         self.head = discriminator_head(self.model.width).to(self.device)
+        self.objective = Objective(self.model, self.head, self.batches, self.config, self.extra)
         self.student = adapter_parameters(module, "student")
         self.fake = [*adapter_parameters(module, "fake"), *self.head.parameters()]
         self.optimiser = self._adamw(self.student, self.config.lr)
@@ -73,10 +68,6 @@ class Trainer:
         fused = self.device.type in ("cpu", "cuda")  # needs no copies of all parameters
         return torch.optim.AdamW(parameters, lr=lr, fused=fused)
 
-    @property
-    def needs_fake(self) -> bool:
-        return self.config.dmd > 0 or self.config.gan > 0
-
     def train_step(self, factor: float) -> None:
         """The next step, at `factor` times the student's rate.
 
@@ -87,7 +78,7 @@ class Trainer:
 
     def student_step(self, rng: random.Random) -> None:
         """One step of the student, after the fake score's own steps."""
-        count = self.config.fake_steps if self.needs_fake else 0
+        count = self.config.fake_steps if self.objective.needs_fake else 0
         seeds = [rng.getrandbits(62) for _ in range(count + 1)]
         for seed in seeds[self.fake_done : -1]:
             self._fake_step(Draws(seed, self.world))
@@ -98,10 +89,9 @@ class Trainer:
                 self.between()
                 with self.autocast():
                     real, x0, text = self._generate(self._steps(draws.rng), draws)
-                # Each part's graph ends at x0 and is freed before the next one is made: at most
-                # one of them is there beside the student's own.
+                # At most one part's graph is there beside the student's own.
                 seen = x0.detach().requires_grad_()
-                for part in (self._score_losses, self._patch_losses):
+                for part in self.objective.parts:
                     with self.autocast():
                         losses = part(real, seen, text, draws)
                     self._backward(losses, sums)
@@ -119,8 +109,7 @@ class Trainer:
 
     def _steps(self, rng: random.Random) -> list[Interval]:
         """The beginning of the schedule up to the step that is trained now."""
-        choose = getattr(self.batches, "steps", None)
-        steps = self.steps if choose is None else choose(rng)
+        steps = self.batches.steps(rng)
         return steps[: 1 + rng.randrange(len(steps))]
 
     def _clip(self, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> None:
@@ -163,17 +152,14 @@ class Trainer:
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach() * share
 
-    def _generate(
-        self, steps: list[Interval], draws: Draws
-    ) -> tuple[Tensor, Tensor, Conditioning]:
+    def _generate(self, steps: list[Interval], draws: Draws) -> tuple[Tensor, Tensor, Conditioning]:
         """Real latents of the last of `steps`, the student's prediction for them, their text."""
         interval, share, rng = steps[-1], self.config.backward_simulation, draws.rng
         height, width = interval.size
-        count = max(2, self.config.batch_tokens * self.patch**2 // (height * width))
-        total, extra = count * self.world.size, {}
-        if self.world.size > 1:
-            extra["part"] = self.world.part(total)
-        real, previous, text = self.batches.draw(interval, total, rng, **extra)
+        count = max(2, self.config.batch_tokens * PATCH**2 // (height * width))
+        total = count * self.world.size
+        part = self.world.part(total)
+        real, previous, text = self.batches.draw(interval, total, rng, part)
         with adapter(self.model.module, "student"):
             if share and rng.random() < share and len(steps) > 1:
                 with torch.no_grad():
@@ -202,79 +188,6 @@ class Trainer:
     def _noise(self, shape: Sequence[int], draws: Draws) -> Tensor:
         return sent(draws.noise(shape), self.device)
 
-    def level(self, t: Tensor) -> Tensor:
-        """The process's noise level for times 0..1, on the training's device."""
-        t = sent(t, self.device)
-        return self.model.level(t) if hasattr(self.model, "level") else t
-
-    def _renoise(self, low_high: tuple[float, float], draws: Draws, *latents: Tensor):
-        """The latents at one common random level with common noise, and that level."""
-        (low, high), grid = low_high, None
-        if self.config.levels == "grid" and not isinstance(self.process, VarianceExploding):
-            grid = torch.tensor([level for level in GRID if low <= level <= high])
-        sigma = self.level(draws.levels(len(latents[0]), grid, low, high))
-        noise = self._noise(latents[0].shape, draws)
-        level = sigma.view(-1, *[1] * (noise.ndim - 1))
-        return sigma, [self.process.add_noise(x, noise, level) for x in latents]
-
-    def _score_losses(
-        self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
-    ) -> dict[str, Tensor]:
-        """What the teacher, the fake score and its head say of x0."""
-        c, losses = self.config, {}
-        if not self.needs_fake:
-            return losses
-        sigma, (noisy,) = self._renoise(c.dmd_sigma, draws, x0)
-        real_x0 = self._guided(noisy, sigma, text) if c.dmd else None
-        fake_x0, tokens = self._fake_score(noisy, sigma, text)
-        if c.dmd:
-            losses["dmd"] = c.dmd * dmd_loss(x0, real_x0, fake_x0)
-        if c.gan:
-            losses["gan"] = c.gan * gan_student_loss(self.head(tokens.float().mean(1)))
-        return losses
-
-    @torch.no_grad()
-    def _guided(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """The teacher's x0, with classifier-free guidance where it is asked for."""
-        scale = self.config.guidance
-        with adapter(self.model.module, None):
-            guided = self.model.predict(noisy, sigma, text)
-            if scale == 1.0:
-                return guided
-            empty = (*self.batches.unconditional(len(noisy)), *text[2:])
-            plain = self.model.predict(noisy, sigma, empty)
-        return plain + scale * (guided - plain)
-
-    def _patch_losses(
-        self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
-    ) -> dict[str, Tensor]:
-        """How x0 differs from the real latents, in the middle block's tokens and by itself."""
-        c, losses = self.config, {}
-        if c.mmd:
-            sigma, (noisy_real, noisy) = self._renoise(c.mmd_sigma, draws, real, x0)
-            with adapter(self.model.module, "fake" if self.needs_fake else None):
-                with torch.no_grad():
-                    wanted = self.model.features(noisy_real, sigma, text)
-                tokens = self.model.features(noisy, sigma, text)
-            losses["mmd"] = c.mmd * mmd_loss(wanted, tokens, c.kernel, c.mmd_per_batch)
-        if c.regression:
-            losses["regression"] = c.regression * (x0.float() - real.float()).square().mean()
-        if self.extra is not None:
-            losses |= self.extra(x0, text, draws.generator)
-        return losses
-
-    def _fake_score(
-        self, noisy: Tensor, sigma: Tensor, text: Conditioning
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The fake score's x0, without gradient, and its middle tokens, with it; what is needed."""
-        model, c = self.model, self.config
-        with adapter(model.module, "fake"):
-            if c.gan and c.dmd and hasattr(model, "score_with_features"):
-                return model.score_with_features(noisy, sigma, text)
-            with torch.no_grad():
-                fake = model.predict(noisy, sigma, text) if c.dmd else None
-            return fake, model.features(noisy, sigma, text) if c.gan else None
-
     def _fake_step(self, draws: Draws) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
         sums: dict[str, Tensor] = {}
@@ -282,13 +195,13 @@ class Trainer:
             self.between()
             with torch.no_grad(), self.autocast():
                 real, x0, text = self._generate(self._steps(draws.rng), draws)
-            sigma, (noisy, noisy_real) = self._renoise((0.0, 1.0), draws, x0, real)
+            sigma, (noisy, noisy_real) = self.objective.renoise((0.0, 1.0), draws, x0, real)
             with self.autocast():
-                losses = self._fake_losses(x0, noisy, sigma, text)
+                losses = self.objective.fake(x0, noisy, sigma, text)
             self._backward(losses, sums)
             if self.config.gan:
                 with self.autocast():
-                    loss = self._real_loss(noisy_real, sigma, text)
+                    loss = self.objective.real(noisy_real, sigma, text)
                 self._backward({"head": loss}, sums)
         noted = {"fake": sum(sums.values())}
         if self.config.gan:
@@ -296,76 +209,11 @@ class Trainer:
         self._clip(self.fake, noted)
         self._take(self.optimiser_fake)
 
-    def _fake_losses(
-        self, x0: Tensor, noisy: Tensor, sigma: Tensor, text: Conditioning
-    ) -> dict[str, Tensor]:
-        """The diffusion loss, and the head's on the same pass."""
-        with adapter(self.model.module, "fake"):
-            predicted, tokens = self.model.predict_with_features(noisy, sigma, text)
-        error = predicted.float() - x0.float()
-        if isinstance(self.process, VarianceExploding):  # in units of the noise
-            error = error / sigma.view(-1, *[1] * (error.ndim - 1)).clamp(min=1e-2)
-        losses = {"fake": error.square().mean()}
-        if self.config.gan:
-            logits = self.head(tokens.float().mean(1))
-            losses["head"] = self.config.gan_head * gan_head_loss(logits, real=False)
-        return losses
-
-    def _real_loss(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """The head's loss on real latents."""
-        with adapter(self.model.module, "fake"):
-            tokens = self.model.features(noisy, sigma, text)
-        logits = self.head(tokens.float().mean(1))
-        return self.config.gan_head * gan_head_loss(logits, real=True)
-
     def means(self) -> dict[str, float]:
         """Mean of each loss since the last call, to six digits."""
         means = {name: float(f"{sum(v) / len(v):.6g}") for name, v in self._sums.items()}
         self._sums.clear()
         return means
-
-    def run(
-        self,
-        checkpoint: Path,
-        *,
-        minutes: float = math.inf,
-        steps: int | None = None,
-        decay: float = 0.3,
-        log_every: int = 25,
-        save_seconds: float = 240,
-        on_save: Callable[["Trainer"], None] | None = None,
-    ) -> None:
-        """Trains for `minutes` of wall time or `steps` in all, whichever ends first.
-
-        It goes on from `checkpoint` if there is one; over the last share `decay` the student's rate
-        falls. SIGINT and SIGTERM end it after the batch that runs, and it saves.
-        """
-        self.resume(checkpoint)
-        start = time.monotonic() - self.seconds
-        last_save = time.monotonic()
-
-        def save() -> None:
-            self.seconds = time.monotonic() - start
-            self.save(checkpoint)
-            if on_save is not None:
-                on_save(self)
-
-        def progress(elapsed: float) -> float:
-            return max(elapsed / (60 * minutes), self.step / steps if steps else 0.0)
-
-        with stoppable() as stopped, suppress(Stopped):
-            self.between = lambda: stop_if(stopped())
-            while (done := progress(time.monotonic() - start)) < 1:
-                left = max(0.02, (1 - done) / decay)
-                factor = min(1.0, (self.step + 1) / self.config.warmup, left)
-                self.train_step(factor)
-                if self.step % log_every == 0:
-                    elapsed = time.monotonic() - start
-                    log.info("step %d %.1f min %s", self.step, elapsed / 60, self.means())
-                if time.monotonic() - last_save > save_seconds:
-                    save()
-                    last_save = time.monotonic()
-        save()
 
     def save(self, path: Path, **more: Any) -> None:
         """Writes what `resume` needs.

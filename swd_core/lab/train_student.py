@@ -6,16 +6,20 @@ import logging
 import math
 import random
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..distill import loop
 from ..distill.adapters import add_adapters, switched_layers
 from ..distill.interface import Conditioning, DistillConfig
 from ..distill.mmdit import TARGETS, MMDiTModel, published_layers
 from ..distill.scalewise import Interval, intervals
+from ..distill.stopping import stop_if, stoppable
 from ..distill.trainer import Trainer
 from ..emoji.autoencoder import Autoencoder
 from ..emoji.model import MMDiT
@@ -37,6 +41,8 @@ from .emoji_latents import PromptSampler, load_latents, prepare_latents
 
 log = logging.getLogger(__name__)
 RANK = 64
+LOG_EVERY, SAVE_SECONDS = 25, 240
+DECAY = 0.3  # last share of a training, over which the rate falls
 LATENTS = "latents.safetensors"
 # What the trainer's settings are called on the command line, where they are fractions.
 FRACTIONS = ("mmd", "dmd", "gan", "regression", "backward-simulation", "lr", "lr-fake", "guidance",
@@ -61,10 +67,14 @@ class EmojiBatches:
     latents: dict[int, Tensor]
     prompts: PromptSampler
     text: EmojiTextEncoder
+    schedule: list[Interval]
 
-    def draw(self, interval: Interval, count: int, rng: random.Random):
+    def steps(self, rng: random.Random) -> list[Interval]:
+        return self.schedule
+
+    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice):
         chosen = torch.tensor(
-            [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)]
+            [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)][part]
         )
         previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
         text = (*self._encode(chosen, rng), chosen)
@@ -107,6 +117,52 @@ def begin_run(run: Path, assets: Path) -> None:
         prepare_latents(assets, EmojiStudent.load(run, lora=None).vae, run / LATENTS)
 
 
+def train_for(
+    trainer: Trainer,
+    checkpoint: Path,
+    save: Callable[[], object],
+    minutes: float = math.inf,
+    steps: int | None = None,
+) -> None:
+    """Trains for `minutes` of wall time or `steps` in all, whichever ends first.
+
+    It goes on from `checkpoint` if there is one. SIGINT and SIGTERM end it after the batch that
+    runs; that is saved, too.
+
+    Args:
+        save: called after each checkpoint.
+    """
+    trainer.resume(checkpoint)
+    start = time.monotonic() - trainer.seconds
+    last = time.monotonic()
+
+    def progress() -> float:
+        elapsed = time.monotonic() - start
+        return max(elapsed / (60 * minutes), trainer.step / steps if steps else 0.0)
+
+    def report(step: int) -> None:
+        if step % LOG_EVERY == 0:
+            elapsed = time.monotonic() - start
+            log.info("step %d %.1f min %s", step, elapsed / 60, trainer.means())
+
+    def save_all() -> None:
+        nonlocal last
+        last, trainer.seconds = time.monotonic(), time.monotonic() - start
+        trainer.save(checkpoint)
+        save()
+
+    with stoppable() as stopped:
+        loop.train(
+            trainer,
+            progress,
+            DECAY,
+            each=report,
+            due=lambda _: time.monotonic() - last > SAVE_SECONDS,
+            save=save_all,
+            between=lambda: stop_if(stopped()),
+        )
+
+
 def train(
     run: Path,
     student: str,
@@ -136,8 +192,8 @@ def train(
     add_adapters(module, TARGETS, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
-    batches = EmojiBatches(load_latents(run / LATENTS), PromptSampler(tokenizer), text)
-    schedule_steps = intervals([(s, s) for s in sides], sigmas)
+    steps_of = intervals([(s, s) for s in sides], sigmas)
+    batches = EmojiBatches(load_latents(run / LATENTS), PromptSampler(tokenizer), text, steps_of)
     preset = presets()["emoji-4"].schedule
     schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
     if schedule.scales == preset.scales and schedule.sigmas == preset.sigmas:
@@ -148,9 +204,9 @@ def train(
             {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
         )
         extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail)
-    trainer = Trainer(MMDiTModel(module), batches, schedule_steps, config, extra=extra)
+    trainer = Trainer(MMDiTModel(module), batches, config, extra=extra)
 
-    def write(trainer: Trainer) -> None:
+    def write() -> None:
         header = {
             **schedule_header(schedule),
             "swd_step": str(trainer.step),
@@ -161,7 +217,7 @@ def train(
             run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header
         )
 
-    trainer.run(run / f"{name}.pt", minutes=minutes, steps=steps, on_save=write)
+    train_for(trainer, run / f"{name}.pt", write, minutes, steps)
     return trainer.step
 
 

@@ -60,6 +60,9 @@ class RandomBatches:
             torch.tensor([[64.0, 128.0]]).repeat(count, 1),
         )
 
+    def steps(self, rng: random.Random) -> list[Interval]:
+        return steps(self.family)
+
     def draw(self, interval: Interval, count: int, rng: random.Random, part=slice(None)):
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
         channels = CHANNELS[self.family]
@@ -80,7 +83,7 @@ def steps(family: str) -> list[Interval]:
 
 def trainer_of(model: DistillModel, family: str) -> Trainer:
     config = DistillConfig(batch_tokens=16, fake_steps=1, warmup=1, lr=2e-3)
-    return Trainer(model, RandomBatches(family), steps(family), config)
+    return Trainer(model, RandomBatches(family), config)
 
 
 def assert_trains_alike(one: Trainer, other: Trainer, count: int, atol: float) -> None:

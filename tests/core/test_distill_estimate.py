@@ -26,7 +26,10 @@ STEPS = intervals([(48, 48), (64, 64)], (1.0, 0.6))  # more tokens than FEW: the
 
 
 class Batches:
-    def draw(self, interval: Interval, count: int, rng: random.Random):
+    def steps(self, rng: random.Random) -> list[Interval]:
+        return STEPS[-1:]
+
+    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice):
         previous = torch.randn(count, 16, *interval.previous) if interval.previous else None
         return torch.randn(count, 16, *interval.size), previous, self.unconditional(count)
 
@@ -62,7 +65,7 @@ def test_the_estimate_is_what_a_step_takes(checkpointing, accumulate, dtype):
 
     real = torch.nn.Module.to(diffusers.SD3Transformer2DModel(**SHAPE), dtype)
     weights = sum(t.numel() for t in (*real.parameters(), *real.buffers())) * dtype.itemsize
-    trainer = Trainer(SD3Model(real, **options), Batches(), STEPS[-1:], config)
+    trainer = Trainer(SD3Model(real, **options), Batches(), config)
     assert found.working == pytest.approx(measured(trainer), rel=0.1)
     assert found.weights == weights
     trained = 4 * sum(p.numel() for p in (*trainer.student, *trainer.fake))

@@ -16,6 +16,7 @@ from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.memory import MemoryData
 from swd_core.distill.prepare import prepare
 from swd_core.distill.teachers import EmojiEncoder
+from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
 from swd_core.schedule import ScaleSchedule
 
@@ -113,15 +114,14 @@ def test_students_of_other_names_are_kept(place, name):
 
 def test_a_student_that_came_meanwhile_is_kept(place, monkeypatch):
     folder, before = place / "meanwhile" / "swd_lora", {}
-    plain = session.training
+    plain = Trainer.train_step
 
-    def training(trainer, config):
-        for step in plain(trainer, config):
-            if step == 1:
-                before.update(downloaded(folder))
-            yield step
+    def train_step(trainer, factor):
+        plain(trainer, factor)
+        if trainer.step == 1:
+            before.update(downloaded(folder))
 
-    monkeypatch.setattr(session, "training", training)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     with pytest.raises(ValueError, match="nothing of it is overwritten"):
         runs.train(place, "meanwhile", steps=2)
     assert content(folder) == before

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from swd_core.distill import session
+from swd_core.distill import loop, session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.evaluation import grid, measures, student_latents
@@ -198,10 +198,21 @@ def test_the_loop_alone_leaves_signals_to_others(place):
     settings = runs.settings_of(place, steps=2)
     trainer, before = session.build_trainer(settings, World()), signal.getsignal(signal.SIGINT)
     done = []
-    for step in session.training(trainer, settings.train):
+
+    def each(step):
         assert signal.getsignal(signal.SIGINT) is before
         done.append((step, trainer.step, trainer.optimiser.param_groups[0]["lr"]))
-    assert done == [(1, 1, 0.5e-3), (2, 2, 1e-3)]
+
+    loop.train(
+        trainer,
+        lambda: trainer.step / 2,
+        settings.train.decay,
+        each=each,
+        due=lambda step: step == 1,
+        save=lambda: done.append("saved"),
+        between=lambda: None,
+    )
+    assert done == [(1, 1, 0.5e-3), "saved", (2, 2, 1e-3), "saved"]
 
 
 def test_resuming_fills_the_trainers_own_tensors(place, straight):

@@ -22,6 +22,7 @@ from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
 from swd_core.distill.interface import Shown  # noqa: E402
 from swd_core.distill.trainer import DistillConfig, Trainer  # noqa: E402
 from swd_core.distill.world import World  # noqa: E402
+from swd_core.lab.train_student import train_for  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "distill_models", Path(__file__).with_name("distill_models.py")
@@ -37,7 +38,7 @@ def trainer_for(family: str, base: torch.dtype = torch.float32, **options) -> Tr
     config = DistillConfig(
         **{"batch_tokens": 16, "fake_steps": 1, "warmup": 1, "lr": 2e-3, **options}
     )
-    return Trainer(wrapped, models.RandomBatches(family), models.steps(family), config)
+    return Trainer(wrapped, models.RandomBatches(family), config)
 
 
 LOSSES = {
@@ -118,7 +119,7 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     draws, total = Draws(random.Random(1).getrandbits(62)), 0.0
     for _ in range(2):
         real, x0, text = other._generate(other._steps(draws.rng), draws)
-        for part in (other._score_losses, other._patch_losses):
+        for part in other.objective.parts:
             total += sum(part(real, x0, text, draws).values()) / 2
     expected = torch.autograd.grad(total, other.student, materialize_grads=True)
     torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
@@ -133,9 +134,9 @@ def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family)
     for _ in range(2):
         with torch.no_grad():
             real, x0, text = other._generate(other._steps(draws.rng), draws)
-        sigma, (noisy, noisy_real) = other._renoise((0.0, 1.0), draws, x0, real)
-        total += sum(other._fake_losses(x0, noisy, sigma, text).values()) / 2
-        total += other._real_loss(noisy_real, sigma, text) / 2
+        sigma, (noisy, noisy_real) = other.objective.renoise((0.0, 1.0), draws, x0, real)
+        total += sum(other.objective.fake(x0, noisy, sigma, text).values()) / 2
+        total += other.objective.real(noisy_real, sigma, text) / 2
     expected = torch.autograd.grad(total, other.fake, materialize_grads=True)
     torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
 
@@ -185,7 +186,7 @@ def test_a_stopped_training_is_saved_and_goes_on(stop, tmp_path):
 
     trainer.batches.draw = draw_and_stop
     path = tmp_path / "student.pt"
-    trainer.run(path, minutes=60, on_save=lambda t: written.append(t.step))
+    train_for(trainer, path, lambda: written.append(trainer.step), minutes=60)
     assert len(drawn) == 5, "no other batch is begun"
     assert trainer.step == 2 and written == [2]
     again = trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2)
@@ -224,9 +225,7 @@ def test_losses_are_the_means_over_all_batches_of_a_step():
     draws, values = Draws(random.Random(5).getrandbits(62)), []
     for _ in range(3):
         real, x0, text = single._generate(single._steps(draws.rng), draws)
-        parts = (
-            part(real, x0, text, draws) for part in (single._score_losses, single._patch_losses)
-        )
+        parts = (part(real, x0, text, draws) for part in single.objective.parts)
         values.append({name: v.item() for part in parts for name, v in part.items()})
     expected = {name: sum(v[name] for v in values) / 3 for name in values[0]}
     assert trainer.means() == pytest.approx(expected, rel=1e-5)

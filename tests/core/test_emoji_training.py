@@ -20,7 +20,7 @@ from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, E
 from swd_core.lab import ablation
 from swd_core.lab.detail import PictureDetail, detail_loss, laplacian
 from swd_core.lab.pictures import shrunk
-from swd_core.lab.train_student import RANK, EmojiBatches, begin_from
+from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train_for
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,10 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     text = student.encode(["cat", "dog", "red apple"])
 
     class Batches:
-        def draw(self, interval, count, rng):
+        def steps(self, rng):
+            return intervals([(16, 16), (20, 20)], (1.0, 0.7))
+
+        def draw(self, interval, count, rng, part):
             chosen = torch.tensor([rng.randrange(3) for _ in range(count)])
             previous = latents[interval.previous[0]][chosen] if interval.previous else None
             conditioning = (text.context[chosen].clone(), text.pooled[chosen].clone(), chosen)
@@ -94,8 +97,7 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     config = DistillConfig(mmd=0.0, dmd=0.0, gan=0.0, batch_tokens=128, warmup=1)
     sizes = {side: shrunk(pictures, side) for side in (128, 160)}
     extra = PictureDetail(vae.requires_grad_(False), sizes, weight=1.0)
-    steps = intervals([(16, 16), (20, 20)], (1.0, 0.7))
-    trainer = Trainer(MMDiTModel(module), Batches(), steps, config, extra=extra)
+    trainer = Trainer(MMDiTModel(module), Batches(), config, extra=extra)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     trainer.student_step(random.Random(0))
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
@@ -109,7 +111,10 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
     text = EmojiStudent.load(lora=None).encode(["cat", "dog"])
 
     class Batches:
-        def draw(self, interval, count, rng):
+        def steps(self, rng):
+            return intervals([(16, 16)], (1.0,))
+
+        def draw(self, interval, count, rng, part):
             chosen = torch.tensor([rng.randrange(2) for _ in range(count)])
             return (
                 latents[chosen],
@@ -119,8 +124,8 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
 
     config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=128)
     for wanted in (2, 3):
-        trainer = Trainer(MMDiTModel(module), Batches(), intervals([(16, 16)], (1.0,)), config)
-        trainer.run(tmp_path / "run.pt", steps=wanted)
+        trainer = Trainer(MMDiTModel(module), Batches(), config)
+        train_for(trainer, tmp_path / "run.pt", lambda: None, steps=wanted)
         assert trainer.step == wanted
 
 
