@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .schedule import one_line
+
 PAPER, INK, FAINT = "#1e2227", "#f2f2f2", "#a8b0ba"
 LEAST, MOST = 128, 384  # the longer side of a picture on a sheet, in pixels
 WIDE = 2048  # a sheet's width, beyond which its pictures get smaller, though not below LEAST
@@ -74,6 +76,7 @@ def contact_sheet(
         sheet.paste(small, (x + (cell[0] - size[0]) // 2, y + GAP // 2))
         middle, top = x + cell[0] / 2, y + GAP // 2 + size[1] + 2
         draw.text((middle, top), str(k + 1), INK, ImageFont.load_default(22), "mt")
-        font = _fitting(draw, label, cell[0] - 4, 13, 7)
-        draw.text((middle, top + 23), label, FAINT, font, "mt")
+        line = one_line(label)
+        font = _fitting(draw, line, cell[0] - 4, 13, 7)
+        draw.text((middle, top + 23), line, FAINT, font, "mt")
     return Sheet(sheet, columns, rows, count)

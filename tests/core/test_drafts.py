@@ -329,3 +329,11 @@ def test_bad_picks_leave_the_drafts_alone(main, tmp_path, pick):
     code, _, err = main("finish", "--pick", pick)
     assert code == 2 and len(err.splitlines()) == 1 and "pick" in err
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "\ud800 half", "\0", "", " \t ", "x" * 5000])
+@pytest.mark.parametrize("size", [(1, 1), (8192, 8), (8, 8192)], ids=str)
+def test_a_sheet_is_made_of_any_picture_and_label(label, size):
+    """Captions of prepared pictures come from files; the shown sheet must not stop a training."""
+    sheet = contact_sheet([Image.new("RGB", size, "red")] * 3, [label] * 3)
+    assert sheet.picture.width <= 2048 and sheet.count == 3
