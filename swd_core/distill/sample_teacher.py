@@ -48,7 +48,8 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
         how many were made now.
 
     Raises:
-        ValueError: if pictures that are there were made with other settings.
+        ValueError: if pictures that are there were made with other settings, or would be written
+            over and are not the teacher's.
     """
     t, folder = settings.teacher, Path(settings.data.source)
     prompts = read_prompts(Path(t.prompts))
@@ -57,6 +58,7 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
     waiting = [i for i in range(len(jobs)) if not _is_done(folder, i, jobs[i])]
     made_with = _made_with(settings)
     _check_kept(folder, set(range(len(jobs))) - set(waiting), made_with)
+    _check_replaced(folder, waiting)
     make = _emoji_teacher if settings.family.embedded else _diffusers_teacher
     done = len(jobs) - len(waiting)
     on_picture(done, len(jobs))
@@ -86,11 +88,7 @@ def _check_kept(folder: Path, kept: Iterable[int], wanted: dict[str, Any]) -> No
     """Raises ValueError if a picture says that it was made with other settings than these."""
     others: dict[str, int] = {}
     for number in kept:
-        try:
-            with Image.open(folder / f"{number:06}.png") as image:
-                before = parse_json(image.info.get(RECORD, "{}"), RECORD)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # one of the user's own, or broken: `prepare` says so
+        before = _record(folder / f"{number:06}.png")
         if isinstance(before, dict):
             for name in before.keys() & wanted.keys():
                 if before[name] != wanted[name]:
@@ -101,6 +99,26 @@ def _check_kept(folder: Path, kept: Iterable[int], wanted: dict[str, Any]) -> No
             f"{max(others.values())} pictures in {folder} were made with other settings "
             f"({'; '.join(sorted(others))}). Name another folder in [data] source, or delete them."
         )
+
+
+def _record(picture: Path) -> Any:
+    """What a picture was made with; None for one of the user's own, or a broken one."""
+    try:
+        with Image.open(picture) as image:
+            return parse_json(image.info[RECORD], RECORD)
+    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError):
+        return None
+
+
+def _check_replaced(folder: Path, numbers: Iterable[int]) -> None:
+    """Raises ValueError if one of these pictures or captions is there and not the teacher's."""
+    for picture in (folder / f"{number:06}.png" for number in numbers):
+        there = [path for path in (picture, picture.with_suffix(".txt")) if path.exists()]
+        if there and _record(picture) is None:
+            raise ValueError(
+                f"{there[0]} is not of this teacher, and nothing is written over it. Name another "
+                "folder in [data] source."
+            )
 
 
 @torch.inference_mode()

@@ -139,7 +139,8 @@ class Trainer:
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
                 raise FloatingPointError(
                     f"The loss or its gradient is not finite at step {self.step} ({shown}). The "
-                    "last checkpoint is whole: resume from it with a lower rate."
+                    "last checkpoint is whole: go on from it with a lower rate (distill --resume "
+                    "--changed), or train anew under another name."
                 )
             for name, value in values.items():
                 self._sums.setdefault(name, []).append(value)

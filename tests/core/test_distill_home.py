@@ -15,6 +15,7 @@ from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.memory import MemoryData
 from swd_core.distill.prepare import prepare
+from swd_core.distill.sample_teacher import sample_teacher
 from swd_core.distill.teachers import EmojiEncoder
 from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
@@ -193,6 +194,34 @@ def test_a_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt.*can't be read"):
         load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("theirs", ["000001.png", "000001.jpg"])
+def test_the_teacher_writes_over_no_picture_or_caption_of_the_users(
+    tmp_path, random_weights, theirs
+):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / theirs)
+    (folder / "000001.txt").write_text("my holiday")
+    before = content(folder)
+    (tmp_path / "prompts.txt").write_text("red apple\nhappy dog\n")
+    settings = runs.parse_settings(
+        {
+            "model": {"family": "emoji", "base": str(random_weights), "device": "cpu"},
+            "data": {"source": str(folder), "size": 64},
+            "teacher": {"prompts": str(tmp_path / "prompts.txt"), "steps": 1},
+        }
+    )
+    with pytest.raises(ValueError, match=r"000001\.\w+ is not of this teacher.*another folder"):
+        sample_teacher(settings, lambda *_: None)
+    assert content(folder) == before
+    for path in folder.iterdir():
+        path.unlink()
+    assert sample_teacher(settings, lambda *_: None) == 2
+    (tmp_path / "prompts.txt").write_text("red apple\nrocket\n")
+    assert sample_teacher(settings, lambda *_: None) == 1, "its own may be made anew"
+    assert (folder / "000001.txt").read_text() == "rocket"
 
 
 def memory(latents: torch.Tensor, caption: str = "a", width: int = 8) -> MemoryData:
