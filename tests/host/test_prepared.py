@@ -114,7 +114,7 @@ def test_data_of_another_family_or_width_is_refused(pack, prepared, offered, tmp
     index = tmp_path / offered / "prepared.json"
     right = index.read_text()
     index.write_text(right.replace('"emoji"', '"flux"'))
-    with pytest.raises(ValueError, match="prepared for flux, this model is sd3"):
+    with pytest.raises(ValueError, match="prepared for flux, this model is emoji"):
         run.check_data(model, type(data)(tmp_path / offered))
     index.write_text(right)
     made = pack["SwDDistillData"].execute(
