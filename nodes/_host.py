@@ -36,6 +36,8 @@ CATEGORY = "SwD"
 UNTOLD_PIXELS = {
     "SC_Prior": 42, "SC_B": 4, "LTXV": 32, "Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1,
 }  # fmt: skip
+# "control after generate" at its value for new nodes; older hosts can only say that it is there.
+FIXED = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
 ITS_SCHEDULE = "swd_schedule"  # a MODEL's attachment
 
 

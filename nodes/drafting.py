@@ -226,4 +226,5 @@ def show(drafts: Drafts, images: Tensor, cls: Any) -> tuple[Tensor, dict[str, An
     sheet = contact_sheet(pictures, drafts.labels())
     image = torch.from_numpy(np.asarray(sheet.picture).astype(np.float32) / 255)[None]
     cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
+    cells |= {"sheet": drafts.sheet, "seed": drafts.images[0].seed}
     return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

@@ -9,7 +9,7 @@ from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS, ScaleSchedule
 from . import drafting
-from ._host import CATEGORY, Schedule, io, supported
+from ._host import CATEGORY, FIXED, Schedule, io, supported
 from .drafting import KEY, Sampling
 from .finished import LATELY
 from .sampler import METHOD_TIP, NEGATIVE_TIP
@@ -41,7 +41,7 @@ class SwDDrafts(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MAX_SEED,
-                    control_after_generate=True,
+                    control_after_generate=FIXED,
                     tooltip="Of all drafts of the sheet. Fix it while you pick: another seed, "
                     "other drafts.",
                 ),
@@ -129,7 +129,8 @@ class SwDFinishDrafts(io.ComfyNode):
                     "pick",
                     default="",
                     tooltip="Numbers of the contact sheet: 3, or 1,4-6, or all. Empty: none. "
-                    "Click them on the sheet instead of typing.",
+                    "Click them on the sheet instead of typing; what is clicked names its sheet "
+                    "after @, and on another one nothing is finished.",
                 ),
                 io.Int.Input(
                     "detail_seed",
@@ -198,7 +199,7 @@ class SwDFinishDrafts(io.ComfyNode):
         negative: Any = None,
     ) -> io.NodeOutput:
         known = drafting.from_latent(drafts)
-        positions = parse_picks(pick, len(known.images))
+        positions = parse_picks(pick, known)
         if not positions:
             return io.NodeOutput(ExecutionBlocker(None), [ExecutionBlocker(None)])
         check_count(len(positions) * variations, "The number of picks times variations")

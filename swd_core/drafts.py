@@ -1,5 +1,6 @@
 """Drafts: runs stopped after a scale, to be chosen from, kept in a file and gone on with."""
 
+import hashlib
 import json
 import math
 import re
@@ -96,6 +97,14 @@ class Drafts:
     def noise(self) -> DraftNoise:
         return DraftNoise(self.images)
 
+    @property
+    def sheet(self) -> str:
+        """What tells this sheet from all others: eight digits of its latents and their noise."""
+        digest = hashlib.blake2b(repr(self.images).encode(), digest_size=4)
+        for x0 in self.scales[-1:]:
+            digest.update(x0.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def labels(self) -> list[str]:
         """A line for each image: its seed, and its place in that seed's run unless that is the
         number it has here."""
@@ -171,15 +180,25 @@ def join(parts: Sequence[Drafts]) -> Drafts:
     return replace(first, images=images, scales=scales, samples=samples)
 
 
-def parse_picks(text: str, count: int) -> tuple[int, ...]:
+def parse_picks(text: str, drafts: Drafts) -> tuple[int, ...]:
     """Positions, counted from 0, of "3", "1,4-6" or "all"; "" is none of them.
 
-    A draft named twice counts once, where it was named first.
+    A draft named twice counts once, where it was named first. "3 @1f0c22ab" is of that sheet only:
+    so a click is written down, which means a picture, not a number.
 
     Raises:
-        ValueError: names the part that is no number, backwards or not among 1..count.
+        ValueError: names the part that is no number, backwards or not among the drafts, or says
+            that the sheet is another one.
     """
-    plain = re.sub(r"\s*[-–—]\s*", "-", text.strip().lower())
+    numbers, at, sheet = text.lower().partition("@")
+    count = len(drafts.images)
+    plain = re.sub(r"\s*[-–—]\s*", "-", numbers.strip())
+    if plain and at and sheet.strip() != drafts.sheet:
+        raise ValueError(
+            f"pick: {numbers.strip()[:30]} was chosen on another sheet (@{sheet.strip()[:8]}) than "
+            f"this one (@{drafts.sheet}): its seed, prompt or model has changed since. Click the "
+            "drafts you like on the sheet shown now, or set back what was changed."
+        )
     if plain == "all":
         return tuple(range(count))
     found: dict[int, None] = {}

@@ -139,7 +139,7 @@ def run_finish(a: argparse.Namespace) -> None:
         file = Path(a.file) if a.file else latest(Path())
         drafts = load_drafts(file)
         drafts.check_model("emoji")
-        positions = parse_picks(a.pick, len(drafts.images))
+        positions = parse_picks(a.pick, drafts)
         if not positions:
             raise Refusal("--pick names no draft; give numbers of the sheet: 3 or 1,4-6, or all.")
         if not 0 <= a.detail_seed <= MAX_SEED:

@@ -1,12 +1,32 @@
 """Click to pick, as an artist does it: template, run, click, run again, reload."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BUTTONS = ".swd-sheet button"
 PICK = (
     "() => app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts')"
     ".widgets.find((w) => w.name === 'pick').value"
 )
+
+
+SEED = (
+    "() => { const w = app.graph.nodes.find((n) => n.type === 'SwDDrafts').widgets"
+    ".find((w) => w.name === 'seed'); return [w.value, w.linkedWidgets[0].value]; }"
+)
+SET_SEED = """([seed, control]) => {
+  const node = app.graph.nodes.find((n) => n.type === 'SwDDrafts');
+  const w = node.widgets.find((w) => w.name === 'seed');
+  w.linkedWidgets[0].value = control;
+  w.value = seed;
+  w.callback?.(seed);
+}"""
+
+
+def numbers(page) -> str:
+    """The picks without the sheet they were clicked on."""
+    return page.evaluate(PICK).partition(" @")[0]
 
 
 def node_id(page, kind: str) -> str:
@@ -47,7 +67,7 @@ def test_click_two_run_again_reload(sheet, run, look):
     page.get_by_title("Draft 7", exact=True).click()
     page.get_by_title("Draft 5", exact=True).click()
     page.get_by_title("Draft 7", exact=True).click()
-    assert page.evaluate(PICK) == "2,5" and marked(page) == ["Draft 2", "Draft 5"]
+    assert numbers(page) == "2,5" and marked(page) == ["Draft 2", "Draft 5"]
     entry = run()
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 2
     assert node_id(page, "SwDDrafts") in cached(entry)
@@ -66,9 +86,58 @@ def test_keyboard_and_typing(sheet):
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press(" ")
-    assert page.evaluate(PICK) == "3,4"
+    assert numbers(page) == "3,4"
     page.evaluate(
         "() => { const w = app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts').widgets"
         ".find((w) => w.name === 'pick'); w.value = '1-3, 16'; w.callback(w.value); }"
     )
     assert marked(page) == ["Draft 1", "Draft 2", "Draft 3", "Draft 16"]
+
+
+def picture(host, entry: dict, node: str) -> np.ndarray:
+    [file] = entry["outputs"][node]["images"]
+    path = host.base / "output" / file["subfolder"] / file["filename"]
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_what_was_clicked_is_finished_though_the_seed_rolls(sheet, run, host):
+    """As a graph of an older page has it: the seed is another one after every run."""
+    page = sheet
+    page.evaluate(SET_SEED, [4321, "randomize"])
+    run()
+    page.wait_for_function(f"() => ({SEED})()[0] !== 4321")
+    page.wait_for_timeout(1000)
+    page.get_by_title("Draft 5", exact=True).click()
+    assert page.evaluate(SEED) == [4321, "fixed"], "the sheet's, and it stays"
+    entry = run()
+    clicked = picture(host, entry, node_id(page, "SaveImage"))
+    assert node_id(page, "SwDDrafts") in cached(entry)
+    assert page.evaluate(SEED) == [4321, "fixed"]
+    # The same draft by its number alone, on the sheet of that seed.
+    page.evaluate(
+        "() => { const w = app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts').widgets"
+        ".find((w) => w.name === 'pick'); w.value = '5'; }"
+    )
+    typed = picture(host, run(), node_id(page, "SaveImage"))
+    assert np.array_equal(typed, clicked)
+
+
+def test_another_seed_is_another_sheet_with_nothing_picked(sheet, run):
+    page = sheet
+    page.get_by_title("Draft 3", exact=True).click()
+    assert numbers(page) == "3"
+    page.evaluate(SET_SEED, [777, "fixed"])
+    assert page.evaluate(PICK) == "" and marked(page) == []
+    entry = run()
+    assert node_id(page, "SaveImage") not in entry["outputs"]
+    page.wait_for_timeout(1000)
+    page.get_by_title("Draft 3", exact=True).click()
+    assert numbers(page) == "3" and page.evaluate(SEED) == [777, "fixed"]
+
+
+def test_a_new_node_keeps_its_seed_while_one_picks(page):
+    control = page.evaluate(
+        "() => { const node = LiteGraph.createNode('SwDDrafts'); app.graph.add(node);"
+        " return node.widgets.find((w) => w.name === 'seed').linkedWidgets[0].value; }"
+    )
+    assert control == "fixed"

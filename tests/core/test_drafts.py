@@ -70,7 +70,7 @@ def straight(indices, seeds) -> torch.Tensor:
     ],
 )
 def test_picks(text, numbers):
-    assert [p + 1 for p in parse_picks(text, 8)] == numbers
+    assert [p + 1 for p in parse_picks(text, begin(8))] == numbers
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,30 @@ def test_picks(text, numbers):
 )
 def test_bad_picks(text, says):
     with pytest.raises(ValueError) as error:
-        parse_picks(text, 8)
+        parse_picks(text, begin(8))
     assert says in str(error.value) and len(str(error.value)) < 200
+
+
+def test_what_was_clicked_is_of_its_sheet(tmp_path):
+    """A click is written with the sheet it was made on; any other sheet is refused."""
+    sheet = advance(begin(4), 1)
+    clicked = f"2,4 @{sheet.sheet}"
+    assert parse_picks(clicked, sheet) == (1, 3)
+    assert parse_picks(clicked.upper() + " ", advance(begin(4), 1)) == (1, 3), "run again"
+    save_drafts(sheet, tmp_path / "x.drafts.safetensors")
+    assert parse_picks(clicked, load_drafts(tmp_path / "x.drafts.safetensors")) == (1, 3)
+    others = [
+        advance(begin(4, seed=8), 1), advance(begin(5), 1), advance(begin(4), 2),
+        sheet.choose([1, 0, 2, 3]), sheet.vary(5, 1),
+        replace(sheet, scales=(sheet.scales[0] + 1e-3,)),
+    ]  # fmt: skip
+    for other in others:
+        with pytest.raises(ValueError, match="another sheet.*Click") as error:
+            parse_picks(clicked, other)
+        assert sheet.sheet in str(error.value) and len(str(error.value)) < 300
+        assert parse_picks("2,4", other) == (1, 3), "typed numbers are of any sheet"
+        assert parse_picks(f" @{sheet.sheet}", other) == ()
+    assert len({d.sheet for d in (sheet, *others)}) == 7
 
 
 def test_going_on_is_the_straight_run():

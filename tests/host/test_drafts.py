@@ -528,6 +528,43 @@ def test_through_the_server_from_drafts_to_a_file_on_another_one(server, tmp_pat
     assert np.array_equal(again, fifth)
 
 
+def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
+    """As the page posts it where the seed has rolled on since, and by the API."""
+    prompt = graph_of(server)
+    drafting, finishing = find(prompt, "SwDDrafts"), find(prompt, "SwDFinishDrafts")
+    drafting["seed"] = 5551
+    entry = server.run(prompt)
+    [cells] = entry["outputs"][key_of(prompt, "SwDDrafts")]["swd_sheet"]
+    assert cells["seed"] == 5551
+    finishing["pick"] = f"2,5 @{cells['sheet']}"
+    second, fifth = saved(server, prompt)
+    drafting["seed"] = 5552
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "error" and "another sheet" in json.dumps(entry)
+    assert key_of(prompt, "SaveImage") not in entry["outputs"]
+    drafting["seed"] = 5551
+    again = saved(server, prompt)
+    assert all(np.array_equal(a, b) for a, b in zip(again, (second, fifth), strict=True))
+
+
+def test_a_click_outlives_the_file_and_the_host_s_own_choice_does_not(one, pack):
+    drafts, _, _ = one.drafts(count=4)
+    [cells] = pack["SwDDrafts"].execute(
+        model=one.model, positive=one.cond, schedule=one.schedule, latent_image=one.empty,
+        seed=SEED, count=4, stop_after=1, batch=16, cfg=1.0, upscale_method="bicubic",
+    ).ui["swd_sheet"]  # fmt: skip
+    [file] = pack["SwDSaveDrafts"].execute(drafts=drafts, filename_prefix="x").ui["swd_files"]
+    loaded = (
+        pack["SwDLoadDrafts"].execute(file=f"{file['filename']} [output]", vae=FlatVAE()).args[0]
+    )
+    clicked = f"3 @{cells['sheet']}"
+    expected = one.finish(drafts, clicked)[0]["samples"]
+    assert torch.equal(one.finish(loaded, clicked)[0]["samples"], expected)
+    changed, _, _ = one.drafts(count=4, seed=SEED + 1)
+    with pytest.raises(ValueError, match="another sheet.*Click"):
+        one.finish(changed, clicked)
+
+
 def test_after_an_interrupt(server):
     prompt = graph_of(server)
     find(prompt, "SwDDrafts")["seed"] = 987

@@ -25,26 +25,61 @@ function finishers(node) {
   });
 }
 
-const pickOf = (node) => node.widgets?.find((w) => w.name === "pick");
+const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
+const pickOf = (node) => widgetOf(node, "pick");
 
-// The numbers of "1,4-6" or "all", in the order they are named; what is no number is left out.
-function picked(text, count) {
-  const plain = String(text ?? "").trim().toLowerCase().replace(/\s*[-–—]\s*/g, "-");
+// The numbers of "1,4-6" or "all", in the order they are named; what is no number is left out. A click
+// also writes its sheet, as in "3 @1f0c22ab": on another sheet it marks nothing.
+function picked(text, { count, sheet }) {
+  const [numbers, of] = String(text ?? "").split("@");
+  if (of !== undefined && of.trim() !== sheet) return new Set();
+  const plain = numbers.trim().toLowerCase().replace(/\s*[-–—]\s*/g, "-");
   const parts = (plain === "all" ? `1-${count}` : plain).split(/[\s,;]+/);
-  const numbers = parts.flatMap((part) => {
+  const found = parts.flatMap((part) => {
     const [, first, last = first] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
     const length = first ? Math.min(last, count) - first + 1 : 0;
     return Array.from({ length: Math.max(0, length) }, (_, i) => +first + i);
   });
-  return new Set(numbers);
+  return new Set(found);
 }
 
-function toggle(node, number, count) {
+// What was clicked is what is finished: the seed goes back to the sheet's and stays.
+function fixSeed(node, seed) {
+  if (node?.type === "SwDDrafts") {
+    const widget = widgetOf(node, "seed");
+    keepSeed(widget);
+    // One that is linked, or has more digits than a page can count, is left to the check of the sheet.
+    if (widget && Number.isSafeInteger(seed)) widget.value = seed;
+    return;
+  }
+  const through = PASS_ON.includes(node?.type) ? 0 : node?.inputs?.findIndex((i) => i.name === "drafts");
+  const link = node?.inputs?.[through]?.link;
+  const { origin_id } = node?.graph.links.get?.(link) ?? node?.graph.links[link] ?? {};
+  if (origin_id !== undefined) fixSeed(node.graph.getNodeById(origin_id), seed);
+}
+
+function keepSeed(widget) {
+  const [control] = widget?.linkedWidgets ?? [];
+  if (control) control.value = "fixed";
+}
+
+// Another seed is another sheet, asked for by hand: what was clicked on the one before is done with.
+function dropClicks(node) {
   for (const finisher of finishers(node)) {
     const widget = pickOf(finisher);
-    const numbers = picked(widget.value, count);
+    if (String(widget?.value).includes("@")) widget.value = "";
+    dropClicks(finisher);
+  }
+}
+
+function toggle(node, number, cells) {
+  fixSeed(node, cells.seed);
+  for (const finisher of finishers(node)) {
+    const widget = pickOf(finisher);
+    const numbers = picked(widget.value, cells);
     if (!numbers.delete(number)) numbers.add(number);
-    widget.value = [...numbers].join(",");
+    const sheet = cells.sheet && numbers.size ? ` @${cells.sheet}` : "";
+    widget.value = [...numbers].join(",") + sheet;
     widget.callback?.(widget.value);
   }
   node.graph.setDirtyCanvas(true, true);
@@ -90,6 +125,7 @@ function show(node, output) {
   const [file] = output?.images ?? [];
   if (!cells || !file) return;
   node.swdSheet ??= makeSheet(node);
+  node.swdSeed = cells.seed;
   const { image, grid } = node.swdSheet;
   image.alt = `Contact sheet of ${cells.count} drafts`;
   image.src = api.apiURL(`/view?${new URLSearchParams(file)}`);
@@ -98,13 +134,13 @@ function show(node, output) {
     const button = document.createElement("button");
     button.type = "button";
     button.ariaLabel = button.title = `Draft ${i + 1}`;
-    button.onclick = () => toggle(node, i + 1, cells.count);
+    button.onclick = () => toggle(node, i + 1, cells);
     return button;
   });
   grid.replaceChildren(...buttons);
   sheets.set(node, () => {
     const [first] = finishers(node);
-    const marked = picked(first && pickOf(first)?.value, cells.count);
+    const marked = picked(first && pickOf(first)?.value, cells);
     buttons.forEach((b, i) => b.setAttribute("aria-pressed", marked.has(i + 1)));
   });
   refresh();
@@ -143,12 +179,14 @@ app.registerExtension({
       executed?.apply(this, arguments);
       show(this, output);
     };
-    if (type !== "SwDFinishDrafts") return;
-    const widget = pickOf(node);
+    // A new node's; a saved one then gets its own. Newer hosts begin there by themselves.
+    if (type === "SwDDrafts") keepSeed(widgetOf(node, "seed"));
+    const widget = { SwDDrafts: widgetOf(node, "seed"), SwDFinishDrafts: pickOf(node) }[type];
     const changed = widget?.callback;
     if (widget) {
-      widget.callback = function () {
+      widget.callback = function (value) {
         changed?.apply(this, arguments);
+        if (type === "SwDDrafts" && value !== node.swdSeed) dropClicks(node);
         refresh();
       };
     }
