@@ -129,8 +129,8 @@ class SwDFinishDrafts(io.ComfyNode):
                     "pick",
                     default="",
                     tooltip="Numbers of the contact sheet: 3, or 1,4-6, or all. Empty: none. "
-                    "Click them on the sheet instead of typing; what is clicked names its sheet "
-                    "after @, and on another one nothing is finished.",
+                    "Click them on the sheet instead of typing; a click also names its sheet, and "
+                    "on another one nothing is finished.",
                 ),
                 io.Int.Input(
                     "detail_seed",
