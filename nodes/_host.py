@@ -159,7 +159,14 @@ def check_latent(latent: Any, model: Any) -> dict[str, Any]:
 
 def check_channels(samples: Tensor, model: Any) -> None:
     """Raises ValueError if a latent (B, C, ...) was made for another kind of model."""
-    channels = model.get_model_object("latent_format").latent_channels
+    fitting = model.get_model_object("latent_format")
+    channels, dimensions = fitting.latent_channels, fitting.latent_dimensions + 2
+    if samples.ndim != dimensions:
+        kinds = {3: "audio", 4: "pictures", 5: "videos"}
+        raise ValueError(
+            f"The latent {tuple(samples.shape)} is of {kinds.get(samples.ndim)}, and this model "
+            f"makes {kinds.get(dimensions)}. Connect a latent that was made for this model."
+        )
     if samples.shape[1] != channels:
         raise ValueError(
             f"The latent has {samples.shape[1]} channels, this model needs {channels}: it was made "
@@ -224,10 +231,23 @@ def make_room_for(guider: comfy.samplers.CFGGuider, size: Sequence[int]) -> None
 
 
 def image_indices(latent: dict[str, Any]) -> tuple[int, ...]:
-    """Number of each image in its original batch (batch_index), 0, 1, 2 ... by default."""
+    """Number of each image in its original batch (batch_index), 0, 1, 2 ... by default.
+
+    Raises:
+        ValueError: if there are not as many as images.
+    """
     count = latent["samples"].shape[0]
     indices = latent.get("batch_index")
-    return tuple(int(i) for i in indices) if indices is not None else tuple(range(count))
+    if indices is None:
+        return tuple(range(count))
+    numbers = tuple(int(i) for i in indices)
+    if len(numbers) != count or min(numbers) < 0:
+        raise ValueError(
+            f"The latent's batch_index is {str(list(numbers)):.60}, but it holds {count} images, "
+            "each of which has its number from 0. Take the latent from before the node that "
+            "changed its batch."
+        )
+    return numbers
 
 
 def indices_from_noise(noise: Tensor, seed: int, most: int = 1 << 27) -> tuple[int, ...]:
@@ -315,7 +335,7 @@ def plain_samples(latent: Any) -> Tensor:
     """The latent's tensor (B, C, H, W) or (B, C, T, H, W).
 
     Raises:
-        ValueError: if there is none, or it is nested.
+        ValueError: if there is none, it is nested, of audio or empty, or its mask is.
     """
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) and not getattr(samples, "is_nested", False):
@@ -325,6 +345,23 @@ def plain_samples(latent: Any) -> Tensor:
     if getattr(samples, "is_nested", False):
         raise ValueError(
             "Nested latents (audio with video) can't be scaled step by step; use a plain latent."
+        )
+    if samples.ndim not in (4, 5) or latent.get("type") == "audio":
+        raise ValueError(
+            f"A latent of {samples.ndim} dimensions {tuple(samples.shape)} can't be scaled step by "
+            "step: audio and nested latents (audio with video) are not supported. Use one of "
+            "pictures or video."
+        )
+    if not samples.numel():
+        raise ValueError(
+            f"The latent {tuple(samples.shape)} is empty: it has no images, or no size. Connect an "
+            "Empty Latent Image or a VAE Encode node."
+        )
+    mask = latent.get("noise_mask")
+    if mask is not None and not (mask.ndim >= 2 and mask.numel()):
+        raise ValueError(
+            f"The latent's noise mask {tuple(mask.shape)} has no size. Connect a mask of the "
+            "picture's size to Set Latent Noise Mask, or leave that node out."
         )
     return samples
 

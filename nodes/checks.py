@@ -11,6 +11,7 @@ from torch import Tensor
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
 from .conditioning import refuse_unscalable
+from .fitting import check_conditioning
 
 
 def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Sequence[float]) -> None:
@@ -24,18 +25,14 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
             f"The guider {type(guider).__name__} keeps no conditioning that could be fitted to "
             "each size. Use BasicGuider, CFGGuider or another of the host's guiders."
         )
-    if noise.ndim not in (4, 5):
-        raise ValueError(
-            f"A latent of {noise.ndim} dimensions {tuple(noise.shape)} can't be scaled step by "
-            "step: audio and nested latents (audio with video) are not supported. Use one of "
-            "pictures or video."
-        )
+    _host.plain_samples({"samples": noise})
+    patcher = guider.model_patcher
+    _host.check_channels(noise, patcher)
     if noise.ndim == 4:
         schedule.check_picture()
     else:
         refuse_unscalable(guider.original_conds, noise.shape[2:], schedule)
-    patcher = guider.model_patcher
-    _host.check_channels(noise, patcher)
+    check_conditioning(guider, noise.shape)
     _host.check_prediction(patcher, schedule)
     _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
     _refuse_shuffled_noise(guider.model_options, noise)

@@ -12,12 +12,30 @@ from ..swd_core.lora import read_lora
 from ..swd_core.schedule import CELL, ScaleSchedule
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from .fitting import check_vae
+from .inputs import checked
 
 DistillData = io.Custom("SWD_DISTILL_DATA")
 
 
 def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    """Tokens (1, T, C) and pooled text (1, P).
+
+    Raises:
+        ValueError: if the text changes over the run, or the encoder gives no pooled text.
+    """
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    if len(encoded) != 1:
+        raise ValueError(
+            "This CLIP encodes a text differently over the run; a student is trained with one "
+            "encoding. Set schedule_clip of Set CLIP Hooks to false, or leave that node out."
+        )
+    [[context, extra]] = encoded
+    if extra.get("pooled_output") is None:
+        raise ValueError(
+            "This CLIP gives no pooled text, as T5 alone does not. Connect the teacher's own text "
+            "encoders: those of SD3.5, FLUX.1 and SDXL all have a CLIP part."
+        )
     return context, extra["pooled_output"]
 
 
@@ -68,6 +86,7 @@ class SwDDistillData(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls, images: torch.Tensor, clip: Any, vae: Any, schedule: ScaleSchedule, captions: str
     ) -> io.NodeOutput:
@@ -88,11 +107,16 @@ class SwDDistillData(io.ComfyNode):
             size: vae.encode(shrink(pixels, (size[0] * CELL, size[1] * CELL)).movedim(1, -1))
             for size in dict.fromkeys(sizes)
         }
-        found = tuple(next(iter(latents.values())).shape[-2:])
+        found = tuple(latents[sizes[0]].shape[2:])
         if found != sizes[0]:
             raise ValueError(
-                f"This VAE makes {found} latent cells where {sizes[0]} are wanted: it does not "
-                f"shrink {CELL} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
+                f"This VAE makes {found} latent cells where {sizes[0]} are wanted: it is of videos "
+                f"or does not shrink {CELL} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
+            )
+        if not all(bool(x.isfinite().all()) for x in latents.values()):
+            raise ValueError(
+                "The encoded pictures hold NaN or infinity: a picture does, or the VAE overflows "
+                "in half precision. Look at the pictures, or start ComfyUI with --fp32-vae."
             )
         known = {line: encode_text(clip, line) for line in dict.fromkeys([*lines, ""])}
         data = MemoryData(
@@ -248,6 +272,7 @@ class SwDDistillTrain(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -263,6 +288,7 @@ class SwDDistillTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         from .distill_run import settings_for, train  # the trainer; it would slow every start
 
+        check_vae(vae, model)
         options = {
             "rank": rank,
             "block": block,

@@ -12,6 +12,8 @@ from ..swd_core.drafts import SUFFIX, load_drafts, save_drafts
 from ..swd_core.files import check_name
 from . import drafting, offered
 from ._host import CATEGORY, io, supported
+from .fitting import check_decodes
+from .inputs import checked
 
 PREFIX = "drafts/swd"
 SHEET_BATCH = 16
@@ -65,6 +67,7 @@ class SwDSaveDrafts(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, drafts: Any, filename_prefix: str) -> io.NodeOutput:
         known = drafting.from_latent(drafts)
         root = folder_paths.get_output_directory()
@@ -155,8 +158,10 @@ class SwDLoadDrafts(io.ComfyNode):
         return math.nan if file is None else saved_file(file).stat().st_mtime
 
     @classmethod
+    @checked("file")
     def execute(cls, file: str, vae: Any) -> io.NodeOutput:
         drafts = load_drafts(saved_file(file))
+        check_decodes(vae, drafts.samples.shape[1], drafts.samples.ndim - 2)
         images = drafting.decode(drafts, vae, None, SHEET_BATCH)
         _, shown = drafting.show(drafts, images, cls)
         return io.NodeOutput(drafting.to_latent(drafts), images, ui=shown)

@@ -20,6 +20,7 @@ from ..swd_core.sampling import ScaleState
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
 from ._host import ui
+from .checks import check_run
 from .scalewise import ScaleWiseSampler, Stretch
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Sampling:
         sampler = ScaleWiseSampler(drafts.schedule, drafts.method, indices, stretch)
         sigmas = _host.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
+        check_run(guider, drafts.schedule, noise, sigmas.tolist())
         sizes = sampler.sizes(guider, sigmas.tolist()[:-1], shape[1:])
         _host.make_room_for(guider, max(sizes[state.step : until], key=math.prod))
         guider.sample(

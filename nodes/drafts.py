@@ -12,6 +12,8 @@ from . import drafting
 from ._host import CATEGORY, FIXED, Schedule, io, supported
 from .drafting import KEY, Sampling
 from .finished import LATELY
+from .fitting import check_vae
+from .inputs import checked
 from .sampler import METHOD_TIP, NEGATIVE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
@@ -86,6 +88,7 @@ class SwDDrafts(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -104,6 +107,7 @@ class SwDDrafts(io.ComfyNode):
         check_count(count)
         drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method)
         check_stop(stop_after, drafts)
+        check_vae(vae, model)
         drafts = Sampling(model, positive, negative, cfg).run(drafts, stop_after, batch)
         images = drafting.decode(drafts, vae, model, batch)
         sheet, shown = drafting.show(drafts, images, cls)
@@ -184,6 +188,7 @@ class SwDFinishDrafts(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -205,6 +210,7 @@ class SwDFinishDrafts(io.ComfyNode):
         check_count(len(positions) * variations, "The number of picks times variations")
         if stop_after:
             check_stop(stop_after, known)
+            check_vae(vae, model)
         chosen = known.choose(positions).vary(detail_seed, variations)
         sampling, until = (
             Sampling(model, positive, negative, cfg),

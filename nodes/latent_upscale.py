@@ -7,6 +7,7 @@ from ..swd_core.resample import METHODS, blend_frames, downscale, pick_frames, u
 from ..swd_core.schedule import CELL
 from . import _host
 from ._host import CATEGORY, io, supported
+from .inputs import checked
 
 MOST_SIDE = 16384
 MOST_FRAMES = 4096
@@ -105,6 +106,7 @@ class SwDLatentUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         samples: Any,

@@ -10,6 +10,7 @@ from ..swd_core.families import FAMILIES
 from ..swd_core.lora import WEIGHTS_NAME, SwDLora, read_lora
 from . import _host
 from ._host import CATEGORY, io, supported, ui
+from .inputs import checked
 
 FOLDER = "loras"
 
@@ -94,6 +95,7 @@ class SwDLoraLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked("lora_name")
     def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             text = "Bypassed: strength is 0."

@@ -12,6 +12,7 @@ from ..swd_core.distill.prepare import INDEX
 from . import offered
 from ._host import CATEGORY, Schedule, io, say, supported
 from .distill import DistillData
+from .inputs import checked
 
 
 def prepared_folders() -> list[str]:
@@ -77,6 +78,7 @@ class SwDLoadPrepared(io.ComfyNode):
         return math.nan if folder is None else (prepared_folder(folder) / INDEX).stat().st_mtime
 
     @classmethod
+    @checked("folder")
     def execute(cls, folder: str) -> io.NodeOutput:
         data = PreparedBatches(prepared_folder(folder))
         say(f"{folder}: {data.count} pictures prepared for {data.family}, {data.schedule.name}")

@@ -9,6 +9,8 @@ from ..swd_core.resample import METHODS
 from ..swd_core.schedule import ScaleSchedule
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from .checks import check_run
+from .inputs import checked
 from .preview import run_callback
 from .scalewise import ScaleWiseSampler
 
@@ -45,6 +47,7 @@ class SwDSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, schedule: ScaleSchedule, upscale_method: str) -> io.NodeOutput:
         return io.NodeOutput(ScaleWiseSampler(schedule, upscale_method))
 
@@ -123,6 +126,7 @@ class SwDSample(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -146,10 +150,11 @@ class SwDSample(io.ComfyNode):
                     f"start_at is {start_at:g}, but latent_image is empty: there is no picture to "
                     "start from. Connect a VAE Encode node, or set start_at to 1."
                 )
-            if start_at <= 0:
-                return io.NodeOutput(latent)
             sigmas = start_sigmas(model, sigmas, start_at)
+            if sigmas[0] <= 0:  # at 0, and at what rounds to it
+                return io.NodeOutput(latent)
         guider = _host.cfg_guider(model, positive, negative, cfg)
+        check_run(guider, schedule, samples, sigmas.tolist())
         sampler = ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent))
         sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[2:]))
         samples = guider.sample(

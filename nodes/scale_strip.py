@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..swd_core.resample import pick_frames
 from ._host import CATEGORY, io, supported
+from .inputs import checked
 
 GREY = 224 / 255
 RATES = (4, 6)  # pictures to a latent frame after the first: Wan's (LTX's 8 among them), Mochi's
@@ -73,6 +74,7 @@ class SwDScaleStrip(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, images: list[Any], gap: list[int]) -> io.NodeOutput:
         video = len({s.shape[0] for s in images}) != 1
         if video:

@@ -12,6 +12,7 @@ from ..swd_core.presets import Preset, presets, read_presets
 from ..swd_core.schedule import ScaleSchedule, parse_steps
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported, ui
+from .inputs import checked
 from .plot import schedule_plot
 
 log = logging.getLogger(__name__)
@@ -319,6 +320,7 @@ class SwDScaleSchedule(io.ComfyNode):
         return True
 
     @classmethod
+    @checked("preset")
     def execute(
         cls,
         model: Any,

@@ -25,6 +25,7 @@ from ..swd_core.lora import read_lora
 from ..swd_core.presets import presets
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from .inputs import checked
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ class SwDEmojiStudent(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, strength: float) -> io.NodeOutput:
         model = load_model()
         if strength:

@@ -18,6 +18,7 @@ NODE = '''\
 from torch import Tensor
 
 from ._host import CATEGORY, io, supported
+from .inputs import checked
 
 
 class {name}(io.ComfyNode):
@@ -34,6 +35,7 @@ class {name}(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, images: Tensor) -> io.NodeOutput:
         return io.NodeOutput(images)
 

@@ -170,9 +170,12 @@ def test_audio_latents_are_refused(pack, small, models):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("latent", [None, {}, {"samples": None}])
-def test_no_latent_at_all_is_refused(pack, small, models, latent):
-    with pytest.raises(ValueError, match="no samples"):
+@pytest.mark.parametrize(
+    ("latent", "says"),
+    [(None, "Nothing comes in at latent_image"), ({}, "no samples"), ({"samples": None}, "no sam")],
+)
+def test_no_latent_at_all_is_refused(pack, small, models, latent, says):
+    with pytest.raises(ValueError, match=says):
         run_node(pack, models["flux"], "flux-4", latent, guided(small, "flux"))
 
 

@@ -1,0 +1,125 @@
+"""What a link may bring: of a link the host checks the type alone, and limits only in widgets."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+from ..swd_core.noise import LEAST_SEED, MAX_SEED, plain_seed
+from . import _host
+from ._host import io
+
+TODO = "Set another here, or in the node that is linked to it."
+
+
+def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Holds what an `execute` gets to the node's own schema: its limits and menus, form and None.
+
+    Args:
+        own: menus that the node checks itself, as they list files or take more than they show.
+    """
+
+    def around(execute: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(execute).parameters)[1:]
+
+        @functools.wraps(execute)
+        def run(cls: type[io.ComfyNode], *args: Any, **named: Any) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **named}
+            schema = cls.SCHEMA or cls.GET_SCHEMA()
+            for entry in schema.inputs:
+                if entry.id not in given:
+                    continue
+                value, menu = given[entry.id], entry.id not in own
+                if schema.is_input_list:  # nothing in it is a link that gave nothing
+                    given[entry.id] = [_checked(entry, one, menu) for one in value or [None]]
+                else:
+                    given[entry.id] = _checked(entry, value, menu)
+            return execute(cls, **given)
+
+        return run
+
+    return around
+
+
+def _checked(entry: Any, value: Any, menu: bool) -> Any:
+    """The value of one input, a number as Python's own.
+
+    Raises:
+        ValueError: if the node can't take it; names the input, the value and what is allowed.
+    """
+    if value is None:
+        if entry.optional and not isinstance(entry, io.WidgetInput):
+            return None
+        raise ValueError(
+            f"Nothing comes in at {entry.id}: the node linked to it gave none, as a loader does "
+            "for a part that its file doesn't hold. Connect one that has it."
+        )
+    match entry.io_type:
+        case "INT" | "FLOAT":
+            return _number(entry, value)
+        case "BOOLEAN":
+            return bool(value)
+        case "STRING" | "COMBO":
+            _check_text(entry, value, menu)
+        case "LATENT":
+            _host.plain_samples(value)
+        case "IMAGE":
+            _check_image(entry.id, value)
+        case "CONDITIONING":
+            _check_conditioning(entry.id, value)
+    return value
+
+
+def _number(entry: Any, value: Any) -> float:
+    whole = entry.io_type == "INT"
+    if not isinstance(value, Integral if whole else Real):
+        raise ValueError(f"{entry.id} is {value!r:.40}, which is no number. {TODO}")
+    try:
+        number = int(value) if whole else float(value)
+    except OverflowError:
+        number = math.inf
+    if whole and entry.max == MAX_SEED and LEAST_SEED <= number < 0:
+        number = plain_seed(number)
+    if not entry.min <= number <= entry.max:
+        kind = "a whole number from " if whole else ""
+        raise ValueError(
+            f"{entry.id} is {value!s:.40}; it must be {kind}{entry.min} to {entry.max}. {TODO}"
+        )
+    return number
+
+
+def _check_text(entry: Any, value: Any, menu: bool) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{entry.id} is {value!r:.40}, which is no text. {TODO}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{entry.id} holds half a character, {value[error.start]!r}. Type it again."
+        ) from None
+    if menu and entry.io_type == "COMBO" and value not in entry.options:
+        raise ValueError(f"{entry.id} is {value[:40]!r}; choose one of {', '.join(entry.options)}.")
+
+
+def _check_image(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[-1] < 3 or not value.numel():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} is {shape}; pictures are (batch, height, width, 3 or 4), none of them 0. "
+            "Connect a node that gives pictures in colour."
+        )
+
+
+def _check_conditioning(name: str, value: Any) -> None:
+    pairs = value if isinstance(value, (list, tuple)) else []
+    if not pairs or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[1], dict)
+        for pair in pairs
+    ):
+        raise ValueError(
+            f"{name} holds no conditioning. Connect a CLIP Text Encode node, or what comes of one."
+        )
