@@ -1,5 +1,6 @@
 """Finds the pack and, where there is one, a real ComfyUI; says so where there is none."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -21,3 +22,5 @@ collect_ignore = [] if HAS_HOST else ["host"]
 def pytest_terminal_summary(terminalreporter):
     if not HAS_HOST:
         terminalreporter.write_line(f"Host tests skipped: {HOW}")
+    elif importlib.util.find_spec("hypothesis") is None:
+        terminalreporter.write_line("Fuzz test skipped: this environment lacks hypothesis")
