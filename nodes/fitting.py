@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..swd_core.families import FAMILIES
 from . import _host
-from .trainable import KINDS, context_width, pooled_width
+from .trainable import context_width, pooled_width
 
 
 def check_conditioning(guider: Any, shape: Sequence[int]) -> None:
@@ -27,7 +28,7 @@ def _text_read(model: Any) -> dict[str, int]:
     """How wide the text is that a MODEL reads, by name; {} where its configuration doesn't say."""
     family = _host.model_family(model)
     try:
-        if family in KINDS:
+        if family in FAMILIES and FAMILIES[family].adapted:
             return {"cross_attn": context_width(model), "pooled_output": pooled_width(model)}
         return {"cross_attn": model.model.diffusion_model.text_dim} if "wan" in family else {}
     except (AttributeError, KeyError):

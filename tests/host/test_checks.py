@@ -66,22 +66,6 @@ def test_menus_by_a_link(pack):
         pack["SwDSampler"].execute(schedule=object(), upscale_method="cubic")
 
 
-def test_a_seed_below_0_is_what_the_host_takes_it_for(pack, small):
-    """torch, and with it every sampler of the host, counts it from 2^64 down."""
-    model, cond = small.host_model("flux"), small.conditioning("flux")
-    schedule = pack["SwDScaleSchedule"].execute(
-        model=model, preset="flux-4", custom_sizes="", custom_sigmas=""
-    ).args[0]  # fmt: skip
-    one, other = (
-        pack["SwDSample"].execute(
-            model=model, positive=cond, latent_image=SOCKETS["LATENT"], schedule=schedule,
-            seed=seed, cfg=1.0, upscale_method="bicubic",
-        ).args[0]["samples"]
-        for seed in (-1, 2**64 - 1)
-    )  # fmt: skip
-    assert torch.equal(one, other)
-
-
 @pytest.fixture(scope="module")
 def flux(small):
     """The small FLUX.1, which counts its calls."""
