@@ -40,7 +40,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from swd_core.distill.buckets import shrink
 from swd_core.distill.diffusers_models import SD3Model
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.precision import fast_autocast, has_fast_bfloat16
@@ -112,7 +111,7 @@ class Encoders:
 
     @torch.no_grad()
     def latents(self, pictures: Tensor, size: tuple[int, int]) -> Tensor:
-        small = shrink(pictures, (size[0] * 8, size[1] * 8))
+        small = F.interpolate(pictures, size=(size[0] * 8, size[1] * 8), mode="area")
         return self.vae.encode((small * 2 - 1).to(DTYPE)).latent_dist.mode()
 
 
@@ -210,8 +209,9 @@ def trainer(
 ) -> Trainer:
     model = SD3Model(small_sd3(scale), rank=RANK, checkpointing=True, compile=compiled)
     config = DistillConfig(
-        fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=LR, lr_fake=LR, autocast=True
-    )
+        fake_steps=a.fake_steps, batch_tokens=a.batch_tokens, lr=LR, lr_fake=LR, autocast=True,
+        guidance=7.0,
+    )  # fmt: skip
     return Trainer(model, AllSteps(batches, scale.intervals), config)
 
 

@@ -17,6 +17,7 @@ from .adapters import adapter, add_adapters, switch_of
 from .attention import quick_attention
 from .compiled import compile_blocks, is_compiled
 from .interface import Conditioning
+from .transfer import sent
 from .watch import Watched, watch
 
 
@@ -295,7 +296,7 @@ class SDXLModel(DiffusersModel):
             raise ValueError("SDXL needs the finished picture's size beside context and pooled.")
         scale = (1 + sigma.square()).rsqrt().view(-1, 1, 1, 1)
         x, context, pooled = self._cast(x * scale, *text[:2])
-        target = text[2].to(self._device, x.dtype)
+        target = sent(text[2], self._device).to(x.dtype)
         return self.module(
             x,
             self.timestep(sigma),

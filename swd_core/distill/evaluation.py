@@ -55,11 +55,12 @@ def measures(trainer: Trainer, x0: Tensor, shown: Shown) -> dict[str, float]:
                 x_t = trainer.process.add_noise(latents, noise, level)
                 tokens.append(trainer.model.features(x_t, sigma, shown.text))
         distances.append(float(mmd_loss(*tokens, c.kernel, c.mmd_per_batch)))
-    return {
-        "mmd": round(sum(distances) / LEVELS, 5),
-        "squared": round(float((x0 - shown.real).square().mean()), 5),
-        "top_octave": round(top_octave_energy(x0) / max(top_octave_energy(shown.real), 1e-12), 5),
+    found = {
+        "mmd": sum(distances) / LEVELS,
+        "squared": float((x0 - shown.real).square().mean()),
+        "top_octave": top_octave_energy(x0) / max(top_octave_energy(shown.real), 1e-12),
     }
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 
 def grid(pictures: Sequence[Tensor], captions: Sequence[str]) -> Image.Image:

@@ -12,8 +12,8 @@ from torch import nn
 class World:
     """This process's place among all; one process alone by default.
 
-    Every process draws the same random numbers for the whole batch and takes its part, so that n
-    processes train as one with a batch n times as large.
+    Every process draws what it draws for the whole batch and takes its part (see `Draws`), so that
+    n processes train as one with a batch n times as large.
     """
 
     rank: int = 0
