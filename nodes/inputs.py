@@ -31,13 +31,13 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             given = {**dict(zip(names, args, strict=False)), **named}
             schema = cls.SCHEMA or cls.GET_SCHEMA()
             for entry in schema.inputs:
-                if entry.id not in given:
+                if entry.id not in given or entry.id in own:
                     continue
-                value, menu = given[entry.id], entry.id not in own
-                if schema.is_input_list:  # nothing in it is a link that gave nothing
-                    given[entry.id] = [_checked(entry, one, menu) for one in value or [None]]
+                value = given[entry.id]
+                if schema.is_input_list:  # an empty one is a link that gave nothing
+                    given[entry.id] = [_checked(entry, one) for one in value or [None]]
                 else:
-                    given[entry.id] = _checked(entry, value, menu)
+                    given[entry.id] = _checked(entry, value)
             return execute(cls, **given)
 
         return run
@@ -45,31 +45,32 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return around
 
 
-def _checked(entry: Any, value: Any, menu: bool) -> Any:
+def _checked(entry: Any, value: Any) -> Any:
     """The value of one input, a number as Python's own.
 
     Raises:
         ValueError: if the node can't take it; names the input, the value and what is allowed.
     """
-    if value is None:
-        if entry.optional and not isinstance(entry, io.WidgetInput):
-            return None
-        raise ValueError(
-            f"Nothing comes in at {entry.id}: the node linked to it gave none, as a loader does "
-            "for a part that its file doesn't hold. Connect one that has it."
-        )
     match entry.io_type:
         case "INT" | "FLOAT":
             return _number(entry, value)
         case "BOOLEAN":
             return bool(value)
-        case "STRING" | "COMBO":
-            _check_text(entry, value, menu)
-        case "LATENT":
+        case "COMBO" if value not in entry.options:
+            options = ", ".join(entry.options)
+            raise ValueError(f"{entry.id} is {value!r:.40}; choose one of {options}.")
+        case "STRING":
+            _check_text(entry.id, value)
+        case _ if value is None and not entry.optional:
+            raise ValueError(
+                f"Nothing comes in at {entry.id}: the node linked to it gave none, as a loader "
+                "does for a part that its file doesn't hold. Connect one that has it."
+            )
+        case "LATENT" if value is not None:
             _host.plain_samples(value)
-        case "IMAGE":
+        case "IMAGE" if value is not None:
             _check_image(entry.id, value)
-        case "CONDITIONING":
+        case "CONDITIONING" if value is not None:
             _check_conditioning(entry.id, value)
     return value
 
@@ -92,17 +93,15 @@ def _number(entry: Any, value: Any) -> float:
     return number
 
 
-def _check_text(entry: Any, value: Any, menu: bool) -> None:
+def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{entry.id} is {value!r:.40}, which is no text. {TODO}")
+        raise ValueError(f"{name} is {value!r:.40}, which is no text. {TODO}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{entry.id} holds half a character, {value[error.start]!r}. Type it again."
+            f"{name} holds half a character, {value[error.start]!r}. Type it again."
         ) from None
-    if menu and entry.io_type == "COMBO" and value not in entry.options:
-        raise ValueError(f"{entry.id} is {value[:40]!r}; choose one of {', '.join(entry.options)}.")
 
 
 def _check_image(name: str, value: Any) -> None:

@@ -29,7 +29,8 @@ def lora_path(name: str) -> Path:
     Raises:
         FileNotFoundError: if there is none under models/loras.
     """
-    for candidate in (name, os.path.join(name, WEIGHTS_NAME)):
+    known = isinstance(name, str)  # by a link it may be anything
+    for candidate in (name, os.path.join(name, WEIGHTS_NAME)) if known else ():
         path = folder_paths.get_full_path(FOLDER, candidate)
         if path is not None and path.lower().endswith(".safetensors"):
             return Path(path)

@@ -335,8 +335,6 @@ class SwDScaleSchedule(io.ComfyNode):
         own = _host.own_schedule(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own, custom_frames)
         _host.check_prediction(model, schedule)
-        if large_targets not in (STRETCH, EXTEND):
-            raise ValueError(f"large_targets is {large_targets!r}; choose {STRETCH} or {EXTEND}.")
         source = origin(preset, family, schedule, own)
         samples = None
         pixels, multiple = _host.cell_pixels(model), _host.patch_multiple(model)

@@ -135,7 +135,7 @@ def run(pack, node, **values):
     if node == "SwDScaleSchedule":
         [inputs["model"], *_] = pack["SwDEmojiStudent"].execute(strength=1.0).args
     if node == "SwDLoadDrafts":
-        inputs["vae"] = None
+        inputs["vae"] = object()
     return pack[node].execute(**inputs)
 
 
