@@ -160,7 +160,7 @@ def test_what_a_kill_in_the_lora_s_write_left_does_not_matter(train, loras):
 
 @pytest.mark.parametrize("name", ["con", "NUL.txt", "com1", "a.", "x" * 65, "a\0b", "a\ud800", ""])
 def test_names_that_are_none_everywhere(train, loras, name):
-    with pytest.raises(ValueError, match="^lora_name .*can't name"):
+    with pytest.raises(ValueError, match="^lora_name (.*can't name|holds half a character)"):
         train(name)
     assert not list(loras.iterdir()) and not list(train.output.iterdir())
 
