@@ -17,12 +17,12 @@ from ..swd_core.emoji.student import (
     TEXT_FILE,
     VAE_FILE,
     WEIGHTS,
-    load_text_encoder,
-    read_weights,
+    load_emoji_text,
 )
 from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
 from ..swd_core.lora import read_lora
 from ..swd_core.presets import presets
+from ..swd_core.scenes.student import read_weights
 from . import _host
 from ._host import CATEGORY, Schedule, io, supported
 from .inputs import checked
@@ -110,7 +110,7 @@ def load_model(disable_dynamic: bool = False) -> Any:
 
 
 def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    tokenizer, encoder = load_text_encoder(WEIGHTS / TEXT_FILE)
+    tokenizer, encoder = load_emoji_text(WEIGHTS / TEXT_FILE)
     target = SimpleNamespace(
         params={},
         clip=lambda device=None, **_: HostTextEncoder(encoder, device),

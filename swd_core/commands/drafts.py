@@ -118,7 +118,7 @@ def run_drafts(a: argparse.Namespace) -> None:
             raise Refusal(f"--out {a.out} must end in .png; the sheet is written as PNG.")
         file = out.with_name(out.stem.removesuffix("-drafts") + SUFFIX)
         check_outputs([out, file], a.overwrite)
-    from ..emoji.drafting import advance, write_sheet
+    from ..scenes.drafting import advance, write_sheet
 
     student, text = load(a.weights, prompt)
     drafts, seconds = advance(student, text, drafts, a.stop_after)
@@ -154,7 +154,7 @@ def run_finish(a: argparse.Namespace) -> None:
         ends = [f"_{p + 1}{letter}" for p in positions for letter in letters]
         paths = [out.with_name(f"{out.stem}{end}{out.suffix}") for end in ends]
         check_outputs(paths, a.overwrite)
-    from ..emoji.drafting import advance, write_pictures
+    from ..scenes.drafting import advance, write_pictures
 
     student, text = load(a.weights, drafts.prompt)
     chosen = drafts.choose(positions).vary(a.detail_seed, a.variations)

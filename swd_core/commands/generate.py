@@ -23,7 +23,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..emoji.generate import Job
+    from ..scenes.generate import Job
 
 MAX_COUNT = 64
 MAX_STRIP = 32
@@ -117,7 +117,7 @@ def plan(a: argparse.Namespace) -> "Job":
     strips = tuple(p.with_name(f"{p.stem}_strip{p.suffix}") for p in paths) if a.strip else ()
     animations = tuple(p.with_name(f"{p.stem}_growing.webp") for p in paths) if a.animation else ()
     check_outputs([*paths, *strips, *animations], a.overwrite)
-    from ..emoji.generate import Job  # loads torch, so only now
+    from ..scenes.generate import Job  # loads torch, so only now
 
     return Job(prompt, seed, width, height, schedule, paths, strips, a.overwrite, animations)
 
@@ -125,8 +125,8 @@ def plan(a: argparse.Namespace) -> "Job":
 def run_generate(a: argparse.Namespace) -> None:
     with refusing():
         job = plan(a)
-    from ..emoji.generate import generate
     from ..emoji.student import EmojiStudent
+    from ..scenes.generate import generate
 
     with refusing():
         student = EmojiStudent.load(Path(a.weights) if a.weights else None)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..emoji.model import MMDiT
 from ..lora import LoraLayer, sd3_modules
 from ..process import FlowMatching
+from ..scenes.model import MMDiT
 from .interface import Conditioning
 from .watch import Watched
 

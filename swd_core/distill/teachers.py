@@ -152,8 +152,9 @@ def watched_block(settings: Settings, module: Any) -> int | None:
 
 
 def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
-    from ..emoji.model import MMDiT
-    from ..emoji.student import MODEL_FILE, WEIGHTS, read_weights
+    from ..emoji.student import MODEL_FILE, WEIGHTS
+    from ..scenes.model import MMDiT
+    from ..scenes.student import read_weights
     from .mmdit import TARGETS, MMDiTModel
 
     folder = Path(settings.model.base) if settings.model.base else WEIGHTS

@@ -1,22 +1,11 @@
-"""The embedded student, ready to use without a host: text in, latents and pictures out."""
+"""The embedded student of emoji: what is its own beside the student of scenes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from ..files import parse_json
-from ..lora import merge_sd3, read_lora
-from ..presets import presets
-from ..process import FlowMatching
-from ..schedule import ScaleSchedule
-from ..tensor_files import read_tensors
-from .autoencoder import FACTOR, Autoencoder
-from .model import MMDiT
-from .text import EmojiTextEncoder, EmojiTokenizer, encode_batch
+from ..scenes.student import Files, SceneStudent, load_text_encoder
+from .text import EmojiTextEncoder, EmojiTokenizer
 
 WEIGHTS = Path(__file__).with_name("weights")
 MODEL_FILE, VAE_FILE, TEXT_FILE = (
@@ -28,71 +17,16 @@ LORA_FOLDER = "emoji_swd_lora"
 PRESET = "emoji-4"
 
 
-@dataclass(frozen=True)
-class TextConditioning:
-    """context (B, T, C), pooled (B, P) and what the tokenizer had to change."""
-
-    context: Tensor
-    pooled: Tensor
-    messages: tuple[str, ...] = ()
+def load_emoji_text(path: Path) -> tuple[EmojiTokenizer, EmojiTextEncoder]:
+    """As `load_text_encoder`."""
+    return load_text_encoder(path, EmojiTokenizer, EmojiTextEncoder)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file.
-
-    Raises:
-        FileNotFoundError: if it isn't there. ValueError: if it is damaged.
-    """
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a weights file."""
-    try:
-        return read_tensors(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"The weights file {path} is missing. Check the pack out again, or give its folder "
-            "with --weights."
-        ) from error
-    except ValueError as error:
-        raise ValueError(
-            f"The weights file {path} is damaged ({error}). Check the pack out again."
-        ) from error
-
-
-def load_text_encoder(path: Path) -> tuple[EmojiTokenizer, EmojiTextEncoder]:
-    """The tokenizer and text encoder of a file whose header holds the vocabulary.
-
-    Raises:
-        FileNotFoundError: if it isn't there. ValueError: if it is damaged or something else.
-    """
-    state, metadata = _read(path)
-    if "vocabulary" not in metadata:
-        raise ValueError(
-            f"{path} has no vocabulary in its header: it is not an emoji text encoder."
-        )
-    try:
-        vocabulary = tuple(parse_json(metadata["vocabulary"], "its vocabulary"))
-        encoder = EmojiTextEncoder(len(vocabulary), state["words.weight"].shape[1])
-        encoder.load_state_dict(state)
-    except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not an emoji text encoder: {reason}") from error
-    return EmojiTokenizer(vocabulary), encoder.eval()
-
-
-class EmojiStudent:
+class EmojiStudent(SceneStudent):
     """The embedded student: text encoder, MMDiT (scale-wise LoRA merged in) and autoencoder."""
 
-    process = FlowMatching()
-    factor = FACTOR
-
-    def __init__(
-        self, tokenizer: EmojiTokenizer, text: EmojiTextEncoder, model: MMDiT, vae: Autoencoder
-    ):
-        self.tokenizer, self.text, self.model, self.vae = tokenizer, text, model, vae
-        self.schedule: ScaleSchedule = presets()[PRESET].schedule
+    files = Files(WEIGHTS, MODEL_FILE, VAE_FILE, TEXT_FILE, LORA_FOLDER)
+    load_text = staticmethod(load_emoji_text)
 
     @classmethod
     def load(
@@ -102,66 +36,5 @@ class EmojiStudent:
         dtype: torch.dtype = torch.float32,
         lora: str | None = LORA_FOLDER,
     ) -> "EmojiStudent":
-        """Loads the weights of `folder` (the embedded ones by default).
-
-        Args:
-            lora: the student's folder within `folder`; None gives the teacher.
-
-        Raises:
-            FileNotFoundError: if a file is missing. ValueError: if one is damaged.
-        """
-        folder = Path(folder) if folder is not None else WEIGHTS
-        tokenizer, text = load_text_encoder(folder / TEXT_FILE)
-        state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
-        if lora:
-            state = merge_sd3(state, read_lora(folder / lora))
-        vae = Autoencoder.from_state_dict(
-            {k: v.float() for k, v in read_weights(folder / VAE_FILE).items()}
-        )
-        modules = [
-            m.to(device, dtype).eval().requires_grad_(False)
-            for m in (text, MMDiT.from_state_dict(state))
-        ]
-        vae = vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-        return cls(tokenizer, *modules, vae)
-
-    @property
-    def device(self) -> torch.device:
-        return self.text.words.weight.device
-
-    @torch.inference_mode()
-    def encode(self, prompts: Sequence[str]) -> TextConditioning:
-        """Prompts to conditioning; an empty prompt is the unconditional one."""
-        ids, messages = encode_batch(self.tokenizer, prompts)
-        context, pooled = self.text(ids.to(self.device))
-        return TextConditioning(context, pooled, tuple(m for part in messages for m in part))
-
-    def denoiser(
-        self,
-        conditioning: TextConditioning,
-        negative: TextConditioning | None = None,
-        guidance: float = 1.0,
-    ) -> Callable[[Tensor, float | Tensor], Tensor]:
-        """`denoise(x_t, sigma) -> x0`; with guidance other than 1 the model runs twice."""
-
-        def velocity(x: Tensor, sigma: Tensor, text: TextConditioning) -> Tensor:
-            rows = (x.shape[0], -1)
-            context = text.context.expand(x.shape[0], -1, -1)
-            return self.model(x, sigma, context, text.pooled.expand(*rows))
-
-        @torch.inference_mode()
-        def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-            level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-            v = velocity(x, level, conditioning)
-            if guidance != 1.0:
-                empty = velocity(x, level, negative or self.encode([""]))
-                v = empty + guidance * (v - empty)
-            return self.process.to_x0(x, v, sigma)
-
-        return denoise
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 16, H, W) to images (B, 8H, 8W, 3) in [0, 1]."""
-        images = torch.cat([self.vae.decode(z[None].to(self.vae.vae_scale.dtype)) for z in latents])
-        return rearrange(images.float().clamp(0, 1), "b c h w -> b h w c")
+        """As `SceneStudent.load`."""
+        return super().load(folder, device, dtype, lora)

@@ -2,44 +2,24 @@
 
 import difflib
 import re
-import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ..scenes.text import VARIATIONS, unreadable, without_accents
 from .catalogue import catalogue
 
 MAX_WORDS = 16
 PAD = 0
 WORD = re.compile(r"[a-z0-9]+")
 FILLERS = {"a", "an", "the", "of", "and", "with", "in", "on", "emoji", "picture", "image", "3d"}
-# Joiners, presentation selectors and skin tones only vary an emoji; a curly apostrophe is one too.
-VARIATIONS: dict[int, str] = {c: "" for c in (0x200D, 0xFE0F, *range(0x1F3FB, 0x1F400))} | {
-    0x2019: "'"
-}
 
 
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text, in order."""
     return WORD.findall(text.lower().replace("'", ""))
-
-
-def without_accents(text: str) -> str:
-    """Accented letters as plain ones, "café" as "cafe"."""
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-
-
-def unreadable(text: str) -> list[str]:
-    """The runs of letters and symbols in a text that are not plain ones, accents aside."""
-
-    def counts(c: str) -> bool:
-        return not c.isascii() and (c.isalnum() or unicodedata.category(c) == "So")
-
-    runs = re.findall(r"[^\x00-\x7f]+", text)
-    return [part for run in runs for part in run.split() if any(map(counts, without_accents(part)))]
 
 
 def build_vocabulary() -> tuple[str, ...]:
@@ -134,11 +114,3 @@ class EmojiTextEncoder(nn.Module):
         empty = real.sum(1) == 0
         pooled = torch.where(empty, tokens[:, 0], mean)
         return tokens + self.places.weight, pooled
-
-
-def encode_batch(
-    tokenizer: EmojiTokenizer, prompts: Sequence[str]
-) -> tuple[Tensor, list[list[str]]]:
-    """ids (B, T) and each prompt's messages."""
-    pairs = [tokenizer.encode(prompt) for prompt in prompts]
-    return torch.tensor([ids for ids, _ in pairs]), [messages for _, messages in pairs]

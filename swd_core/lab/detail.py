@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distill.precision import fast_autocast
-from ..emoji.autoencoder import FACTOR, Autoencoder
+from ..scenes.autoencoder import FACTOR, Autoencoder
 from .emoji_pictures import load_images
 from .pictures import shrunk
 

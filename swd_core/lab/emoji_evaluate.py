@@ -18,12 +18,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..emoji.catalogue import catalogue
-from ..emoji.student import LORA_FOLDER, WEIGHTS, EmojiStudent, TextConditioning
+from ..emoji.student import LORA_FOLDER, WEIGHTS, EmojiStudent
 from ..files import read_json, write_text
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
+from ..scenes.student import TextConditioning
 from ..spectrum import top_octave_ratio
 from .emoji_latents import encode_latents
 from .emoji_pictures import load_images

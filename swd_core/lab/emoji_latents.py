@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..emoji.autoencoder import FACTOR, Autoencoder
 from ..emoji.catalogue import catalogue
 from ..emoji.text import MAX_WORDS, PAD, EmojiTokenizer
+from ..scenes.autoencoder import FACTOR, Autoencoder
 from ..tensor_files import read_tensors, save_tensors
 from .emoji_pictures import load_images
 

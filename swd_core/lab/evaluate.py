@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..emoji.autoencoder import FACTOR
 from ..files import write_text
+from ..scenes.autoencoder import FACTOR
 from ..scenes.captions import plain_caption
 from ..scenes.catalogue import Scene, draw_scene, draw_training_scene, held_out
 from ..scenes.sprites import FluentSprites
+from ..scenes.student import VAE_FILE
 from ..scenes.text import SceneTokenizer, encode_batch, vocabulary
 from ..scenes.world import World
 from .classifier import CLASSIFIER_FILE, SceneClassifier, load_classifier
@@ -31,7 +32,6 @@ from .measures import (
 )
 from .pictures import HELD_BACK, shrunk
 from .sheet import decoded, sample
-from .train_autoencoder import VAE_FILE
 from .train_teacher import load_teacher
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..distill.precision import fast_autocast
-from ..emoji.autoencoder import FACTOR, Autoencoder
+from ..scenes.autoencoder import FACTOR, Autoencoder
 from ..scenes.catalogue import Scene, scene_of
+from ..scenes.student import VAE_FILE
 from ..tensor_files import read_tensors, save_tensors
 from .pictures import SHARD, load_pictures, paint_shards, shrunk
-from .train_autoencoder import VAE_FILE
 
 log = logging.getLogger(__name__)
 LATENT_SIDES = (16, 20, 24, 32)

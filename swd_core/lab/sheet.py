@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..emoji.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder
+from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder
+from ..scenes.student import VAE_FILE
 from ..scenes.text import SceneTokenizer, encode_batch, vocabulary
 from .latents import load_autoencoder
-from .train_autoencoder import VAE_FILE
 from .train_teacher import CHECKPOINT, Teacher, load_teacher
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from ..distill.checkpoint import load_checkpoint, resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
-from ..emoji.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
+from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
+from ..scenes.student import VAE_FILE
 from ..spectrum import top_octave_ratio
 from ..tensor_files import read_tensors, save_tensors
 from .detail import detail_loss, laplacian, reconstruction_loss
@@ -26,7 +27,6 @@ SIDES = (128, 160, 192, 256)
 CROP, BATCH = 64, 16
 NOISE = 0.06  # on the latents, so that small errors in them do no harm
 WIDTHS = (24, 40, 64, 64)  # narrow at high resolution: three times faster on a CPU
-VAE_FILE = "scenes_vae.safetensors"
 CHECKPOINT = "autoencoder.pt"
 
 

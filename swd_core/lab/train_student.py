@@ -21,20 +21,20 @@ from ..distill.mmdit import TARGETS, MMDiTModel, published_layers
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
 from ..distill.trainer import Trainer
-from ..emoji.autoencoder import Autoencoder
-from ..emoji.model import MMDiT
 from ..emoji.student import (
     MODEL_FILE,
     TEXT_FILE,
     VAE_FILE,
     WEIGHTS,
     EmojiStudent,
-    load_text_encoder,
-    read_weights,
+    load_emoji_text,
 )
 from ..emoji.text import EmojiTextEncoder
 from ..lora import read_lora, schedule_header, sd3_modules, write_peft
 from ..presets import presets
+from ..scenes.autoencoder import Autoencoder
+from ..scenes.model import MMDiT
+from ..scenes.student import read_weights
 from ..schedule import ScaleSchedule
 from .detail import PictureDetail
 from .emoji_latents import PromptSampler, load_latents, prepare_latents
@@ -185,7 +185,7 @@ def train(
         the steps done in all: fewer than `steps` if the time or a signal ended it.
     """
     sides, sigmas = STUDENTS[student]
-    tokenizer, text = load_text_encoder(run / TEXT_FILE)
+    tokenizer, text = load_emoji_text(run / TEXT_FILE)
     module = MMDiT.from_state_dict(
         {k: v.float() for k, v in read_weights(run / MODEL_FILE).items()}
     )

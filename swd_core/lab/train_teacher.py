@@ -17,15 +17,15 @@ from ..distill.checkpoint import load_checkpoint, resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
-from ..emoji.model import MMDiT
 from ..files import read_json, write_text
 from ..scenes.captions import caption
+from ..scenes.model import MMDiT
+from ..scenes.student import MODEL_FILE, TEXT_FILE
 from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer, vocabulary
 from ..tensor_files import save_tensors
 from .latents import LATENT_SIDES, LatentShards
 
 log = logging.getLogger(__name__)
-MODEL_FILE, TEXT_FILE = "scenes_mmdit.safetensors", "scenes_text.safetensors"
 CHECKPOINT, RECORD = "teacher.pt", "teacher.json"
 NOT_MUON = ("adaLN", "embed", "final_layer", "words")
 BANDS = (0.0, 0.4, 0.7, 0.9, 1.0)  # of sigma, for the log

@@ -9,12 +9,9 @@ import torch
 from PIL import Image
 
 from swd_core import commands
-from swd_core.emoji.student import (
-    LORA_FOLDER,
-    WEIGHTS,
-    EmojiStudent,
-)
+from swd_core.emoji.student import LORA_FOLDER, PRESET, WEIGHTS, EmojiStudent
 from swd_core.noise import SeededNoise
+from swd_core.presets import presets
 from swd_core.sampling import ScaleState, sample_scalewise
 
 
@@ -40,12 +37,12 @@ def test_picture_is_the_sampler_s_with_the_named_seed(main, tmp_path, random_wei
         main("generate", "red apple", "--seed", "7", "--size", "160x128", "--out", "apple.png")[0]
         == 0
     )
-    student = EmojiStudent.load(random_weights)
+    student, schedule = EmojiStudent.load(random_weights), presets()[PRESET].schedule
     like = torch.zeros(1, 16, 16, 20)
     state = sample_scalewise(
         student.denoiser(student.encode(["red apple"])),
-        student.schedule.sigmas,
-        student.schedule.sizes(16, 20),
+        schedule.sigmas,
+        schedule.sizes(16, 20),
         ScaleState(),
         SeededNoise(7, (0,)),
         process=student.process,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from swd_core.emoji.autoencoder import Autoencoder, widen
 from swd_core.emoji.catalogue import catalogue
-from swd_core.emoji.model import MMDiT, position_embedding
 from swd_core.emoji.student import MODEL_FILE, VAE_FILE, EmojiStudent
 from swd_core.emoji.text import build_vocabulary
+from swd_core.scenes.autoencoder import Autoencoder, widen
+from swd_core.scenes.model import MMDiT, position_embedding
 
 
 @pytest.fixture(scope="module")

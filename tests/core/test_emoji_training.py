@@ -14,13 +14,13 @@ from swd_core.distill.interface import DistillConfig
 from swd_core.distill.mmdit import TARGETS, MMDiTModel
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
-from swd_core.emoji.autoencoder import Autoencoder
-from swd_core.emoji.model import MMDiT
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from swd_core.lab import ablation
 from swd_core.lab.detail import PictureDetail, detail_loss, laplacian
 from swd_core.lab.pictures import shrunk
 from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train_for
+from swd_core.scenes.autoencoder import Autoencoder
+from swd_core.scenes.model import MMDiT
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ FOLDERS = ("nodes", "swd_core", "benchmarks", "tools", "tests")
 METHOD = "swd_core"
 ROOMS = {
     METHOD: set(),
-    "swd_core.emoji": {METHOD},
     "swd_core.scenes": {METHOD},
+    "swd_core.emoji": {METHOD, "swd_core.scenes"},
     "swd_core.distill": {METHOD, "swd_core.emoji", "swd_core.scenes"},
     "swd_core.lab": {METHOD, "swd_core.emoji", "swd_core.scenes", "swd_core.distill"},
     "swd_core.commands": {METHOD, "swd_core.emoji", "swd_core.scenes", "swd_core.distill"},

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swd_core.distill.checkpoint import load_checkpoint
-from swd_core.emoji.autoencoder import Autoencoder
 from swd_core.lab.latents import LatentShards, encoded, latent_path
 from swd_core.lab.pictures import load_pictures, picture_path, shrunk
 from swd_core.lab.sheet import sample, tiled
@@ -25,6 +24,7 @@ from swd_core.lab.train_teacher import (
     sample_sigma,
     train,
 )
+from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.catalogue import scene_of
 from swd_core.scenes.text import PAD, SceneTokenizer, vocabulary
 

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from swd_core.emoji.catalogue import catalogue
-from swd_core.emoji.text import MAX_WORDS, PAD, EmojiTokenizer, encode_batch, words_of
+from swd_core.emoji.text import MAX_WORDS, PAD, EmojiTokenizer, words_of
+from swd_core.scenes.text import encode_batch
 
 TOY = EmojiTokenizer(("", "apple", "cat", "dog", "maple", "red", "rocket"))
 

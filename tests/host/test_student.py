@@ -4,8 +4,8 @@ import pytest
 import torch
 from chain import call
 
-from swd_core.emoji.model import MMDiT
 from swd_core.emoji.student import EmojiStudent
+from swd_core.scenes.model import MMDiT
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,7 @@ class MMDiT(nn.Module):
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                "These weights are not an SD3-type MMDiT as the emoji student uses it (rms "
+                "These weights are not an SD3-type MMDiT as the embedded student uses it (rms "
                 f"qk-norm, patch 2, no pos_embed table): {str(error).splitlines()[0]}"
             ) from error
         return model

@@ -15,11 +15,11 @@ from ..noise import NOISE_VERSION
 from ..pictures import write_png
 from ..sampling import sample_scalewise
 from .generate import to_picture
-from .student import EmojiStudent, TextConditioning
+from .student import SceneStudent, TextConditioning
 
 
 def advance(
-    student: EmojiStudent, text: TextConditioning, drafts: Drafts, until: int
+    student: SceneStudent, text: TextConditioning, drafts: Drafts, until: int
 ) -> tuple[Drafts, float]:
     """Goes on to the end of step `until`, and the seconds that took.
 
@@ -46,7 +46,7 @@ def advance(
     return join(done), time.perf_counter() - start
 
 
-def write_sheet(student: EmojiStudent, drafts: Drafts, path: Path, overwrite: bool) -> None:
+def write_sheet(student: SceneStudent, drafts: Drafts, path: Path, overwrite: bool) -> None:
     """Raises OSError if it can't be written."""
     pictures = [to_picture(student, part.scales[-1]) for part in drafts.batches(1)]
     sheet = contact_sheet(pictures, drafts.labels())
@@ -54,7 +54,7 @@ def write_sheet(student: EmojiStudent, drafts: Drafts, path: Path, overwrite: bo
 
 
 def write_pictures(
-    student: EmojiStudent, drafts: Drafts, paths: Sequence[Path], overwrite: bool
+    student: SceneStudent, drafts: Drafts, paths: Sequence[Path], overwrite: bool
 ) -> None:
     """Raises OSError if one can't be written."""
     for part, path in zip(drafts.batches(1), paths, strict=True):

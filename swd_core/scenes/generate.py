@@ -15,7 +15,7 @@ from ..noise import NOISE_VERSION, SeededNoise
 from ..pictures import strip_of, write_animation, write_png
 from ..sampling import ScaleState, sample_scalewise
 from ..schedule import ScaleSchedule
-from .student import EmojiStudent, TextConditioning
+from .student import SceneStudent, TextConditioning
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Job:
         }
 
 
-def to_picture(student: EmojiStudent, latent: Tensor) -> Image.Image:
+def to_picture(student: SceneStudent, latent: Tensor) -> Image.Image:
     """Decodes one latent (1, C, H, W)."""
     pixels = student.decode(latent)[0]
     return Image.fromarray((pixels * 255).round().byte().cpu().numpy())
 
 
 def predict_scales(
-    student: EmojiStudent,
+    student: SceneStudent,
     text: TextConditioning,
     job: Job,
     image: int,
@@ -83,7 +83,7 @@ def predict_scales(
     return predictions
 
 
-def generate(student: EmojiStudent, text: TextConditioning, job: Job) -> list[float]:
+def generate(student: SceneStudent, text: TextConditioning, job: Job) -> list[float]:
     """Generates and writes every picture of the job, with a progress bar.
 
     One picture at a time: its bits can't depend on how many others were asked for.
