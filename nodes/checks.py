@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..swd_core.schedule import ScaleSchedule
-from . import _host
+from . import _host_latent, _host_model
 from .conditioning import refuse_unscalable
 from .fitting import check_conditioning
 
@@ -25,15 +25,15 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
             f"The guider {type(guider).__name__} keeps no conditioning that could be fitted to "
             "each size. Use BasicGuider, CFGGuider or another of the host's guiders."
         )
-    _host.plain_samples({"samples": noise})
+    _host_latent.plain_samples({"samples": noise})
     patcher = guider.model_patcher
-    _host.check_channels(noise, patcher)
+    _host_latent.check_channels(noise, patcher)
     if noise.ndim == 4:
         schedule.check_picture()
     else:
         refuse_unscalable(guider.original_conds, noise.shape[2:], schedule)
     check_conditioning(guider, noise.shape)
-    _host.check_prediction(patcher, schedule)
+    _host_model.check_prediction(patcher, schedule)
     _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
     _refuse_shuffled_noise(guider.model_options, noise)
     if schedule.scales[0] == 1 and not schedule.frames:

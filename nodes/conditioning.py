@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..swd_core import resample
 from ..swd_core.schedule import ScaleSchedule
-from ._host import cell_pixels, patch_multiple, supported
+from ._host import supported
+from ._host_model import cell_pixels, patch_multiple
 
 # What process_conds must not touch a second time: it would set hook keyframes back to the first one
 # and make ControlNets load again. Neither depends on the size.

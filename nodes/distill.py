@@ -10,8 +10,8 @@ from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora import read_lora
 from ..swd_core.schedule import CELL, ScaleSchedule
-from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from ._host_lora import apply_lora
 from .fitting import check_vae
 from .inputs import checked
 
@@ -297,7 +297,7 @@ class SwDDistillTrain(io.ComfyNode):
         }
         settings = settings_for(model, data, lora_name, options, widgets)
         folder, picture = train(model, data, settings, vae, resume)
-        student, report = _host.apply_lora(model, read_lora(folder), 1.0, lora_name)
+        student, report = apply_lora(model, read_lora(folder), 1.0, lora_name)
         report.raise_if_partial()
         plot = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
         return io.NodeOutput(student, lora_name, plot)

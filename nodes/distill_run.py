@@ -24,7 +24,7 @@ from ..swd_core.distill.trainer import Trainer
 from ..swd_core.families import FAMILIES
 from ..swd_core.files import check_name
 from ..swd_core.presets import presets
-from . import _host
+from . import _host, _host_latent, _host_model
 from .host_model import HostModel
 from .trainable import check_trainable, context_width, pooled_width, weights_mark
 from .twin import training_mode
@@ -98,9 +98,9 @@ def home_of(model: Any, data: TrainingData, settings: Settings) -> Home:
 
 def check_data(model: Any, data: TrainingData) -> None:
     """Raises ValueError if the data was encoded for another kind of model."""
-    _host.check_prediction(model, data.schedule)
+    _host_model.check_prediction(model, data.schedule)
     if isinstance(data, PreparedBatches):
-        wanted = FAMILIES[_host.model_family(model)].encoders
+        wanted = FAMILIES[_host_model.model_family(model)].encoders
         if data.family != wanted:
             raise ValueError(
                 f"{data.folder} was prepared for {data.family}, this model is {wanted}: prepare "
@@ -110,7 +110,7 @@ def check_data(model: Any, data: TrainingData) -> None:
         latent, context, pooled = shown.real, *shown.text[:2]
     else:
         latent, context, pooled = data.latents[data.sizes[-1]], data.context[0], data.pooled
-    _host.check_channels(latent, model)
+    _host_latent.check_channels(latent, model)
     for what, part, wanted in (
         ("encoded", context, context_width(model)),
         ("pooled", pooled, pooled_width(model)),
@@ -120,7 +120,7 @@ def check_data(model: Any, data: TrainingData) -> None:
                 f"The captions are {what} {part.shape[-1]} wide, this model reads {wanted}: "
                 "encode them with the text encoder of this model."
             )
-    multiple = _host.patch_multiple(model)
+    multiple = _host_model.patch_multiple(model)
     for height, width in data.sizes:
         if height % multiple or width % multiple:
             raise ValueError(
@@ -261,7 +261,7 @@ def _train(
         options.embedded_guidance,
         options.checkpointing and model.load_device.type != "cpu",
     )
-    sigmas = _host.schedule_sigmas(model, data.schedule)[:-1].tolist()
+    sigmas = _host_model.schedule_sigmas(model, data.schedule)[:-1].tolist()
     if isinstance(data, PreparedBatches):  # in the model's own units
         batches = dataclasses.replace(data, sigmas=tuple(sigmas), device=model.load_device)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import folder_paths
 
-from ..swd_core.drafts import SUFFIX, load_drafts, save_drafts
+from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
 from ..swd_core.files import check_name
 from . import drafting, offered
 from ._host import CATEGORY, io, supported

@@ -18,7 +18,7 @@ from ..swd_core.drafts import Draft, Drafts, join
 from ..swd_core.noise import plain_seed
 from ..swd_core.sampling import ScaleState
 from ..swd_core.schedule import ScaleSchedule
-from . import _host
+from . import _host, _host_latent, _host_model
 from ._host import ui
 from .checks import check_run
 from .scalewise import ScaleWiseSampler, Stretch
@@ -29,7 +29,7 @@ KEY = "swd_drafts"
 
 def model_name(model: Any) -> str:
     """The family that drafts are bound to."""
-    return _host.model_family(model) or type(model.model).__name__
+    return _host_model.model_family(model) or type(model.model).__name__
 
 
 def begin(
@@ -40,14 +40,14 @@ def begin(
     Raises:
         ValueError: if the latent is a batch, or does not fit the model.
     """
-    latent = _host.check_latent(latent_image, model)
+    latent = _host_latent.check_latent(latent_image, model)
     samples, mask = latent["samples"], latent.get("noise_mask")
     if samples.shape[0] != 1:
         raise ValueError(
             f"The latent is a batch of {samples.shape[0]}; drafts start from one. Set its batch "
             "size to 1: count says how many drafts there are."
         )
-    [first] = _host.image_indices(latent)
+    [first] = _host_latent.image_indices(latent)
     return Drafts(
         schedule,
         model_name(model),
@@ -70,7 +70,7 @@ class Sampling:
 
     def check(self, drafts: Drafts) -> None:
         drafts.check_model(model_name(self.model))
-        _host.check_prediction(self.model, drafts.schedule)
+        _host_model.check_prediction(self.model, drafts.schedule)
         _host.check_cfg(self.cfg, self.negative, self.model)
 
     def run(
@@ -130,7 +130,7 @@ class Sampling:
         stretch = Stretch(state, until, drafts.noise, lambda x0: scales.append(keep(x0)))
         indices = tuple(d.index for d in drafts.images)
         sampler = ScaleWiseSampler(drafts.schedule, drafts.method, indices, stretch)
-        sigmas = _host.schedule_sigmas(self.model, drafts.schedule)
+        sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
         sizes = sampler.sizes(guider, sigmas.tolist()[:-1], shape[1:])
@@ -164,7 +164,7 @@ def from_latent(latent: Any) -> Drafts:
     Raises:
         ValueError: if it carries none, or its pictures are no longer the drafts.
     """
-    samples = _host.plain_samples(latent)
+    samples = _host_latent.plain_samples(latent)
     drafts = latent.get(KEY)
     if not isinstance(drafts, Drafts):
         raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..swd_core.families import FAMILIES
-from . import _host
+from . import _host_model
 from .trainable import context_width, pooled_width
 
 
@@ -26,7 +26,7 @@ def check_conditioning(guider: Any, shape: Sequence[int]) -> None:
 
 def _text_read(model: Any) -> dict[str, int]:
     """How wide the text is that a MODEL reads, by name; {} where its configuration doesn't say."""
-    family = _host.model_family(model)
+    family = _host_model.model_family(model)
     try:
         if family in FAMILIES and FAMILIES[family].adapted:
             return {"cross_attn": context_width(model), "pooled_output": pooled_width(model)}
@@ -43,9 +43,8 @@ def _check_text(entry: dict[str, Any], model: Any, runs: bool) -> None:
     """
     for name, width in _text_read(model).items():
         text = entry.get(name)
-        if name == "pooled_output" and (
-            text is None and _host.model_family(model) == "flux" or "unclip_conditioning" in entry
-        ):
+        given = text is None and _host_model.model_family(model) == "flux"
+        if name == "pooled_output" and (given or "unclip_conditioning" in entry):
             continue  # the host puts its own in the place
         if text is None or runs and text.shape[-1] != width:
             what = "pooled text" if name == "pooled_output" else "text"
@@ -78,7 +77,7 @@ def _check_mask(entry: dict[str, Any], shape: Sequence[int]) -> None:
 
 def _check_references(entry: dict[str, Any], model: Any) -> None:
     """Raises ValueError if FLUX.1 can't read a reference latent."""
-    if _host.model_family(model) != "flux":
+    if _host_model.model_family(model) != "flux":
         return
     for latent in entry.get("reference_latents", []):
         if latent.ndim != 4 or latent.shape[1] != 16:

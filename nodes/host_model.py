@@ -21,7 +21,7 @@ from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, FLUX, SD3, SDXL, Family
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
-from . import _host
+from . import _host, _host_model
 from .trainable import adapted_layers
 from .twin import CastLinear, checkpointed, twin, unshared
 
@@ -55,7 +55,7 @@ class HostModel(Watched):
         guidance: float = 4.5,
         checkpointing: bool = False,
     ):
-        family = FAMILIES[_host.model_family(model)]
+        family = FAMILIES[_host_model.model_family(model)]
         self.architecture, self.guidance = family.architecture, guidance
         self.parts = adapted_layers(model)
         self.sampling = model.get_model_object("model_sampling")

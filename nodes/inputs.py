@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..swd_core.noise import LEAST_SEED, MAX_SEED, plain_seed
-from . import _host
+from . import _host_latent
 from ._host import io
 
 TODO = "Set another here, or in the node that is linked to it."
@@ -67,7 +67,7 @@ def _checked(entry: Any, value: Any) -> Any:
                 "does for a part that its file doesn't hold. Connect one that has it."
             )
         case "LATENT" if value is not None:
-            _host.plain_samples(value)
+            _host_latent.plain_samples(value)
         case "IMAGE" if value is not None:
             _check_image(entry.id, value)
         case "CONDITIONING" if value is not None:

@@ -5,7 +5,7 @@ from typing import Any
 from ..swd_core.noise import MAX_SEED, draw_noise
 from ..swd_core.resample import METHODS, blend_frames, downscale, pick_frames, upscale
 from ..swd_core.schedule import CELL
-from . import _host
+from . import _host_latent, _host_model
 from ._host import CATEGORY, io, supported
 from .inputs import checked
 
@@ -21,7 +21,7 @@ def pixels_of(latent: dict[str, Any], model: Any) -> int:
         ValueError: if none of them tells.
     """
     if model is not None:
-        return _host.cell_pixels(model)
+        return _host_model.cell_pixels(model)
     marked, channels = latent.get("downscale_ratio_spacial"), latent["samples"].shape[1]
     if marked is None and channels not in USUAL_CHANNELS:
         raise ValueError(
@@ -124,14 +124,14 @@ class SwDLatentUpscale(io.ComfyNode):
                 f"noise_sigma is {noise_sigma:g} but no model is connected: it says how noise "
                 f"is added."
             )
-        latent = dict(samples) if model is None else _host.check_latent(samples, model)
-        x = _host.plain_samples(latent)
+        latent = dict(samples) if model is None else _host_latent.check_latent(samples, model)
+        x = _host_latent.plain_samples(latent)
         if latent_frames and x.ndim != 5:
             raise ValueError(
                 f"latent_frames is {latent_frames}, but the latent {tuple(x.shape)} is no video. "
                 "Set it to 0."
             )
-        multiple = 1 if model is None else _host.patch_multiple(model)
+        multiple = 1 if model is None else _host_model.patch_multiple(model)
         cell = pixels_of(latent, model) if width or height else 1
         wanted = (
             pixels / cell if pixels else side * scale_by
@@ -144,8 +144,8 @@ class SwDLatentUpscale(io.ComfyNode):
             fewer = latent_frames < x.shape[2]
             x = pick_frames(x, latent_frames) if fewer else blend_frames(x, latent_frames)
         if noise_sigma > 0:
-            noise = draw_noise(seed, _host.image_indices(latent), 0, x.shape[1:]).to(x)
-            x = _host.noised(model, x, noise, noise_sigma)
+            noise = draw_noise(seed, _host_latent.image_indices(latent), 0, x.shape[1:]).to(x)
+            x = _host_model.noised(model, x, noise, noise_sigma)
         return io.NodeOutput({**latent, "samples": x})
 
 

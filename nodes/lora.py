@@ -8,8 +8,9 @@ import folder_paths
 
 from ..swd_core.families import FAMILIES
 from ..swd_core.lora import WEIGHTS_NAME, SwDLora, read_lora
-from . import _host
+from . import _host, _host_model
 from ._host import CATEGORY, io, supported, ui
+from ._host_lora import OwnSchedule, apply_lora, own_schedule
 from .inputs import checked
 
 FOLDER = "loras"
@@ -42,7 +43,7 @@ def lora_path(name: str) -> Path:
 
 def check_base(model: Any, lora: SwDLora, name: str) -> None:
     """Raises ValueError that names both bases if the LoRA was made for another one."""
-    family = FAMILIES.get(_host.model_family(model))
+    family = FAMILIES.get(_host_model.model_family(model))
     title = family.title if family else "of a kind that has no SwD students"
     if family is None or not family.takes(lora.architecture, lora.width):
         raise ValueError(
@@ -51,7 +52,7 @@ def check_base(model: Any, lora: SwDLora, name: str) -> None:
         )
 
 
-def schedule_line(before: _host.OwnSchedule | None, after: _host.OwnSchedule | None) -> str:
+def schedule_line(before: OwnSchedule | None, after: OwnSchedule | None) -> str:
     """Which schedule auto takes with the LoRA on the model."""
     if after is None:
         return "It has no schedule of its own; auto takes the preset for its base."
@@ -104,10 +105,10 @@ class SwDLoraLoader(io.ComfyNode):
             return io.NodeOutput(model, text, ui=ui.PreviewText(text))
         lora = read_lora(lora_path(lora_name))
         check_base(model, lora, lora_name)
-        patched, report = _host.apply_lora(model, lora, strength, lora_name)
+        patched, report = apply_lora(model, lora, strength, lora_name)
         report.raise_if_partial()
         text = f"{report.text}\nMade for {lora.title}, {lora.ranks}, {lora.scaling}."
-        text += f"\n{schedule_line(_host.own_schedule(model), _host.own_schedule(patched))}"
+        text += f"\n{schedule_line(own_schedule(model), own_schedule(patched))}"
         _host.say(text)
         return io.NodeOutput(patched, text, ui=ui.PreviewText(text))
 

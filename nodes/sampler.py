@@ -7,7 +7,7 @@ import torch
 from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import ScaleSchedule
-from . import _host
+from . import _host, _host_latent, _host_model
 from ._host import CATEGORY, Schedule, io, supported
 from .checks import check_run
 from .inputs import checked
@@ -139,11 +139,11 @@ class SwDSample(io.ComfyNode):
         negative: Any = None,
         start_at: float = 1.0,
     ) -> io.NodeOutput:
-        latent = _host.check_latent(latent_image, model)
-        _host.check_prediction(model, schedule)
+        latent = _host_latent.check_latent(latent_image, model)
+        _host_model.check_prediction(model, schedule)
         samples = latent["samples"]
         _host.check_cfg(cfg, negative, model)
-        sigmas = _host.schedule_sigmas(model, schedule)
+        sigmas = _host_model.schedule_sigmas(model, schedule)
         if start_at < 1:
             if not samples.any():
                 raise ValueError(
@@ -155,7 +155,7 @@ class SwDSample(io.ComfyNode):
                 return io.NodeOutput(latent)
         guider = _host.cfg_guider(model, positive, negative, cfg)
         check_run(guider, schedule, samples, sigmas.tolist())
-        sampler = ScaleWiseSampler(schedule, upscale_method, _host.image_indices(latent))
+        sampler = ScaleWiseSampler(schedule, upscale_method, _host_latent.image_indices(latent))
         sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[2:]))
         samples = guider.sample(
             samples.new_zeros(samples.shape, device="cpu"),

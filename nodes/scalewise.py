@@ -14,7 +14,7 @@ from ..swd_core import resample
 from ..swd_core.noise import SeededNoise
 from ..swd_core.sampling import ScaleState, sample_scalewise
 from ..swd_core.schedule import ScaleSchedule, latent_frames, latent_sizes
-from . import _host
+from . import _host_latent, _host_model
 from .checks import FiniteCheck, check_run
 from .conditioning import mask_at, resolve_conds
 from .kept import begin_anew
@@ -174,11 +174,11 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         seed = extra_args.get("seed") or 0
         indices = self.indices
         if indices is None:
-            indices = _host.indices_from_noise(noise, seed)
+            indices = _host_latent.indices_from_noise(noise, seed)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         steps = list(sigmas[:-1].unbind())
         begin = steps[0] if self.max_denoise(guider, sigmas) else None
-        process = _host.HostProcess(guider.inner_model.model_sampling, begin)
+        process = _host_model.HostProcess(guider.inner_model.model_sampling, begin)
         target_conds = guider.conds
         current: _Scale | None = None
         stretch = self.stretch
@@ -253,7 +253,8 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         *frames, height, width = target
         table = self.table(guider)
         scales = scales_at(levels, table, self.schedule.scales)
-        sizes = latent_sizes(scales, height, width, _host.patch_multiple(guider.model_patcher))
+        multiple = _host_model.patch_multiple(guider.model_patcher)
+        sizes = latent_sizes(scales, height, width, multiple)
         if not frames:
             return sizes
         times = latent_frames(scales_at(levels, table, self.schedule.time), frames[0])
@@ -261,4 +262,4 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
 
     def table(self, guider: Any) -> list[float]:
         """The schedule's sigmas in the model's own terms."""
-        return _host.schedule_sigmas(guider.model_patcher, self.schedule).tolist()[:-1]
+        return _host_model.schedule_sigmas(guider.model_patcher, self.schedule).tolist()[:-1]

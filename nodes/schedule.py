@@ -1,199 +1,28 @@
 """SwDScaleSchedule: which size and which noise level each step runs at, and what that costs."""
 
-import logging
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import folder_paths
-
-from ..swd_core.extend import extend_schedule
-from ..swd_core.presets import Preset, presets, read_presets
-from ..swd_core.schedule import ScaleSchedule, parse_steps
-from . import _host
+from ..swd_core.presets import presets
+from ..swd_core.schedule import ScaleSchedule
+from . import _host_latent, _host_lora, _host_model
 from ._host import CATEGORY, Schedule, io, supported, ui
 from .inputs import checked
 from .plot import schedule_plot
+from .schedule_choice import (
+    AUTO,
+    CUSTOM,
+    USER_FILE,
+    USUAL_TARGET,
+    choose,
+    custom_schedule,
+    longer,
+    named_schedule,
+    origin,
+    travelling_name,
+    user_presets,
+)
 
-log = logging.getLogger(__name__)
-AUTO, CUSTOM = "auto", "custom"
-OWN = "the student's own"
 STRETCH, EXTEND = "stretch", "extend"
-USER_FILE = "swd_presets.json"
-USUAL_TARGET = 1024  # pixels
-
-
-def user_presets() -> dict[str, Preset]:
-    """Presets of swd_presets.json in the host's user folder; broken ones are reported."""
-    path = Path(folder_paths.get_user_directory()) / USER_FILE
-    if not path.is_file():
-        return {}
-    found, problems = read_presets(path)
-    for problem in problems:
-        log.warning("%s", problem)
-    return found
-
-
-def travelling_name(name: str, preset: Preset) -> str:
-    """A user's preset as a menu entry with its values, so that a shared graph runs anywhere."""
-    schedule = preset.schedule
-    scales = " ".join(f"{s:.12g}" for s in schedule.scales)
-    sigmas = " ".join(f"{s:.12g}" for s in schedule.sigmas)
-    kind = " t" if schedule.sigma_kind == "timestep" else ""
-    frames = " ".join(f"{f:.12g}" for f in schedule.frames)
-    time = f" # {frames}" if frames else ""
-    return f"{name} ({preset.family}): {scales} @{kind} {sigmas}{time}"
-
-
-def read_travelling(value: str) -> tuple[ScaleSchedule, str]:
-    """The schedule of such an entry, and the family it is for.
-
-    Raises:
-        ValueError: if it is neither a preset's name nor such an entry.
-    """
-    title, colon, rest = value.rpartition(": ")
-    name, bracket, family = title.removesuffix(")").rpartition(" (")
-    if not bracket:
-        name, family = title, ""
-    scales, at, levels = rest.partition(" @")
-    sigmas, _, frames = levels.partition(" # ")
-    if not colon or not at:
-        raise ValueError(
-            f"There is no preset {value!r}. Choose one of {', '.join(presets())}, or custom."
-        )
-    kind = "timestep" if sigmas.startswith(" t ") else "flow"
-    schedule = ScaleSchedule(
-        parse_steps(scales, "scales"),
-        parse_steps(sigmas.removeprefix(" t"), "sigmas"),
-        kind,
-        name,
-        parse_steps(frames, "frames"),
-    )
-    return schedule, family
-
-
-def named_schedule(value: Any) -> tuple[ScaleSchedule, str, Preset | None]:
-    """The schedule of a preset's name or a travelling entry, its family, and the preset if any.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    entry = presets().get(value) if isinstance(value, str) else None
-    if entry is not None:
-        return entry.schedule, entry.family, entry
-    return *read_travelling(str(value)), None
-
-
-def custom_schedule(sizes: str, sigmas: str, frames: str = "") -> ScaleSchedule:
-    """A schedule typed as lists: sizes as fractions, pixels or latent sides, target last.
-
-    Args:
-        frames: of a video, as shares of time, or pictures or latent frames with the target last;
-            both count from the first one, which is there at every step. Empty: all throughout.
-    """
-    steps = parse_steps(sizes, "custom_sizes")
-    if not steps:
-        raise ValueError(
-            "custom_sizes is empty. Type one size per step, such as 0.5 0.75 1 or 512 768 1024."
-        )
-    levels = parse_steps(sigmas, "custom_sigmas")
-    if levels and levels[-1] == 0:
-        levels = levels[:-1]
-    if not levels:
-        raise ValueError("custom_sigmas is empty. Type one sigma per step, such as 1 0.8 0.6.")
-    largest = steps[-1]
-    scales = tuple(size / largest for size in steps) if largest > 1 else steps
-    kind = "timestep" if max(levels) > 1 else "flow"
-    if kind == "timestep" and levels[0] < 20:
-        raise ValueError(
-            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type "
-            "timesteps up to 1000, such as 1000 800 600 400; the node works out their sigmas."
-        )
-    times = parse_steps(frames, "custom_frames")
-    if times and times[-1] > 1:
-        times = tuple((count - 1) / (times[-1] - 1) for count in times)
-    return ScaleSchedule(scales, levels, kind, CUSTOM, times)
-
-
-def choose(
-    preset: str,
-    family: str,
-    sizes: str,
-    sigmas: str,
-    own: _host.OwnSchedule | None = None,
-    frames: str = "",
-) -> tuple[ScaleSchedule, Preset | None]:
-    """The schedule a node's widgets mean for a model of `family`.
-
-    Args:
-        own: auto is this one where there is one.
-
-    Raises:
-        ValueError: for an unknown model, a preset of another family, or broken values.
-    """
-    known = presets()
-    if preset == CUSTOM:
-        return custom_schedule(sizes, sigmas, frames), None
-    if preset == AUTO:
-        usual = next((e for e in known.values() if e.auto and e.family == family), None)
-        if own is not None:
-            return replace(own.schedule, name=own.schedule.name or OWN), usual
-        if usual is not None:
-            return usual.schedule, usual
-        raise ValueError(
-            "There is no SwD preset for this model. Choose one of "
-            f"{', '.join(known)} if the model is one of these students, or custom."
-        )
-    schedule, meant, entry = named_schedule(preset)
-    unknown = (family, meant) == ("wan-other", "wan")
-    unknown |= family == "sd3" and meant.startswith("sd35-")
-    if meant not in ("", family) and not unknown:
-        raise ValueError(
-            f"The preset {schedule.name} is for {meant} models; the loaded model is "
-            f"{family or 'of no family that has SwD students'}. Choose auto."
-        )
-    return schedule, entry
-
-
-def origin(preset: str, family: str, schedule: ScaleSchedule, own: _host.OwnSchedule | None) -> str:
-    """Where the chosen schedule comes from."""
-    if preset == AUTO:
-        if own is not None:
-            return f"auto: {own.text}"
-        return f"auto: the preset for {family} models; the model has no schedule of its own"
-    chosen = "custom: as typed" if preset == CUSTOM else "preset: as chosen"
-    if own is None or (own.schedule.scales, own.schedule.sigmas) == (
-        schedule.scales,
-        schedule.sigmas,
-    ):
-        return chosen
-    return f"{chosen}; auto would take {own.text}"
-
-
-def longer(
-    schedule: ScaleSchedule, entry: Preset | None, samples: Any, pixels: int
-) -> ScaleSchedule:
-    """The schedule with steps added beyond its trained size, for a larger target.
-
-    Args:
-        samples: the target-size latent (B, C, H, W), if one is connected.
-        pixels: along a side of a latent cell.
-
-    Raises:
-        ValueError: without a latent, or for video.
-    """
-    if samples is None:
-        raise ValueError(
-            "large_targets is extend, but latent_image is not connected: the steps that are added "
-            "depend on the finished size. Connect the latent that is sampled, or choose stretch."
-        )
-    if samples.ndim != 4:
-        raise ValueError(
-            "large_targets is extend, which is for pictures; a video can only stretch its sizes. "
-            "Choose stretch."
-        )
-    trained = (entry.target if entry else USUAL_TARGET) // pixels
-    return extend_schedule(schedule, *samples.shape[-2:], trained)
 
 
 def describe(
@@ -331,24 +160,24 @@ class SwDScaleSchedule(io.ComfyNode):
         large_targets: str = STRETCH,
         custom_frames: str = "",
     ) -> io.NodeOutput:
-        family = _host.model_family(model)
-        own = _host.own_schedule(model)
+        family = _host_model.model_family(model)
+        own = _host_lora.own_schedule(model)
         schedule, entry = choose(preset, family, custom_sizes, custom_sigmas, own, custom_frames)
-        _host.check_prediction(model, schedule)
+        _host_model.check_prediction(model, schedule)
         source = origin(preset, family, schedule, own)
         samples = None
-        pixels, multiple = _host.cell_pixels(model), _host.patch_multiple(model)
+        pixels, multiple = _host_model.cell_pixels(model), _host_model.patch_multiple(model)
         side = max(multiple, USUAL_TARGET // pixels // multiple * multiple)
         frames, height, width = entry.latent_target(pixels) if entry else (None, side, side)
         if latent_image is not None:
-            samples = _host.check_latent(latent_image, model)["samples"]
+            samples = _host_latent.check_latent(latent_image, model)["samples"]
             frames = samples.shape[2] if samples.ndim == 5 else None
             height, width = samples.shape[-2:]
             if frames is None:
                 schedule.check_picture()
         if large_targets == EXTEND:
             schedule = longer(schedule, entry, samples, pixels)
-        sigmas = _host.schedule_sigmas(model, schedule)
+        sigmas = _host_model.schedule_sigmas(model, schedule)
         levels = sigmas.tolist()
         table = describe(schedule, height, width, multiple, levels, frames, pixels, source)
         plot = schedule_plot(schedule, height, width, multiple, levels, frames, pixels)

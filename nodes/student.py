@@ -23,8 +23,8 @@ from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
 from ..swd_core.lora import read_lora
 from ..swd_core.presets import presets
 from ..swd_core.scenes.student import read_weights
-from . import _host
 from ._host import CATEGORY, Schedule, io, supported
+from ._host_lora import apply_lora
 from .inputs import checked
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class SwDEmojiStudent(io.ComfyNode):
         model = load_model()
         if strength:
             lora = read_lora(WEIGHTS / LORA_FOLDER)
-            model, report = _host.apply_lora(model, lora, strength, "the emoji student")
+            model, report = apply_lora(model, lora, strength, "the emoji student")
             report.raise_if_partial()
         return io.NodeOutput(model, load_clip(), load_vae(), presets()[PRESET].schedule)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..swd_core.families import FAMILIES, Family
-from . import _host
+from . import _host_model
 
 
 def check_trainable(model: Any) -> Family:
@@ -19,7 +19,7 @@ def check_trainable(model: Any) -> Family:
     Raises:
         ValueError: if it is of another family, changed by other nodes, or quantised.
     """
-    family, base = FAMILIES.get(_host.model_family(model)), model.model
+    family, base = FAMILIES.get(_host_model.model_family(model)), model.model
     if family is None or not family.adapted:
         raise ValueError(
             f"A {type(base).__name__} model can't be distilled; load SD3.5, FLUX.1, SDXL or the "
@@ -71,7 +71,7 @@ def adapted_layers(model: Any) -> dict[str, list[tuple[str, int, int]]]:
         host layer -> (diffusers module, first row, number of rows) of its parts. A fused layer
         (qkv) has several parts.
     """
-    ends = FAMILIES[_host.model_family(model)].adapted
+    ends = FAMILIES[_host_model.model_family(model)].adapted
     found: dict[str, dict[int, tuple[str, int, int]]] = {}
     for module, layer, first, rows in _published_names(model):
         if layer.endswith(ends):

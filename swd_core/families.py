@@ -1,7 +1,7 @@
 """What a model family is: one record each, read by everything that must know it.
 
-A new family is a record here, its detection in nodes/_host.py, and where it is trained one subclass
-in distill/diffusers_models.py and one prompt encoder in distill/teachers.py.
+A new family is a record here, its detection in nodes/_host_model.py, and where it is trained one
+subclass in distill/diffusers_models.py and one prompt encoder in distill/teachers.py.
 """
 
 from dataclasses import dataclass, field

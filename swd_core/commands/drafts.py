@@ -91,7 +91,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_drafts(a: argparse.Namespace) -> None:
     import secrets
 
-    from ..drafts import MAX_DRAFTS, SUFFIX, Draft, Drafts, check_count, check_stop, save_drafts
+    from ..draft_files import SUFFIX, save_drafts
+    from ..drafts import MAX_DRAFTS, Draft, Drafts, check_count, check_stop
 
     with refusing():
         check_count(a.count, "--count")
@@ -133,7 +134,8 @@ def run_drafts(a: argparse.Namespace) -> None:
 
 
 def run_finish(a: argparse.Namespace) -> None:
-    from ..drafts import MAX_DRAFTS, SUFFIX, check_count, latest, load_drafts, parse_picks
+    from ..draft_files import SUFFIX, latest, load_drafts
+    from ..drafts import MAX_DRAFTS, check_count, parse_picks
 
     with refusing():
         file = Path(a.file) if a.file else latest(Path())

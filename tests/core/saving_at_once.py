@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from swd_core.drafts import Draft, Drafts, save_drafts
+from swd_core.draft_files import save_drafts
+from swd_core.drafts import Draft, Drafts
 from swd_core.schedule import ScaleSchedule
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from swd_core import commands, drafts
+from swd_core import commands, draft_files
 from swd_core.contact import contact_sheet
-from swd_core.drafts import Draft, Drafts, load_drafts, parse_picks, save_drafts
+from swd_core.draft_files import load_drafts, save_drafts
+from swd_core.drafts import Draft, Drafts, parse_picks
 from swd_core.noise import draw_noise
 from swd_core.process import FlowMatching
 from swd_core.sampling import ScaleState, sample_scalewise
@@ -146,7 +147,7 @@ def test_labels_name_what_makes_the_image_again():
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / f"a{drafts.SUFFIX}"
+    path = tmp_path / f"a{draft_files.SUFFIX}"
     latent, mask = torch.randn(1, 4, 8, 12), torch.ones(1, 64, 96)
     made = replace(advance(begin(3, seed=2**64 - 1), 2), latent=latent, mask=mask, prompt="ж 苹果")
     save_drafts(made.choose([2, 0]).vary(2**63, 1), path)
@@ -223,7 +224,7 @@ def test_files_that_can_t_be_gone_on_from(file, values, says):
 
 def test_a_file_with_more_drafts_than_a_sheet_has_is_not_read(tmp_path, monkeypatch):
     """20,000 drafts took 20 s and 1.9 GB."""
-    path, many = tmp_path / f"many{drafts.SUFFIX}", 20_000
+    path, many = tmp_path / f"many{draft_files.SUFFIX}", 20_000
     x0 = torch.zeros(many, 1, 2, 3)
     images = tuple(Draft(7, i) for i in range(many))
     made = Drafts(SCHEDULE, "test", (4, 6), images, (x0,), x0.clone())
@@ -232,14 +233,14 @@ def test_a_file_with_more_drafts_than_a_sheet_has_is_not_read(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
     save_drafts(replace(made, images=made.images[:9]), path)
     change(path, images=[[7, i, 0] for i in range(many)])
-    monkeypatch.setattr(drafts, "read_tensors", None)
+    monkeypatch.setattr(draft_files, "read_tensors", None)
     with pytest.raises(ValueError, match="damaged: the number of its images is 20000"):
         load_drafts(path)
 
 
 def test_a_finished_size_that_the_file_makes_up_is_refused(tmp_path):
     """Scales of next to nothing, so that the small latents fit any size: 640 GB were asked for."""
-    path = tmp_path / f"large{drafts.SUFFIX}"
+    path = tmp_path / f"large{draft_files.SUFFIX}"
     x0 = torch.zeros(1, 16, 2, 2)
     schedule = ScaleSchedule((1e-5, 1.0), (1.0, 0.5))
     save_drafts(Drafts(schedule, "test", (100_000, 100_000), (Draft(1, 0),), (x0,), x0 + 1), path)
@@ -307,7 +308,7 @@ def test_finished_drafts_are_the_pictures_of_generate(main, tmp_path):
     for step in ("1", "3"):
         name = ("--stop-after", step, "--out", f"d{step}.png")
         assert main("drafts", *command, "--count", "4", *name)[0] == 0
-        assert main("finish", f"d{step}{drafts.SUFFIX}", "--pick", "3,1")[0] == 0
+        assert main("finish", f"d{step}{draft_files.SUFFIX}", "--pick", "3,1")[0] == 0
         for k in (1, 3):
             expected = pixels_of(tmp_path / f"g_{k}.png")
             np.testing.assert_array_equal(pixels_of(tmp_path / f"d{step}_{k}.png"), expected)
@@ -316,7 +317,7 @@ def test_finished_drafts_are_the_pictures_of_generate(main, tmp_path):
 def test_finish_takes_the_newest_drafts_and_varies_details(main, tmp_path):
     assert main("drafts", "cat", "--seed", "3", "--size", "128", "--count", "2")[0] == 0
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["cat-3-drafts.png", f"cat-3{drafts.SUFFIX}"]
+    assert names == ["cat-3-drafts.png", f"cat-3{draft_files.SUFFIX}"]
     code, out, _ = main("finish", "--pick", "2", "--detail-seed", "5", "--variations", "2")
     assert code == 0 and out.splitlines()[1:] == ["cat-3_2-1.png", "cat-3_2-2.png"]
     one, two = (pixels_of(tmp_path / f"cat-3_2-{k}.png") for k in (1, 2))

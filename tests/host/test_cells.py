@@ -89,7 +89,7 @@ def test_pixels_without_a_model_are_only_taken_where_they_are_known(pack):
 
 def test_a_model_s_patch_is_its_own(pack, models):
     """FLUX.2's, PixArt's and Cosmos' configurations name it each in another place."""
-    from swd_pack.nodes._host import patch_multiple
+    from swd_pack.nodes._host_model import patch_multiple
 
     class Net:
         pass

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from swd_core.drafts import SUFFIX
+from swd_core.draft_files import SUFFIX
 
 
 @pytest.fixture

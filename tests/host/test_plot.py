@@ -65,7 +65,7 @@ def test_long_and_large_schedules_through_the_node(pack, small, models, steps, c
 @pytest.mark.parametrize("name", ["two\nlines", "\ud800 half", "x" * 5000, "\0", " \t "])
 def test_a_students_odd_name_stops_nothing(pack, small, models, name):
     """A LoRA's header may call its schedule anything; the table and the page show it in a line."""
-    from swd_pack.nodes._host import ITS_SCHEDULE, OwnSchedule
+    from swd_pack.nodes._host_lora import ITS_SCHEDULE, OwnSchedule
     from swd_pack.swd_core.schedule import ScaleSchedule
 
     model = models["flux"].clone()

@@ -1,0 +1,131 @@
+"""The seam to ComfyUI: what a MODEL is (family, cells, patch, noise levels), by its own words."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import comfy.model_base
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ..swd_core.schedule import CELL, ScaleSchedule
+
+# Of latent formats that don't say it themselves in ComfyUI 0.3.64.
+UNTOLD_PIXELS = {
+    "SC_Prior": 42, "SC_B": 4, "LTXV": 32, "Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1,
+}  # fmt: skip
+
+
+def model_family(model: Any) -> str:
+    """Which students a MODEL can take, by its own configuration.
+
+    Returns:
+        a family of presets.json, "sd3" for an SD3 type we have no student for, "wan-other" for a
+        Wan of another width than the 1.3B's, or "".
+    """
+    base, config = model.model, model.model.model_config.unet_config
+    if isinstance(base, comfy.model_base.SD3):
+        context = config.get("context_embedder_config", {}).get("params", {}).get("in_features")
+        if context == 256 and config.get("pos_embed_max_size") is None:
+            return "emoji"
+        if config.get("x_block_self_attn_layers"):
+            return "sd35-medium"
+        return "sd35-large" if config.get("depth", 0) == 38 else "sd3"
+    if isinstance(base, comfy.model_base.Flux) and config.get("image_model") == "flux":
+        return "flux"
+    if isinstance(base, comfy.model_base.SDXL):
+        return "sdxl"
+    if isinstance(base, comfy.model_base.WAN21):
+        return "wan" if config.get("dim") == 1536 else "wan-other"
+    return ""
+
+
+def cell_pixels(model: Any) -> int:
+    """Pixels of the picture along a side of a latent cell."""
+    latent_format = model.get_model_object("latent_format")
+    known = getattr(latent_format, "spacial_downscale_ratio", None)
+    return known or UNTOLD_PIXELS.get(type(latent_format).__name__, CELL)
+
+
+def patch_multiple(model: Any) -> int:
+    """What the latent sides must be multiples of, so that nothing is padded or cropped inside."""
+    config, net = model.model.model_config.unet_config, model.model.diffusion_model
+    if "channel_mult" in config:  # a UNet halves its sides once per level but the first
+        return 2 ** (len(config["channel_mult"]) - 1)
+    for name in ("patch_size", "patch_spatial"):
+        patch = config.get(name, getattr(net, name, None))
+        if patch is not None:
+            return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
+    return 2
+
+
+def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
+    """SIGMAS (steps + 1,) of a schedule in the model's own terms, with the final 0.
+
+    Timesteps (SDXL) go through the model's own noise table; 1000 lies outside its 0..999 and
+    means its largest sigma.
+
+    Raises:
+        ValueError: if the model's table has no falling noise levels for them.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if schedule.sigma_kind == "flow":
+        return torch.tensor([*schedule.sigmas, 0.0], dtype=torch.float32)
+    sigmas = [
+        float(sampling.sigma_max) if t >= 999 else float(sampling.sigma(torch.tensor(float(t))))
+        for t in schedule.sigmas
+    ]
+    if not all(math.isfinite(a) and a > b for a, b in pairwise([*sigmas, 0.0])):
+        shown = ", ".join(f"{sigma:g}" for sigma in sigmas)
+        raise ValueError(
+            f"The timesteps of {schedule.name} give this model the sigmas {shown}, which don't "
+            "fall. It is no SDXL with the usual noise table; type other timesteps under custom."
+        )
+    return torch.tensor([*sigmas, 0.0], dtype=torch.float32)
+
+
+def check_prediction(model: Any, schedule: ScaleSchedule) -> None:
+    """Raises ValueError if the schedule's noise levels are not of the model's kind."""
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+    if flow != (schedule.sigma_kind == "flow"):
+        kind, other = (
+            ("sigmas in 0..1", "timesteps") if flow else ("timesteps up to 1000", "flow sigmas")
+        )
+        raise ValueError(
+            f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto."
+        )
+
+
+@dataclass(frozen=True)
+class HostProcess:
+    """The loaded model's own forward process, in its own terms (flow, epsilon, v-prediction)."""
+
+    sampling: Any
+    # The sigma that stands for pure noise, which the host scales a little differently.
+    begin: Tensor | None
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return self.sampling.noise_scaling(sigma, noise, x0, sigma is self.begin)
+
+
+def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """A clean latent with the model's own noise of `sigma`, for a sampler whose own noise is off.
+
+    In the host's form between two samplers: the next one scales it as if it were clean, so that is
+    undone here beforehand.
+
+    Raises:
+        ValueError: if nothing of the latent would be left.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if sigma >= 1 and isinstance(sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            f"noise_sigma is {sigma:g}, but for this model 1 is pure noise. Give less than 1, such "
+            "as 0.6."
+        )
+    level = torch.tensor(sigma)
+    clean = model.model.process_latent_in(samples)
+    x_t = sampling.noise_scaling(level, noise, clean, False)
+    return model.model.process_latent_out(sampling.inverse_noise_scaling(level, x_t))

@@ -1,0 +1,147 @@
+"""Drafts in a file: written whole, read back only if all of it fits together."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .drafts import Draft, Drafts, check_count
+from .files import parse_json
+from .noise import MAX_SEED, NOISE_VERSION
+from .schedule import ScaleSchedule
+from .tensor_files import open_tensors, read_tensors, save_tensors
+
+VERSION = 1
+SUFFIX = ".drafts.safetensors"
+_HEADER = "swd_drafts"
+_ROUNDING = 16  # latent cells; no model's patch is larger
+_MOST_FINISHED = 1 << 31  # bytes of one finished latent in float32
+
+
+def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
+    """Writes one safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: if there are more than MAX_DRAFTS. OSError: if it can't be written.
+        FileExistsError: if `path` exists and may not be replaced.
+    """
+    check_count(len(drafts.images), "The number of drafts to save")
+    tensors = {f"x0.{i}": x0 for i, x0 in enumerate(drafts.scales, 1)}
+    extra = {"samples": drafts.samples, "latent": drafts.latent, "mask": drafts.mask}
+    tensors |= {name: value for name, value in extra.items() if value is not None}
+    header = {
+        "version": VERSION,
+        "noise_version": NOISE_VERSION,
+        "schedule": drafts.schedule.to_dict(),
+        "step": drafts.step,
+        "model": drafts.model,
+        "size": list(drafts.size),
+        "images": [[d.seed, d.index, d.detail] for d in drafts.images],
+        "method": drafts.method,
+        "prompt": drafts.prompt,
+    }
+    save_tensors(path, tensors, {_HEADER: json.dumps(header)}, overwrite)
+
+
+def load_drafts(path: Path) -> Drafts:
+    """Reads what `save_drafts` wrote.
+
+    Raises:
+        ValueError: if it is missing, damaged, no drafts, of a newer version or of another noise
+            rule, or asks for more than there can be; the message says which.
+    """
+    try:
+        with open_tensors(path) as file:
+            text = (file.metadata() or {}).get(_HEADER)
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no drafts file {path.name}.") from error
+    if not text:
+        raise ValueError(f"{path.name} holds no drafts; choose a file that SwD saved drafts to.")
+    header = parse_json(text, f"The header of the drafts file {path.name}")
+    check_versions(header, path.name)
+    try:
+        empty = _read_header(header)
+        check_count(len(empty.images), "the number of its images")
+        return _with_tensors(empty, _whole(header["step"]), read_tensors(path)[0])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"The drafts file {path.name} is damaged: {reason}") from error
+
+
+def check_versions(header: Any, name: str) -> None:
+    """Raises ValueError for a newer format, or a noise rule that would finish another picture."""
+    if not isinstance(header, dict) or not {"version", "noise_version"} <= header.keys():
+        raise ValueError(f"The drafts file {name} is damaged: its header has no version.")
+    if header["version"] != VERSION:
+        raise ValueError(
+            f"{name} has the drafts format {header['version']}; this version reads {VERSION}. "
+            "Update the pack."
+        )
+    if header["noise_version"] != NOISE_VERSION:
+        raise ValueError(
+            f"{name} was drafted with noise rule {header['noise_version']}; this version has rule "
+            f"{NOISE_VERSION} and would finish other pictures. Draft them again."
+        )
+
+
+def _read_header(header: dict[str, Any]) -> Drafts:
+    """Drafts without their tensors; every number is one that can be meant."""
+    height, width = header["size"]
+    return Drafts(
+        ScaleSchedule.from_dict(header["schedule"]),
+        str(header["model"]),
+        (_whole(height, 1), _whole(width, 1)),
+        tuple(Draft(*(_whole(n) for n in row)) for row in header["images"]),
+        method=str(header["method"]),
+        prompt=str(header["prompt"]).encode("utf-8", "replace").decode("utf-8"),
+    )
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= MAX_SEED:
+        raise ValueError(f"{str(value)[:30]!r} is no number that can be meant.")
+    return value
+
+
+def _with_tensors(empty: Drafts, step: int, tensors: dict[str, Tensor]) -> Drafts:
+    """`empty` with what its `step` steps made, once all of it fits together."""
+    scales = tuple(tensors[f"x0.{i}"] for i in range(1, step + 1))
+    rest = {name: tensors.get(name) for name in ("latent", "mask")}
+    drafts = replace(empty, scales=scales, samples=tensors["samples"], **rest)
+    if not _fits(drafts):
+        raise ValueError("its images, steps and latents don't agree.")
+    finished = 4 * math.prod(scales[-1].shape[1:-2]) * math.prod(drafts.size)
+    if finished > _MOST_FINISHED:
+        raise ValueError(f"one of its drafts would have {finished >> 30} GB when finished.")
+    return drafts
+
+
+def _fits(drafts: Drafts) -> bool:
+    """Whether images, steps, sizes and tensors belong together."""
+    if not 0 < drafts.step < drafts.schedule.steps or not drafts.images:
+        return False
+    for x0 in (*drafts.scales, drafts.samples):
+        if x0.ndim not in (4, 5) or len(x0) != len(drafts.images) or not x0.is_floating_point():
+            return False
+    for scale, x0 in zip(drafts.schedule.scales, drafts.scales, strict=False):
+        sides = zip(x0.shape[-2:], drafts.size, strict=True)
+        if any(abs(side - scale * full) > _ROUNDING for side, full in sides):
+            return False
+    return drafts.latent is None or drafts.latent.shape[-2:] == drafts.size
+
+
+def latest(folder: Path) -> Path:
+    """The newest drafts file of a folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
+    if not files:
+        raise ValueError(
+            f"There is no drafts file (*{SUFFIX}) in {folder}. Make one with the drafts command."
+        )
+    return files[-1]
