@@ -104,10 +104,11 @@ class HostProcess:
 
     sampling: Any
     # The sigma that stands for pure noise, which the host scales a little differently.
-    begin: Tensor | None
+    begin: float | None
 
-    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return self.sampling.noise_scaling(sigma, noise, x0, sigma is self.begin)
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        level = noise.new_full((), sigma)
+        return self.sampling.noise_scaling(level, noise, x0, sigma == self.begin)
 
 
 def noised(model: Any, samples: Tensor, noise: Tensor, sigma: float) -> Tensor:

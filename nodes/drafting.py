@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..swd_core.contact import contact_sheet
 from ..swd_core.drafts import Draft, Drafts, join
+from ..swd_core.growing import GrowthState
 from ..swd_core.noise import plain_seed
-from ..swd_core.sampling import ScaleState
 from ..swd_core.schedule import ScaleSchedule
 from . import _host, _host_latent, _host_model
 from ._host import ui
 from .checks import check_run
-from .scalewise import ScaleWiseSampler, Stretch
+from .scalewise import ScaleWiseSampler
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
@@ -123,18 +123,22 @@ class Sampling:
             noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
         )
         scales: list[Tensor] = []
-        keep = _host.to_output_device
-        state = drafts.state
-        if state.x0 is not None:
-            state = ScaleState(state.x0.to(self.model.load_device), state.step)
-        stretch = Stretch(state, until, drafts.noise, lambda x0: scales.append(keep(x0)))
-        indices = tuple(d.index for d in drafts.images)
-        sampler = ScaleWiseSampler(drafts.schedule, drafts.method, indices, stretch)
+        x0, step = drafts.state.x0, drafts.step
+        if x0 is not None:
+            x0 = x0.to(self.model.load_device)
+        sampler = ScaleWiseSampler(
+            drafts.schedule,
+            drafts.method,
+            noise=drafts.noise,
+            state=GrowthState(x0, x0, step),
+            until=until,
+            on_state=lambda state: scales.append(_host.to_output_device(state.x0)),
+        )
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
-        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], shape[1:])
-        _host.make_room_for(guider, max(sizes[state.step : until], key=math.prod))
+        sizes = sampler.sizes(guider, sigmas.tolist(), shape[1:])
+        _host.make_room_for(guider, max(sizes[step:until], key=math.prod))
         guider.sample(
             noise,
             latent,

@@ -156,7 +156,7 @@ class SwDSample(io.ComfyNode):
         guider = _host.cfg_guider(model, positive, negative, cfg)
         check_run(guider, schedule, samples, sigmas.tolist())
         sampler = ScaleWiseSampler(schedule, upscale_method, _host_latent.image_indices(latent))
-        sizes = sampler.sizes(guider, sigmas.tolist()[:-1], tuple(samples.shape[2:]))
+        sizes = sampler.sizes(guider, sigmas.tolist(), tuple(samples.shape[2:]))
         samples = guider.sample(
             samples.new_zeros(samples.shape, device="cpu"),
             samples,

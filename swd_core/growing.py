@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .growth import Stretch
 from .lifts import regrid, size_ratio
 from .process import Process
 from .sampling import Denoise, Noise
+from .stretches import Stretch
 
 Solve = Callable[[Tensor, Stretch], tuple[Tensor, Tensor]]
 Lift = Callable[[Tensor, Tensor, float, Sequence[int], Tensor], tuple[Tensor, float]]
@@ -30,6 +30,11 @@ class GrowthState:
     stretches: int = 0
 
 
+def shrunk(latent: Tensor, size: Sequence[int]) -> Tensor:
+    """A clean latent on a smaller grid, as a spectral lift would enlarge it again."""
+    return regrid(latent, size) * size_ratio(latent.shape, size)
+
+
 def sample_growing(
     solve: Solve,
     stretches: Sequence[Stretch],
@@ -40,7 +45,9 @@ def sample_growing(
     process: Process,
     like: Tensor,
     latent: Tensor | None = None,
+    shrink: Callable[[Tensor, Sequence[int]], Tensor] = shrunk,
     until: int | None = None,
+    on_state: Callable[[GrowthState], None] | None = None,
 ) -> GrowthState:
     """Solves stretch after stretch, each on what the one before holds, lifted to its size.
 
@@ -57,10 +64,10 @@ def sample_growing(
         process: the model's forward process, for the beginning.
         like: any tensor (B, C, ..., H, W) whose batch, channels, dtype and device the run has.
         latent: a clean latent to start from, at full size, where the first level is below pure
-            noise.
+            noise. shrink: how it is brought to the first size.
         until: stop after this many stretches (all by default).
+        on_state: called with the state after each stretch.
     """
-    x_t, x0 = state.x_t, state.x0
     until = len(stretches) if until is None else until
     for number in range(state.stretches, until):
         stretch = stretches[number]
@@ -68,17 +75,14 @@ def sample_growing(
         fresh = noise(stretch.step, shape).to(like.device, like.dtype, non_blocking=True)
         if number:
             before = stretches[number - 1].sigmas[-1]
-            x_t, _ = lift(x_t, x0, before, stretch.size, fresh)
+            x_t, _ = lift(state.x_t, state.x0, before, stretch.size, fresh)
         else:
-            clean = like.new_zeros(shape) if latent is None else shrunk(latent, stretch.size)
+            clean = like.new_zeros(shape) if latent is None else shrink(latent, stretch.size)
             x_t = process.add_noise(clean.to(like.dtype), fresh, stretch.sigmas[0])
-        x_t, x0 = solve(x_t, stretch)
-    return GrowthState(x_t, x0, max(state.stretches, until))
-
-
-def shrunk(latent: Tensor, size: Sequence[int]) -> Tensor:
-    """A clean latent on a smaller grid, as a spectral lift would enlarge it again."""
-    return regrid(latent, size) * size_ratio(latent.shape, size)
+        state = GrowthState(*solve(x_t, stretch), number + 1)
+        if on_state is not None:
+            on_state(state)
+    return state
 
 
 @dataclass(frozen=True)

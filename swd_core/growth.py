@@ -16,31 +16,13 @@ from .latent_law import PUBLISHED, LatentLaw
 from .lifts import LIFTS, size_ratio
 from .process import FlowMatching, Levels, VarianceExploding
 from .schedule import finite_numbers, is_number, latent_sizes
+from .stretches import Stretch
 
 # Published deltas are compared with the small grid's own level: .05 there leaves half the side at
 # the level that .013 does here.
 DELTAS = {"careful": 0.01, "balanced": 0.05, "fast": 0.1}
 MOST_SIZES = 8
 KINDS = ("flow", "exploding")
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Some steps at one size.
-
-    Args:
-        size: (height, width) or (frames, height, width) in latent cells.
-        sigmas: the size's own noise levels, from the one it begins at to the one it ends at.
-        step: number of the first step in the whole run, from 0.
-    """
-
-    size: tuple[int, ...]
-    sigmas: tuple[float, ...]
-    step: int
-
-    @property
-    def steps(self) -> int:
-        return len(self.sigmas) - 1
 
 
 @dataclass(frozen=True)

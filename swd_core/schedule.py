@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .stretches import Stretch, scales_at
+
 MAX_STEPS = 1000
 SIGMA_KINDS = ("flow", "timestep")
 LONGEST_NAME = 80
@@ -220,6 +222,37 @@ class ScaleSchedule:
             return sizes
         times = latent_frames(self.time, frames)
         return [(t, *size) for t, size in zip(times, sizes, strict=True)]
+
+    def stretches(
+        self,
+        height: int,
+        width: int,
+        multiple: int = 2,
+        *,
+        frames: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        table: Sequence[float] | None = None,
+    ) -> tuple[Stretch, ...]:
+        """The run, for `sample_growing`: a stretch for each step.
+
+        Args:
+            height, width, multiple, frames: see `sizes`.
+            sigmas: other noise levels than the schedule's own, with the one that the run ends at;
+                each runs at the size that the schedule has for it.
+            table: the schedule's own sigmas in the terms of `sigmas`, where they are timesteps.
+        """
+        table = self.sigmas if table is None else table
+        *levels, last = (*table, 0.0) if sigmas is None else sigmas
+        sizes = latent_sizes(scales_at(levels, table, self.scales), height, width, multiple)
+        if frames is not None:
+            times = latent_frames(scales_at(levels, table, self.time), frames)
+            sizes = [(t, *size) for t, size in zip(times, sizes, strict=True)]
+        return tuple(
+            Stretch(size, (sigma, after), step)
+            for step, (size, sigma, after) in enumerate(
+                zip(sizes, levels, [*levels[1:], last], strict=True)
+            )
+        )
 
     def step_costs(
         self, height: int, width: int, multiple: int = 2, frames: int | None = None

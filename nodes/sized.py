@@ -1,0 +1,68 @@
+"""What the host's model is given, at any size of the same picture."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from .conditioning import mask_at, resolve_conds
+from .kept import begin_anew
+
+
+class SizedModel:
+    """A guider's model whose conditioning, picture and mask follow the size of what it is given.
+
+    Args:
+        call: the model, or what a wrapper has made of it. model: the host's own around the guider;
+            its noise is that of the size.
+        extra_args: of every call. target: the finished latent's (H, W) or (T, H, W).
+        start: the clean latent that the run begins with, if any, and mask: what of it may change,
+            both of the target's size. shrink: how that latent gets to smaller sizes.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Tensor],
+        model: comfy.samplers.KSamplerX0Inpaint,
+        extra_args: dict[str, Any],
+        target: tuple[int, ...],
+        start: Tensor | None,
+        mask: Tensor | None,
+        shrink: Callable[[Tensor, Sequence[int]], Tensor],
+    ):
+        self.call, self.model, self.extra_args = call, model, extra_args
+        self.target, self.start, self.full_mask, self.shrink = target, start, mask, shrink
+        self.guider = model.inner_model
+        self.full_conds = self.guider.conds
+        self.size: tuple[int, ...] | None = None
+        self.mask: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, sigma: float) -> Tensor:
+        """The clean prediction of x_t, (B, C, H, W) or (B, C, T, H, W)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.fit(tuple(x_t.shape[2:]))
+        level = x_t.new_full((x_t.shape[0],), sigma)
+        return self.call(x_t, level, denoise_mask=self.mask, **self.extra_args)
+
+    def fit(self, size: tuple[int, ...]) -> None:
+        """Brings all that the model sees to `size`."""
+        if size == self.size:
+            return
+        if self.size is not None:
+            begin_anew(self.guider, self.extra_args.get("model_options", {}))
+        noise, self.size = self.model.noise, size
+        image = torch.zeros_like(noise) if self.start is None else self.shrink(self.start, size)
+        self.model.latent_image, self.mask = image, mask_at(self.full_mask, size)
+        self.guider.conds = self.full_conds
+        if size != self.target:
+            seed = self.extra_args.get("seed") or 0
+            self.guider.conds = resolve_conds(
+                self.guider, noise, self.target, image, self.mask, seed
+            )
+
+    def restore(self) -> None:
+        """Gives the guider its conditioning back."""
+        self.guider.conds = self.full_conds
