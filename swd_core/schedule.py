@@ -2,6 +2,7 @@
 
 import math
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -145,19 +146,20 @@ class ScaleSchedule:
                 "(leave out a final 0 among the sigmas)."
             )
         top = 1.0 if self.sigma_kind == "flow" else 1000.0
+        held = array("f", sigmas)  # models are given them in single precision
         for step, (scale, sigma) in enumerate(zip(scales, sigmas, strict=True), 1):
             if not 0 < scale <= 1:
                 raise ValueError(
                     f"Step {step}: scale {scale:g} is outside 0..1 (1 is the full size)."
                 )
-            if not 0 < sigma <= top:
+            if not (0 < held[step - 1] and sigma <= top):
                 raise ValueError(f"Step {step}: sigma {sigma:g} is outside 0..{top:g}, 0 excluded.")
             if step > 1 and scale < scales[step - 2]:
                 raise ValueError(
                     f"Step {step}: scale {scale:g} is below step {step - 1}'s "
                     f"{scales[step - 2]:g}; scales may only grow."
                 )
-            if step > 1 and sigma >= sigmas[step - 2]:
+            if step > 1 and held[step - 1] >= held[step - 2]:
                 raise ValueError(
                     f"Step {step}: sigma {sigma:g} is not below step {step - 1}'s "
                     f"{sigmas[step - 2]:g}; sigmas must fall."

@@ -24,6 +24,12 @@ class Stretch:
         return len(self.sigmas) - 1
 
 
+def step_of(sigma: float, table: Sequence[float]) -> int | None:
+    """The schedule's step whose sigma this is, near enough; None if it is of another scheduler."""
+    nearest = min(range(len(table)), key=lambda step: abs(table[step] - sigma))
+    return nearest if math.isclose(table[nearest], sigma, rel_tol=1e-4) else None
+
+
 def scales_at(
     sigmas: Sequence[float], table: Sequence[float], scales: Sequence[float]
 ) -> list[float]:
@@ -37,8 +43,10 @@ def scales_at(
     """
 
     def scale(sigma: float) -> float:
-        fitting = (s for level, s in zip(table, scales, strict=True) if level <= sigma * (1 + 1e-4))
-        return next(fitting, 1.0)
+        step = step_of(sigma, table)
+        if step is not None:
+            return scales[step]
+        return next((s for level, s in zip(table, scales, strict=True) if level < sigma), 1.0)
 
     return [scale(sigma) for sigma in sigmas]
 
@@ -51,9 +59,6 @@ def step_numbers(sigmas: Sequence[float], table: Sequence[float]) -> list[int]:
     Args:
         sigmas, table: see `scales_at`.
     """
-
-    def number(sigma: float) -> int:
-        return next((i for i, s in enumerate(table) if math.isclose(s, sigma, rel_tol=1e-4)), -1)
-
-    found = [number(sigma) for sigma in sigmas]
-    return list(range(len(sigmas))) if -1 in found else found
+    found = [step_of(sigma, table) for sigma in sigmas]
+    known = [step for step in found if step is not None]
+    return known if len(known) == len(sigmas) else list(range(len(sigmas)))

@@ -185,6 +185,8 @@ BAD = [
     ((0.75, 0.5, 1), (1.0, 0.8, 0.6), "Step 2: scale 0.5 is below step 1's 0.75"),
     ((0.5, 1), (0.6, 0.8), "Step 2: sigma 0.8 is not below step 1's 0.6"),
     ((0.5, 1), (0.8, 0.8), "Step 2: sigma 0.8"),
+    ((0.5, 1), (0.8, 0.799999999999), "Step 2: sigma 0.8 is not below step 1's 0.8"),
+    ((0.5, 1), (1e-300, 1e-301), "Step 1: sigma 1e-300 is outside 0..1, 0 excluded"),
     ((0.5, 1), (1.0, 0.0), "Step 2: sigma 0 is outside 0..1"),
     ((0.5, 1), (1.1, 0.5), "Step 1: sigma 1.1 is outside"),
     ((0, 1), (1.0, 0.5), "Step 1: scale 0 is outside"),

@@ -20,6 +20,7 @@ from paper import (
 )
 
 from swd_core.noise import draw_noise
+from swd_core.schedule import ScaleSchedule
 
 # Width, height in pixels; the third and fourth are a quarter of 1216 x 832 and 1536 x 640.
 SIZES = [(256, 192), (128, 384), (304, 208), (384, 160), (256, 256)]
@@ -130,6 +131,22 @@ def test_node_is_the_chain_of_the_hosts_own_steps(
         assert torch.equal(ours, latent)
     else:
         assert relative(ours, latent) <= 2e-6
+
+
+def test_steps_close_in_noise_keep_their_own_sizes(pack, small, models):
+    """The table says so; a size that noise levels alike share would end the run too small."""
+    model, seen = models["sd35-medium"].clone(), []
+
+    def watch(apply_model, args):
+        seen.append(tuple(args["input"].shape[-2:]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(watch)
+    schedule = ScaleSchedule((0.25, 0.5, 1), (0.60002, 0.60001, 0.6))
+    sample = pack["SwDSample"].execute
+    cond = guided(small, "sd35-medium")
+    sample(model, cond, empty(256, 192), schedule, SEED, 1.0, "bicubic")
+    assert seen == [(6, 8), (12, 16), (24, 32)]
 
 
 @pytest.mark.parametrize("preset", NEWEST)
