@@ -10,7 +10,7 @@ from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora import read_lora
 from ..swd_core.schedule import CELL, ScaleSchedule
-from ._host import CATEGORY, Schedule, io, supported
+from ._host import CATEGORY, FIXED, Schedule, io, supported
 from ._host_lora import apply_lora
 from .fitting import check_vae
 from .inputs import checked
@@ -205,7 +205,12 @@ class SwDDistillTrain(io.ComfyNode):
                     tooltip="Fake score's steps to one of the student.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, tooltip="Of all that is random."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=FIXED,
+                    tooltip="Of all that is random. Keep it fixed: resume needs the same.",
                 ),
                 io.Boolean.Input(
                     "resume",

@@ -135,9 +135,12 @@ def test_another_seed_is_another_sheet_with_nothing_picked(sheet, run):
     assert numbers(page) == "3" and page.evaluate(SEED) == [777, "fixed"]
 
 
-def test_a_new_node_keeps_its_seed_while_one_picks(page):
+@pytest.mark.parametrize("node", ["SwDDrafts", "SwDDistillTrain"])
+def test_a_new_node_keeps_its_seed(page, node):
+    """While one picks; and a training goes on only with the seed it began with."""
     control = page.evaluate(
-        "() => { const node = LiteGraph.createNode('SwDDrafts'); app.graph.add(node);"
-        " return node.widgets.find((w) => w.name === 'seed').linkedWidgets[0].value; }"
+        "(kind) => { const node = LiteGraph.createNode(kind); app.graph.add(node);"
+        " return node.widgets.find((w) => w.name === 'seed').linkedWidgets[0].value; }",
+        node,
     )
     assert control == "fixed"

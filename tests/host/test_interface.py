@@ -125,7 +125,7 @@ INPUTS = {
         gan: FLOAT = 0.005
         guidance: FLOAT = 4.5
         fake_steps: INT = 2
-        seed: INT = 0
+        seed: INT = 0 +
         resume: BOOLEAN = True
         vae?: VAE
         lr_fake?: FLOAT = 0.001

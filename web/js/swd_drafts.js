@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
 const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts"];
+const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
 const PASS_ON = ["SwDSaveDrafts", "Reroute"];
 const STYLE = `
 .swd-sheet { position: relative; width: 100%; }
@@ -173,14 +174,14 @@ app.registerExtension({
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
     if (type === "SwDSaveDrafts") fillIn(node);
+    // A new node's; a saved one then gets its own. Newer hosts begin there by themselves.
+    if (KEEP_SEED.includes(type)) keepSeed(widgetOf(node, "seed"));
     if (!WITH_SHEET.includes(type)) return;
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
       show(this, output);
     };
-    // A new node's; a saved one then gets its own. Newer hosts begin there by themselves.
-    if (type === "SwDDrafts") keepSeed(widgetOf(node, "seed"));
     const widget = { SwDDrafts: widgetOf(node, "seed"), SwDFinishDrafts: pickOf(node) }[type];
     const changed = widget?.callback;
     if (widget) {
