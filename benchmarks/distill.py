@@ -15,13 +15,22 @@ import argparse
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
 from diffusers.training_utils import cast_training_params
+from distill_data import (
+    DTYPE,
+    SMALL,
+    AllSteps,
+    Prepared,
+    Scale,
+    made_up,
+    pictures,
+    prepare,
+    small_sd3,
+)
 from paired import (
     MIB,
     Times,
@@ -38,164 +47,17 @@ from recipe import Recipe, lora
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from swd_core.distill.diffusers_models import SD3Model
 from swd_core.distill.interface import DistillConfig
-from swd_core.distill.precision import fast_autocast, has_fast_bfloat16
-from swd_core.distill.scalewise import Interval, intervals
+from swd_core.distill.precision import fast_autocast
 from swd_core.distill.trainer import Trainer
 
-SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
-TOKENS, COUNT, RANK, LR = 77, 8, 16, 1e-5
-DTYPE = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+RANK, LR = 16, 1e-5
 ENCODING, STEP = "recipe", "recipe's step, prepared data"
 OURS, COMPILED = "this trainer, prepared data", "this trainer, prepared data, compile = true"
 LORA, DISTILL = "plain LoRA training", "this trainer"
 FAST = "this trainer, compile = true"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is; sides in latent cells, the last one the pictures' own."""
-
-    width: int = 384
-    layers: int = 8
-    sides: tuple[int, ...] = (16, 20, 24, 32)
-    vae: tuple[int, ...] = (64, 128, 256, 256)
-    text_layers: int = 12
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [(side, side) for side in self.sides]
-
-    @property
-    def intervals(self) -> list[Interval]:
-        return intervals(self.sizes, SIGMAS)
-
-
-SMALL = Scale(64, 2, (4, 6, 8, 10), (32, 32, 32, 32), 2)
-
-
-def small_sd3(scale: Scale) -> SD3Transformer2DModel:
-    torch.manual_seed(0)
-    width = scale.width
-    return SD3Transformer2DModel(
-        sample_size=32, num_layers=scale.layers, attention_head_dim=64,
-        num_attention_heads=width // 64, in_channels=16, joint_attention_dim=width,
-        caption_projection_dim=width, pooled_projection_dim=width, pos_embed_max_size=32,
-        qk_norm="rms_norm",
-    ).to(DTYPE)  # fmt: skip
-
-
-class Encoders:
-    """A VAE of SD3's shape at half its width, and a CLIP text encoder."""
-
-    def __init__(self, scale: Scale) -> None:
-        torch.manual_seed(1)
-        self.vae = AutoencoderKL(
-            block_out_channels=scale.vae, latent_channels=16, layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ).eval().to(DTYPE)  # fmt: skip
-        config = CLIPTextConfig(
-            hidden_size=scale.width, intermediate_size=4 * scale.width,
-            num_attention_heads=scale.width // 64, num_hidden_layers=scale.text_layers,
-            projection_dim=scale.width,
-        )  # fmt: skip
-        self.clip = CLIPTextModelWithProjection(config).eval().to(DTYPE)
-
-    @torch.no_grad()
-    def text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.clip(ids)
-        return output.last_hidden_state, output.text_embeds
-
-    @torch.no_grad()
-    def latents(self, pictures: Tensor, size: tuple[int, int]) -> Tensor:
-        small = F.interpolate(pictures, size=(size[0] * 8, size[1] * 8), mode="area")
-        return self.vae.encode((small * 2 - 1).to(DTYPE)).latent_dist.mode()
-
-
-@dataclass
-class EveryStep:
-    """The recipe's data: pictures and token ids, encoded anew for every batch."""
-
-    encoders: Encoders
-    pictures: Tensor
-    ids: Tensor
-    seconds: float = 0.0
-
-    def draw(self, interval: Interval, count: int, rng: random.Random) -> Any:
-        start = time.perf_counter()
-        chosen = torch.tensor([rng.randrange(len(self.ids)) for _ in range(count)])
-        pictures = self.pictures[chosen]
-        previous = None
-        if interval.previous:
-            previous = self.encoders.latents(pictures, interval.previous)
-        real = self.encoders.latents(pictures, interval.size)
-        text = self.encoders.text(self.ids[chosen])
-        self.seconds += time.perf_counter() - start
-        return real, previous, text
-
-    def unconditional(self, count: int) -> Any:
-        start = time.perf_counter()
-        text = self.encoders.text(torch.zeros(count, TOKENS, dtype=torch.long))
-        self.seconds += time.perf_counter() - start
-        return text
-
-
-@dataclass
-class Prepared:
-    """Latents of every size and the texts' (context, pooled); `empty` is the empty prompt's."""
-
-    latents: dict[tuple[int, int], Tensor]
-    text: tuple[Tensor, Tensor]
-    empty: tuple[Tensor, Tensor]
-
-    def draw(self, interval: Interval, count: int, rng: random.Random) -> Any:
-        chosen = torch.tensor([rng.randrange(len(self.text[0])) for _ in range(count)])
-        previous = self.latents[interval.previous][chosen] if interval.previous else None
-        return self.latents[interval.size][chosen], previous, tuple(t[chosen] for t in self.text)
-
-    def unconditional(self, count: int) -> Any:
-        context, pooled = self.empty
-        return context.expand(count, -1, -1), pooled.expand(count, -1)
-
-
-@dataclass
-class AllSteps:
-    """Either of the two as the trainer's `Batches`, in one process."""
-
-    data: EveryStep | Prepared
-    intervals: list[Interval]
-
-    def steps(self, rng: random.Random) -> list[Interval]:
-        return self.intervals
-
-    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice) -> Any:
-        return self.data.draw(interval, count, rng)
-
-    def unconditional(self, count: int) -> Any:
-        return self.data.unconditional(count)
-
-
-def pictures(scale: Scale) -> EveryStep:
-    generator = torch.Generator().manual_seed(2)
-    side = 8 * scale.sides[-1]
-    ids = torch.randint(0, 49000, (COUNT, TOKENS), generator=generator)
-    return EveryStep(Encoders(scale), torch.rand(COUNT, 3, side, side, generator=generator), ids)
-
-
-def prepare(data: EveryStep, scale: Scale) -> Prepared:
-    """The same, encoded once."""
-    latents = {size: data.encoders.latents(data.pictures, size) for size in scale.sizes}
-    return Prepared(latents, data.encoders.text(data.ids), data.unconditional(1))
-
-
-def made_up(scale: Scale) -> Prepared:
-    """Numbers of the same shapes: memory doesn't depend on them."""
-    latents = {size: torch.randn(COUNT, 16, *size) for size in scale.sizes}
-    text = torch.randn(COUNT, TOKENS, scale.width), torch.randn(COUNT, scale.width)
-    return Prepared(latents, text, tuple(t[:1] for t in text))
 
 
 def recipe(scale: Scale, batches: Any, a: argparse.Namespace) -> Recipe:
@@ -233,7 +95,7 @@ class PlainLora:
         count = max(2, self.tokens * 4 // (interval.size[0] * interval.size[1]))
         real, _, text = self.data.draw(interval, count, rng)
         real, noise = real.to(DTYPE), torch.randn_like(real, dtype=DTYPE)
-        context, pooled = (t.to(DTYPE) for t in text)
+        context, pooled = text.context.to(DTYPE), text.pooled.to(DTYPE)
         with fast_autocast():
             velocity = self.model(
                 0.5 * (real + noise), context, pooled, torch.full((count,), 500.0),

@@ -89,7 +89,8 @@ class Recipe:
         self.trained_fake += self.head.parameters()
         self.optimiser = torch.optim.AdamW(self.trained, lr=self.lr)
         self.optimiser_fake = torch.optim.AdamW(self.trained_fake, lr=self.lr)
-        self.empty = self.batches.unconditional(1)
+        empty = self.batches.unconditional(1)
+        self.empty = (empty.context, empty.pooled)
 
     def student_step(self, rng: random.Random) -> None:
         """One step of the student, after the fake score's own."""
@@ -108,7 +109,7 @@ class Recipe:
         if previous is not None:
             start = F.interpolate(previous.to(dtype), size=interval.size, mode="bicubic")
         x_t = self._noised(start, torch.full((count,), interval.sigma), torch.randn_like(start))
-        return interval, real, x_t, tuple(t.to(dtype) for t in text)
+        return interval, real, x_t, (text.context.to(dtype), text.pooled.to(dtype))
 
     def _levels(self, first: int, count: int) -> Tensor:
         """Random levels of the grid, from number `first` to the last one."""

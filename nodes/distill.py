@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..swd_core.distill.buckets import shrink
+from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora import read_lora
@@ -18,8 +19,8 @@ from .inputs import checked
 DistillData = io.Custom("SWD_DISTILL_DATA")
 
 
-def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (1, T, C) and pooled text (1, P).
+def encode_text(clip: Any, text: str) -> Conditioning:
+    """What the teacher reads of a text.
 
     Raises:
         ValueError: if the text changes over the run, or the encoder gives no pooled text.
@@ -36,7 +37,7 @@ def encode_text(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
             "This CLIP gives no pooled text, as T5 alone does not. Connect the teacher's own text "
             "encoders: those of SD3.5, FLUX.1 and SDXL all have a CLIP part."
         )
-    return context, extra["pooled_output"]
+    return Conditioning(context, extra["pooled_output"])
 
 
 def caption_lines(captions: str, count: int) -> list[str]:
@@ -123,8 +124,7 @@ class SwDDistillData(io.ComfyNode):
             schedule,
             tuple(sizes),
             latents,
-            tuple(known[line][0][0] for line in lines),
-            torch.cat([known[line][1] for line in lines]),
+            tuple(known[line] for line in lines),
             known[""],
             tuple(lines),
             (height, width),

@@ -107,17 +107,18 @@ def check_data(model: Any, data: TrainingData) -> None:
                 "the pictures with the config of this model."
             )
         shown = data.first(1)
-        latent, context, pooled = shown.real, *shown.text[:2]
+        latent, text = shown.real, shown.text
     else:
-        latent, context, pooled = data.latents[data.sizes[-1]], data.context[0], data.pooled
+        latent, text = data.latents[data.sizes[-1]], data.text[0]
     _host_latent.check_channels(latent, model)
     for what, part, wanted in (
-        ("encoded", context, context_width(model)),
-        ("pooled", pooled, pooled_width(model)),
+        ("encoded", text.context, context_width(model)),
+        ("pooled", text.pooled, pooled_width(model)),
     ):
-        if part.shape[-1] != wanted:
+        width = 0 if part is None else part.shape[-1]
+        if width != wanted:
             raise ValueError(
-                f"The captions are {what} {part.shape[-1]} wide, this model reads {wanted}: "
+                f"The captions are {what} {width} wide, this model reads {wanted}: "
                 "encode them with the text encoder of this model."
             )
     multiple = _host_model.patch_multiple(model)
@@ -137,8 +138,7 @@ def copied(data: MemoryData, model: Any) -> MemoryData:
 
     data = data.mapped(lambda x: text(model.model.process_latent_in(x)), text)
     if data.schedule.sigma_kind == "timestep":  # SDXL's guidance compares with zeros
-        empty = (torch.zeros_like(data.empty[0]), torch.zeros_like(data.empty[1]))
-        data = dataclasses.replace(data, empty=empty)
+        data = dataclasses.replace(data, empty=data.empty.map(torch.zeros_like))
     return data
 
 

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..swd_core.distill.adapters import add_adapters
+from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.diffusers_models import active_adapter
-from ..swd_core.distill.interface import Conditioning
 from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, FLUX, SD3, SDXL, Family
 from ..swd_core.lora import LoraLayer
@@ -149,12 +149,11 @@ class HostModel(Watched):
         return self.sampling.sigma((t * 1000).clamp(0, last)).to(t.device)
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        context, pooled, target = text
-        height, width = (int(side) for side in target[0])
+        height, width = (int(side) for side in text.size[0])
         guidance = 1.0 if active_adapter(self.module) == "fake" else self.guidance
         conds = self.base.extra_conds(
-            noise=x, device=x.device, cross_attn=context, pooled_output=pooled, guidance=guidance,
-            width=width, height=height, target_width=width, target_height=height,
+            noise=x, device=x.device, cross_attn=text.context, pooled_output=text.pooled,
+            guidance=guidance, width=width, height=height, target_width=width, target_height=height,
         )  # fmt: skip
         conds = {
             name: cond.process_cond(batch_size=len(x), device=x.device).cond

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..files import parse_json, read_json
 from ..schedule import ScaleSchedule
 from ..tensor_files import open_tensors
-from .interface import Conditioning, Shown
-from .prepare import INDEX, SHARD
+from .conditioning import PROMPT, Conditioning, as_number
+from .interface import Shown
+from .prepare import EMPTY, INDEX, SHARD
 from .scalewise import Interval, intervals
 from .transfer import sent
 
@@ -57,6 +58,8 @@ class PreparedBatches:
         self.schedule = ScaleSchedule.from_dict(index["schedule"])
         self.family, factor = index["family"], index["factor"]
         self.fingerprint = fingerprint(index)
+        self._open: dict[str, safe_open] = {}
+        self.empty = self._empty()
         groups: dict[tuple[int, int], list[dict]] = {}
         for shard in index["shards"]:
             groups.setdefault(tuple(shard["size"]), []).append(shard)
@@ -74,9 +77,6 @@ class PreparedBatches:
             sigmas = self.sigmas or self.schedule.sigmas
             self._steps[bucket.name] = intervals(sizes, sigmas, bucket.name)
         self.count = sum(b.ends[-1] for b in self.buckets.values())
-        self._open: dict[str, safe_open] = {}
-        empty = self._file("empty.safetensors")
-        self.empty = tuple(empty.get_tensor(k).to(self.device) for k in ("context", "pooled"))
 
     def identity(self) -> dict[str, Any]:
         """What tells this data from other."""
@@ -118,12 +118,12 @@ class PreparedBatches:
         return Shown(tuple(captions[: len(chosen)]), steps, real, self._text(bucket, chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        context, pooled = self.empty
-        return context.float().expand(count, -1, -1), pooled.float().expand(count, -1)
+        return self.empty.map(as_number).expand(count)
 
     def _text(self, bucket: Bucket, chosen: list[int]) -> Conditioning:
-        target = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32)
-        return (*(self._rows(bucket, name, chosen) for name in ("context", "pooled")), target)
+        size = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32)
+        prompt = {name: self._rows(bucket, name, chosen) for name in self.empty.parts}
+        return Conditioning(**prompt, size=size)
 
     def _rows(self, bucket: Bucket, name: str, chosen: list[int]) -> Tensor:
         rows = []
@@ -134,7 +134,15 @@ class PreparedBatches:
         whole = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype)
         for place, row in enumerate(rows):  # autocast knows no torch.stack of half precision
             whole[place] = row
-        return sent(whole, self.device).float()  # half the bytes on their way there
+        return as_number(sent(whole, self.device))  # half the bytes on their way there
+
+    def _empty(self) -> Conditioning:
+        """The prompt that is none; its parts are those that every prompt has here."""
+        file = self._file(EMPTY)
+        names = [name for name in PROMPT if name in file.keys()]
+        if "context" not in names:
+            raise self._damaged(EMPTY, "it has no context")
+        return Conditioning(**{name: file.get_tensor(name).to(self.device) for name in names})
 
     def _file(self, name: str) -> safe_open:
         if name not in self._open:
@@ -159,7 +167,8 @@ class PreparedBatches:
         with self._opened(name) as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
             header = file.metadata() or {}
-        wanted = {f"latent_{h}x{w}": [h, w] for h, w in sizes} | {"context": [], "pooled": []}
+        wanted = {f"latent_{h}x{w}": [h, w] for h, w in sizes}
+        wanted |= {name: [] for name in self.empty.parts}
         for key, ends in wanted.items():
             shape = shapes.get(key) or [0]
             if shape[0] != count or shape[len(shape) - len(ends) :] != ends:

@@ -16,7 +16,7 @@ from ..process import FlowMatching, VarianceExploding
 from .adapters import adapter, add_adapters, switch_of
 from .attention import quick_attention
 from .compiled import compile_blocks, is_compiled
-from .interface import Conditioning
+from .conditioning import Conditioning
 from .transfer import sent
 from .watch import Watched, watch
 
@@ -196,20 +196,20 @@ class DiffusersModel(Watched):
 
 @dataclass
 class SD3Model(DiffusersModel):
-    """SD3Transformer2DModel: latents (B, 16, H, W), text (context, pooled)."""
+    """SD3Transformer2DModel: latents (B, 16, H, W)."""
 
     def __post_init__(self) -> None:
         self.architecture = SD3
         super().__post_init__()
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
-        x, context, pooled = self._cast(x, *text[:2])
+        x, context, pooled = self._cast(x, text.context, text.pooled)
         return self.module(x, context, pooled, sigma * 1000, return_dict=False)[0]
 
 
 @dataclass
 class FluxModel(DiffusersModel):
-    """FluxTransformer2DModel: latents (B, 16, H, W), packed here; text (context, pooled).
+    """FluxTransformer2DModel: latents (B, 16, H, W), packed here.
 
     Args:
         guidance: embedded guidance of student and teacher; the fake score has 1.
@@ -223,7 +223,7 @@ class FluxModel(DiffusersModel):
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
         height, width = x.shape[-2] // 2, x.shape[-1] // 2
-        x, context, pooled = self._cast(x, *text[:2])
+        x, context, pooled = self._cast(x, text.context, text.pooled)
         tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
         guidance = None
         if self.module.config.guidance_embeds:
@@ -259,8 +259,7 @@ class FluxModel(DiffusersModel):
 class SDXLModel(DiffusersModel):
     """UNet2DConditionModel of SDXL in the variance-exploding form: x_t = x0 + sigma noise.
 
-    Latents (B, 4, H, W); text (context, pooled, target) with the finished picture's (height, width)
-    in pixels, (B, 2): the size conditioning is the target's at every scale.
+    Latents (B, 4, H, W). The size conditioning is the finished picture's at every scale.
     """
 
     def __post_init__(self) -> None:
@@ -292,11 +291,11 @@ class SDXLModel(DiffusersModel):
         return high - (logs[high] - wanted) / (logs[high] - logs[high - 1])
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
-        if len(text) < 3:
+        if text.size is None:
             raise ValueError("SDXL needs the finished picture's size beside context and pooled.")
         scale = (1 + sigma.square()).rsqrt().view(-1, 1, 1, 1)
-        x, context, pooled = self._cast(x * scale, *text[:2])
-        target = sent(text[2], self._device).to(x.dtype)
+        x, context, pooled = self._cast(x * scale, text.context, text.pooled)
+        target = sent(text.size, self._device).to(x.dtype)
         return self.module(
             x,
             self.timestep(sigma),

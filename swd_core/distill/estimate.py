@@ -2,7 +2,7 @@
 
 import random
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_models import DiffusersModel, wrap
-from .interface import Conditioning, DistillConfig
+from .interface import DistillConfig
 from .scalewise import Interval, intervals
 from .teachers import empty_module, schedule_sigmas, shape_of, watched_block
 from .trainer import Trainer
@@ -48,11 +49,11 @@ class Shapes:
     """Batches without content, all of one interval.
 
     Args:
-        text: shapes of one picture's context, pooled and so on.
+        text: shapes of one picture's conditioning, by name.
     """
 
     channels: int
-    text: Sequence[tuple[int, ...]]
+    text: Mapping[str, tuple[int, ...]]
     interval: Interval
 
     def steps(self, rng: random.Random) -> list[Interval]:
@@ -66,7 +67,10 @@ class Shapes:
         return latents(interval.size), previous, self.unconditional(count)
 
     def unconditional(self, count: int) -> Conditioning:
-        return tuple(torch.empty(count, *shape, device=META) for shape in self.text)
+        shapes = self.text.items()
+        return Conditioning(
+            **{name: torch.empty(count, *shape, device=META) for name, shape in shapes}
+        )
 
 
 class Live(TorchDispatchMode):
@@ -205,17 +209,17 @@ def estimate(
     steps: Sequence[Interval],
     config: DistillConfig,
     channels: int,
-    text: Sequence[tuple[int, ...]],
+    text: Mapping[str, tuple[int, ...]],
 ) -> Estimate:
     """What training `model`, built on the meta device, takes at the size with the most tokens.
 
     Args:
-        channels: of the latents. text: shapes of one picture's conditioning.
+        channels: of the latents. text: shapes of one picture's conditioning, by name.
     """
 
     def tokens(interval: Interval) -> int:
         area = interval.size[0] * interval.size[1] // 4
-        return max(2, config.batch_tokens // area) * (area + text[0][0])
+        return max(2, config.batch_tokens // area) * (area + text["context"][0])
 
     batches = Shapes(channels, text, max(steps, key=tokens))
     existing = [*model.module.parameters(), *model.module.buffers()]
@@ -258,14 +262,18 @@ def estimate_settings(settings: Settings) -> Estimate:
 
 def conditioning_of(
     kind: str, shape: dict[str, Any], t5_tokens: int
-) -> tuple[int, list[tuple[int, ...]]]:
+) -> tuple[int, dict[str, tuple[int, ...]]]:
     """Channels of the latents, and one picture's conditioning as `prepare` writes it."""
     if kind == "sdxl":
         sizes = 6 * shape["addition_time_embed_dim"]
         pooled = shape["projection_class_embeddings_input_dim"] - sizes
-        return shape["in_channels"], [(77, shape["cross_attention_dim"]), (pooled,), (2,)]
+        text = {"context": (77, shape["cross_attention_dim"]), "pooled": (pooled,), "size": (2,)}
+        return shape["in_channels"], text
     tokens, patch = (t5_tokens, 4) if kind == "flux" else (77 + t5_tokens, 1)
-    text = [(tokens, shape["joint_attention_dim"]), (shape["pooled_projection_dim"],)]
+    text = {
+        "context": (tokens, shape["joint_attention_dim"]),
+        "pooled": (shape["pooled_projection_dim"],),
+    }
     return shape["in_channels"] // patch, text
 
 

@@ -8,11 +8,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ..process import Process
+from .conditioning import Conditioning
 from .scalewise import Interval
-
-# (context, pooled) and, from prepared data, the finished picture's (height, width) in pixels. These
-# two stay on the CPU: who wants them as numbers need not wait for a graphics card.
-Conditioning = tuple[Tensor, ...]
 
 
 class DistillModel(Protocol):

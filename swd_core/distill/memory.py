@@ -1,10 +1,9 @@
 """Training data that fits into memory, as the node makes it from a batch of pictures."""
 
-import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schedule import ScaleSchedule
-from .interface import Conditioning, Shown
+from .conditioning import PROMPT, Conditioning, joined
+from .interface import Shown
 from .scalewise import Interval, intervals
 from .transfer import sent
 
@@ -21,31 +21,31 @@ from .transfer import sent
 class MemoryData:
     """Encoded pictures of one size with their captions.
 
-    sizes: of the schedule's steps, in latent cells. latents: (N, C, h, w) by size. context: one
-    (T, C) for each picture; long captions may have more tokens. pooled: (N, P). empty: context
-    (1, T, C) and pooled (1, P) of no prompt. target: the finished (height, width) in pixels.
+    sizes: of the schedule's steps, in latent cells. latents: (N, C, h, w) by size. text: of each
+    picture by itself; long captions may have more tokens. empty: of no prompt. target: the finished
+    (height, width) in pixels.
     """
 
     schedule: ScaleSchedule
     sizes: tuple[tuple[int, int], ...]
     latents: dict[tuple[int, int], Tensor]
-    context: tuple[Tensor, ...]
-    pooled: Tensor
-    empty: tuple[Tensor, Tensor]
+    text: tuple[Conditioning, ...]
+    empty: Conditioning
     captions: tuple[str, ...]
     target: tuple[int, int]
 
     @property
     def count(self) -> int:
-        return len(self.context)
+        return len(self.text)
 
     def identity(self) -> dict[str, Any]:
         """What tells this data from other: words and sizes exactly, pictures and encoded text by
         some of their numbers, which are nearly the same when they are encoded again."""
-        lengths = [len(context) for context in self.context]
+        lengths = [text.context.shape[1] for text in self.text]
         words = repr((self.captions, self.sizes, self.target, lengths))
         smallest = self.latents[self.sizes[0]].float().cpu()
-        text = [float(part.float().abs().mean()) for part in (*self.context, *self.pooled)]
+        parts = [text.parts[name] for name in PROMPT for text in self.text if name in text.parts]
+        text = [float(part.float().abs().mean()) for part in parts]
         return {
             "captions or sizes": hashlib.sha256(words.encode("utf-8", "replace")).hexdigest(),
             "pictures": F.adaptive_avg_pool2d(smallest, 2),
@@ -54,19 +54,18 @@ class MemoryData:
 
     def alike(self, place: int) -> list[int]:
         """The pictures that fit into one batch with `place`: those with as many tokens."""
-        length = len(self.context[place])
-        return [i for i, context in enumerate(self.context) if len(context) == length]
+        length = self.text[place].context.shape[1]
+        return [i for i, text in enumerate(self.text) if text.context.shape[1] == length]
 
     def mapped(
         self, latent: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]
     ) -> "MemoryData":
         """The same data with every tensor passed through one of two functions."""
-        return dataclasses.replace(
+        return replace(
             self,
             latents={size: latent(x) for size, x in self.latents.items()},
-            context=tuple(text(context) for context in self.context),
-            pooled=text(self.pooled),
-            empty=(text(self.empty[0]), text(self.empty[1])),
+            text=tuple(one.map(text) for one in self.text),
+            empty=self.empty.map(text),
         )
 
 
@@ -102,15 +101,16 @@ class MemoryBatches:
         return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        context, pooled = (sent(part, self.device) for part in self.data.empty)
-        return context.expand(count, -1, -1), pooled.expand(count, -1)
+        return self.data.empty.map(self._sent).expand(count)
 
     def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
-        return sent(self.data.latents[size][chosen], self.device)
+        return self._sent(self.data.latents[size][chosen])
 
     def _text(self, chosen: list[int]) -> Conditioning:
-        """(context, pooled, target) of pictures with as many tokens each."""
-        context = torch.stack([self.data.context[i] for i in chosen])
-        target = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
-        text = (sent(part, self.device) for part in (context, self.data.pooled[chosen]))
-        return (*text, target)
+        """Of pictures with as many tokens each."""
+        size = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
+        text = joined(self.data.text[i] for i in chosen).map(self._sent)
+        return replace(text, size=size)
+
+    def _sent(self, part: Tensor) -> Tensor:
+        return sent(part, self.device)

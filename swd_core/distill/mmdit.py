@@ -6,7 +6,7 @@ from torch import Tensor
 from ..lora import LoraLayer, sd3_modules
 from ..process import FlowMatching
 from ..scenes.model import MMDiT
-from .interface import Conditioning
+from .conditioning import Conditioning
 from .watch import Watched
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -25,7 +25,7 @@ class MMDiTModel(Watched):
         return t
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        velocity = self.module(x, sigma, *text[:2])
+        velocity = self.module(x, sigma, text.context, text.pooled)
         return self.process.to_x0(x, velocity, sigma.view(-1, 1, 1, 1))
 
     def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:

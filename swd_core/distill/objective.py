@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..process import VarianceExploding
 from . import losses
 from .adapters import adapter
+from .conditioning import Conditioning
 from .draws import Draws
-from .interface import Batches, Conditioning, DistillConfig, DistillModel
+from .interface import Batches, DistillConfig, DistillModel
 from .scalewise import GRID
 from .transfer import sent
 
@@ -163,7 +164,7 @@ class Objective:
             guided = self.model.predict(noisy, sigma, text)
             if scale == 1.0:
                 return guided
-            empty = (*self.batches.unconditional(len(noisy)), *text[2:])
+            empty = text.prompted(self.batches.unconditional(len(noisy)))
             plain = self.model.predict(noisy, sigma, empty)
         return plain + scale * (guided - plain)
 

@@ -17,10 +17,12 @@ from ..files import parse_json, write_text
 from ..schedule import ScaleSchedule
 from ..tensor_files import open_tensors, save_tensors
 from .buckets import buckets, check_schedule, cut, nearest_bucket, shrink
+from .conditioning import Conditioning
 from .sources import Sample, find_samples
 
 log = logging.getLogger(__name__)
 INDEX = "prepared.json"
+EMPTY = "empty.safetensors"  # the prompt that is none
 SKIPPED = "skipped.txt"
 SHARD = re.compile(r"[0-9]+x[0-9]+-[0-9]{5,}\.safetensors")
 VERSION = 2
@@ -48,11 +50,11 @@ class Encoder(Protocol):
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to latents in the model's units (B, C, h, w)."""
 
-    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """context (B, T, C) and pooled (B, P)."""
+    def text(self, prompts: Sequence[str]) -> Conditioning:
+        """What the model reads of the prompts, in as many tokens for any of them."""
 
-    def unconditional(self) -> tuple[Tensor, Tensor]:
-        """context (1, T, C) and pooled (1, P) of the teacher's guidance."""
+    def unconditional(self) -> Conditioning:
+        """What the teacher's guidance compares with, of one picture."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ def prepare(
     for old in folder.iterdir():
         if SHARD.fullmatch(old.name) and old.name not in kept_names and _header(old):
             old.unlink()
-    empty = encoder.unconditional()
-    _write(folder / "empty.safetensors", {"context": empty[0].half(), "pooled": empty[1].half()})
+    _write(folder / EMPTY, encoder.unconditional().map(_halved).parts)
     index = {**settings, "side": side, "factor": encoder.factor, "multiple": encoder.multiple}
     write_text(folder / INDEX, json.dumps({**index, "shards": files}, indent=1))
     lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
@@ -236,6 +237,10 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None
         ) from error
 
 
+def _halved(part: Tensor) -> Tensor:
+    return part.half() if part.is_floating_point() else part
+
+
 @torch.inference_mode()
 def _encode_shard(
     path: Path,
@@ -266,9 +271,8 @@ def _encode_shard(
         for h, w in dict.fromkeys(sizes):
             small = shrink(whole, (h * encoder.factor, w * encoder.factor))
             parts[f"latent_{h}x{w}"].append(encoder.latents(small).half())
-        context, pooled = encoder.text(prompts)
-        parts["context"].append(context.half())
-        parts["pooled"].append(pooled.half())
+        for name, part in encoder.text(prompts).map(_halved).parts.items():
+            parts[name].append(part)
     header = {
         **identity,
         "count": str(len(names)),

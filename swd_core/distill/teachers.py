@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..families import FLUX, SD3, SDXL
 from ..lora import LoraLayer
 from .adapters import add_adapters
+from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_models import noise_table, wrap
 from .interface import DistillModel
@@ -196,11 +197,11 @@ class EmojiEncoder:
     def latents(self, pictures: Tensor) -> Tensor:
         return self.student.vae.encode(pictures.to(memory_format=torch.channels_last))
 
-    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def text(self, prompts: Sequence[str]) -> Conditioning:
         text = self.student.encode(list(prompts))
-        return text.context, text.pooled
+        return Conditioning(text.context, text.pooled)
 
-    def unconditional(self) -> tuple[Tensor, Tensor]:
+    def unconditional(self) -> Conditioning:
         return self.text([""])
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -252,25 +253,25 @@ class DiffusersEncoder:
         return self.vae.latents(pictures)
 
     @torch.no_grad()
-    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def text(self, prompts: Sequence[str]) -> Conditioning:
         prompts, options = list(prompts), {"device": self.device}
         if self.family != "sdxl":
             options["max_sequence_length"] = self.text_tokens
         if self.kind is FLUX:
             context, pooled, _ = self.pipe.encode_prompt(prompts, None, **options)
-            return context, pooled
+            return Conditioning(context, pooled)
         others = (None, None) if self.kind is SD3 else ()
         context, _, pooled, _ = self.pipe.encode_prompt(
             prompts, *others, do_classifier_free_guidance=False, **options
         )
-        return context, pooled
+        return Conditioning(context, pooled)
 
-    def unconditional(self) -> tuple[Tensor, Tensor]:
+    def unconditional(self) -> Conditioning:
         """What the pipeline's guidance compares with; SDXL's is zero, not the empty prompt."""
-        context, pooled = self.text([""])
+        text = self.text([""])
         if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
-            return torch.zeros_like(context), torch.zeros_like(pooled)
-        return context, pooled
+            return text.map(torch.zeros_like)
+        return text
 
 
 def load_encoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersEncoder:

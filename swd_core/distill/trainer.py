@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..sampling import Noise, ScaleState, sample_scalewise
 from .adapters import adapter, adapter_parameters, adapter_state, frozen
 from .checkpoint import load_checkpoint, save_checkpoint
+from .conditioning import Conditioning
 from .discriminator import discriminator_head
 from .draws import Draws
-from .interface import Batches, Conditioning, DistillConfig, DistillModel
+from .interface import Batches, DistillConfig, DistillModel
 from .objective import ExtraLosses, Objective
 from .precision import fast_autocast
 from .scalewise import Interval, student_input

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .interface import Conditioning
+from .conditioning import Conditioning
 
 
 class Enough(Exception):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distill.conditioning import Conditioning
 from ..distill.precision import fast_autocast
 from ..scenes.autoencoder import FACTOR, Autoencoder
 from .emoji_pictures import load_images
@@ -44,6 +45,13 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Numbered(Conditioning):
+    """With the numbers (B,) of the pictures that the prompts are of."""
+
+    pictures: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class PictureDetail:
     """A student's loss by way of the decoder: as much fine detail as the real picture has.
 
@@ -70,10 +78,10 @@ class PictureDetail:
         return cls(vae.requires_grad_(False), pictures, weight)
 
     def __call__(
-        self, x0: Tensor, text: tuple[Tensor, ...], generator: torch.Generator
+        self, x0: Tensor, text: Numbered, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The loss of x0 (B, 16, H, W); text[2] has the numbers (B,) of its pictures."""
-        side, chosen = x0.shape[-1], text[2][: self.count]
+        """The loss of x0 (B, 16, H, W)."""
+        side, chosen = x0.shape[-1], text.pictures[: self.count]
         cells = min(self.crop, side)
         y, x = torch.randint(side - cells + 1, (2,), generator=generator).tolist()
         with fast_autocast():

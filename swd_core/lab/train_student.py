@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..distill import loop
 from ..distill.adapters import add_adapters, switched_layers
-from ..distill.interface import Conditioning, DistillConfig
+from ..distill.conditioning import Conditioning
+from ..distill.interface import DistillConfig
 from ..distill.mmdit import TARGETS, MMDiTModel, published_layers
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
@@ -36,7 +37,7 @@ from ..scenes.autoencoder import Autoencoder
 from ..scenes.model import MMDiT
 from ..scenes.student import read_weights
 from ..schedule import ScaleSchedule
-from .detail import PictureDetail
+from .detail import Numbered, PictureDetail
 from .emoji_latents import PromptSampler, load_latents, prepare_latents
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,7 @@ STUDENTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
 
 @dataclass
 class EmojiBatches:
-    """Emoji latents at every size with freshly drawn prompts.
-
-    The conditioning's third part has the numbers of the pictures.
-    """
+    """Emoji latents at every size with freshly drawn prompts."""
 
     latents: dict[int, Tensor]
     prompts: PromptSampler
@@ -77,16 +75,17 @@ class EmojiBatches:
             [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)][part]
         )
         previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
-        text = (*self._encode(chosen, rng), chosen)
+        text = Numbered(*self._encode(chosen, rng), pictures=chosen)
         return self.latents[interval.size[0]][chosen], previous, text
 
     @torch.no_grad()
-    def _encode(self, chosen: Tensor, rng: random.Random) -> Conditioning:
+    def _encode(self, chosen: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         return self.text(self.prompts.batch(chosen, rng, dropout=0.0))
 
     @torch.no_grad()
     def unconditional(self, count: int) -> Conditioning:
-        return self.text(torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long))
+        ids = torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long)
+        return Conditioning(*self.text(ids))
 
 
 @torch.no_grad()

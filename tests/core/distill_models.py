@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 
+from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.interface import DistillModel
 from swd_core.distill.scalewise import Interval, intervals
 from swd_core.distill.trainer import DistillConfig, Trainer
@@ -53,11 +54,11 @@ class RandomBatches:
     def __init__(self, family: str):
         self.family = family
 
-    def text(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, ...]:
-        return (
-            torch.randn(count, 5, CONTEXT, generator=generator),
-            torch.randn(count, POOLED, generator=generator),
-            torch.tensor([[64.0, 128.0]]).repeat(count, 1),
+    def text(self, generator: torch.Generator, count: int) -> Conditioning:
+        return Conditioning(
+            context=torch.randn(count, 5, CONTEXT, generator=generator),
+            pooled=torch.randn(count, POOLED, generator=generator),
+            size=torch.tensor([[64.0, 128.0]]).repeat(count, 1),
         )
 
     def steps(self, rng: random.Random) -> list[Interval]:
@@ -71,9 +72,9 @@ class RandomBatches:
         if interval.previous:
             previous = torch.randn(count, channels, *interval.previous, generator=generator)[part]
         text = self.text(generator, count)
-        return real[part], previous, tuple(t[part] for t in text)
+        return real[part], previous, text.map(lambda t: t[part])
 
-    def unconditional(self, count: int) -> tuple[torch.Tensor, ...]:
+    def unconditional(self, count: int) -> Conditioning:
         return self.text(torch.Generator().manual_seed(0), count)
 
 

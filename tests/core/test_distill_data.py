@@ -80,9 +80,9 @@ def test_every_size_is_the_encoded_area_mean_of_the_picture(source, tmp_path, en
             got = row[f"latent_{size}x{size}"].float()
             close = 4e-3 * float(expected.abs().max())
             torch.testing.assert_close(got, expected, rtol=0, atol=close)
-    context, pooled = encoder.text(["red apple"])
-    torch.testing.assert_close(row["context"].float(), context[0], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(row["pooled"].float(), pooled[0], rtol=2e-3, atol=2e-3)
+    text = encoder.text(["red apple"])
+    torch.testing.assert_close(row["context"].float(), text.context[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(row["pooled"].float(), text.pooled[0], rtol=2e-3, atol=2e-3)
 
 
 def test_any_aspect_ratio_has_its_own_sizes(source, tmp_path, encoder):
@@ -146,7 +146,7 @@ def test_a_damaged_shard_and_changed_captions_are_made_again(source, tmp_path, e
     (source / "5.txt").write_text("a green house")
     report = run(source, out, encoder)
     assert 0 < report.encoded < 6
-    expected, got = encoder.text(["a green house"])[0][0], rows(out)["5.png"]["context"]
+    expected, got = encoder.text(["a green house"]).context[0], rows(out)["5.png"]["context"]
     torch.testing.assert_close(got.float(), expected, rtol=2e-3, atol=2e-3)
 
 
@@ -275,14 +275,14 @@ def test_batches_pair_the_sizes_of_the_same_picture(source, tmp_path, encoder):
     for seed in range(40):
         rng = random.Random(seed)
         interval = rng.choice(batches.steps(rng))
-        real, previous, (context, pooled, target) = batches.draw(interval, 3, rng)
+        real, previous, text = batches.draw(interval, 3, rng)
         for i in range(3):
             key = "latent_{}x{}".format(*interval.size)
             there = {n: row[key].float() for n, row in stored.items() if key in row}
             [name] = [n for n, latent in there.items() if torch.equal(latent, real[i])]
             seen.add(name)
-            assert torch.equal(stored[name]["context"].float(), context[i])
-            assert "{}x{}".format(*target[i].int().tolist()) == interval.bucket
+            assert torch.equal(stored[name]["context"].float(), text.context[i])
+            assert "{}x{}".format(*text.size[i].int().tolist()) == interval.bucket
             if interval.previous:
                 before = stored[name]["latent_{}x{}".format(*interval.previous)]
                 assert torch.equal(before.float(), previous[i])
@@ -322,9 +322,9 @@ def test_half_data_are_sent_to_the_device_as_half(source, tmp_path, encoder):
     batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas, torch.device("meta"))
     interval = batches.steps(random.Random(0))[1]
     with Sent() as sent:
-        real, previous, (context, pooled, _) = batches.draw(interval, 4, random.Random(1))
+        real, previous, text = batches.draw(interval, 4, random.Random(1))
     assert sent.formats == 4 * [torch.float16]
-    for tensor in (real, previous, context, pooled):
+    for tensor in (real, previous, text.context, text.pooled):
         assert tensor.dtype == torch.float32 and tensor.device.type == "meta"
 
 
@@ -341,12 +341,11 @@ def test_shown_are_the_first_pictures_of_the_most_common_ratio(source, tmp_path,
         assert [(s.size, s.sigma) for s in shown.steps] == [
             ((8, 8), 1.0), ((12, 12), 0.8), ((16, 16), 0.6)
         ]  # fmt: skip
-        context, pooled, target = shown.text
-        assert target.tolist() == [[128, 128]] * len(wanted)
+        assert shown.text.size.tolist() == [[128, 128]] * len(wanted)
         for i, name in enumerate(wanted):
             assert torch.equal(shown.real[i], stored[name]["latent_16x16"].float())
-            assert torch.equal(context[i], stored[name]["context"].float())
-            assert torch.equal(pooled[i], stored[name]["pooled"].float())
+            assert torch.equal(shown.text.context[i], stored[name]["context"].float())
+            assert torch.equal(shown.text.pooled[i], stored[name]["pooled"].float())
     for path in (tmp_path / "out").glob("128x128-*.safetensors"):
         with safe_open(path, "pt") as file:
             header = {k: v for k, v in file.metadata().items() if k != "captions"}

@@ -37,7 +37,7 @@ def inputs(family: str, count: int = 2):
 def output_of(family: str, model, x, sigma, text):
     """The model's x0 by diffusers' own pipelines' conventions, written out."""
     if family == "sd3":
-        v = model(x, text[0], text[1], sigma * 1000).sample
+        v = model(x, text.context, text.pooled, sigma * 1000).sample
         return x - sigma.view(-1, 1, 1, 1) * v
     if family == "flux":
         from diffusers import FluxPipeline
@@ -47,7 +47,7 @@ def output_of(family: str, model, x, sigma, text):
             2, x.shape[2] // 2, x.shape[3] // 2, "cpu", x.dtype
         )
         v = model(
-            packed, text[0], text[1], sigma, ids, torch.zeros(text[0].shape[1], 3),
+            packed, text.context, text.pooled, sigma, ids, torch.zeros(text.context.shape[1], 3),
             guidance=torch.full((len(x),), 4.5),
         ).sample  # fmt: skip
         v = FluxPipeline._unpack_latents(v, x.shape[2] * 8, x.shape[3] * 8, 8)
@@ -60,8 +60,8 @@ def output_of(family: str, model, x, sigma, text):
     level = sigma.view(-1, 1, 1, 1)
     ids = torch.tensor([[64.0, 128, 0, 0, 64, 128]]).repeat(len(x), 1)
     eps = model(
-        x / (level**2 + 1) ** 0.5, t, text[0],
-        added_cond_kwargs={"text_embeds": text[1], "time_ids": ids},
+        x / (level**2 + 1) ** 0.5, t, text.context,
+        added_cond_kwargs={"text_embeds": text.pooled, "time_ids": ids},
     ).sample  # fmt: skip
     return x - level * eps
 

@@ -8,6 +8,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
+from swd_core.distill.conditioning import Conditioning  # noqa: E402
 from swd_core.distill.config import parse_settings  # noqa: E402
 from swd_core.distill.diffusers_models import SD3Model  # noqa: E402
 from swd_core.distill.estimate import estimate, estimate_settings  # noqa: E402
@@ -21,7 +22,7 @@ SHAPE = {
     "pooled_projection_dim": 32, "pos_embed_max_size": 32, "qk_norm": "rms_norm",
     "dual_attention_layers": (0,),
 }  # fmt: skip
-TEXT = [(12, 48), (32,)]
+TEXT = {"context": (12, 48), "pooled": (32,)}
 STEPS = intervals([(48, 48), (64, 64)], (1.0, 0.6))  # more tokens than FEW: the host's kernels
 
 
@@ -34,7 +35,7 @@ class Batches:
         return torch.randn(count, 16, *interval.size), previous, self.unconditional(count)
 
     def unconditional(self, count: int):
-        return tuple(torch.randn(count, *shape) for shape in TEXT)
+        return Conditioning(**{name: torch.randn(count, *shape) for name, shape in TEXT.items()})
 
 
 def measured(trainer: Trainer) -> int:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
+from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.memory import MemoryData
 from swd_core.distill.prepare import prepare
 from swd_core.distill.sample_teacher import sample_teacher
@@ -225,12 +226,11 @@ def test_the_teacher_writes_over_no_picture_or_caption_of_the_users(
 
 
 def memory(latents: torch.Tensor, caption: str = "a", width: int = 8) -> MemoryData:
-    context = torch.ones(5, width)
+    text = Conditioning(torch.ones(1, 5, width), torch.ones(1, 3))
     return MemoryData(
         ScaleSchedule((0.5, 1.0), (1.0, 0.6)), ((4, 4), (8, 8)),
-        {(4, 4): latents, (8, 8): torch.zeros(len(latents), 4, 8, 8)}, (context,) * len(latents),
-        torch.ones(len(latents), 3), (context[None], torch.ones(1, 3)), (caption,) * len(latents),
-        (64, 64),
+        {(4, 4): latents, (8, 8): torch.zeros(len(latents), 4, 8, 8)}, (text,) * len(latents), text,
+        (caption,) * len(latents), (64, 64),
     )  # fmt: skip
 
 

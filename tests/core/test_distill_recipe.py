@@ -19,6 +19,7 @@ peft = pytest.importorskip("peft")
 
 from swd_core.distill import trainer as trainer_module  # noqa: E402
 from swd_core.distill.adapters import adapter_state, switched_layers  # noqa: E402
+from swd_core.distill.conditioning import Conditioning  # noqa: E402
 from swd_core.distill.diffusers_models import active_adapter, wrap  # noqa: E402
 from swd_core.distill.draws import Draws  # noqa: E402
 from swd_core.distill.interface import DistillConfig  # noqa: E402
@@ -58,7 +59,7 @@ class Data:
 
     def draw(self, interval, count, rng, part):
         previous = self.normal(count, 16, *interval.previous) if interval.previous else None
-        text = self.normal(count, 5, 24), self.normal(count, 32)
+        text = Conditioning(self.normal(count, 5, 24), self.normal(count, 32))
         self.seen.append((interval, self.normal(count, 16, *interval.size), previous, text))
         _, real, previous, text = self.seen[-1]
         return real, previous, text
@@ -66,7 +67,7 @@ class Data:
     def unconditional(self, count):
         generator = torch.Generator().manual_seed(7)
         context = torch.randn(1, 5, 24, generator=generator)
-        return context.expand(count, -1, -1), torch.zeros(count, 32)
+        return Conditioning(context.expand(count, -1, -1), torch.zeros(count, 32))
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ class Reference:
         handle = self.watched.register_forward_hook(lambda m, a, output: seen.append(output[1]))
         if adapter is None:
             with self.model.disable_adapter():
-                v = self.model(x, text[0], text[1], sigma * 1000, return_dict=False)[0]
+                v = self.model(x, text.context, text.pooled, sigma * 1000, return_dict=False)[0]
         else:
             self.model.set_adapter(adapter)
-            v = self.model(x, text[0], text[1], sigma * 1000, return_dict=False)[0]
+            v = self.model(x, text.context, text.pooled, sigma * 1000, return_dict=False)[0]
         handle.remove()
         return x - sigma.view(-1, 1, 1, 1) * v, seen[0]
 

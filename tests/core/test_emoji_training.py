@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swd_core.distill.adapters import adapter, add_adapters, switched_layers
+from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.mmdit import TARGETS, MMDiTModel
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from swd_core.lab import ablation
-from swd_core.lab.detail import PictureDetail, detail_loss, laplacian
+from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
 from swd_core.lab.pictures import shrunk
 from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train_for
 from swd_core.scenes.autoencoder import Autoencoder
@@ -68,7 +69,7 @@ def test_decoded_detail_compares_each_picture_with_its_own(vae):
     with torch.no_grad():
         pictures = vae.decode(latents).clamp(0, 1)
     loss = PictureDetail(vae, {160: (pictures * 255).round().byte()}, weight=1.0, crop=20)
-    text = (torch.empty(0), torch.empty(0), torch.tensor([2, 0]))
+    text = Numbered(torch.empty(0), pictures=torch.tensor([2, 0]))
     right = loss(latents[[2, 0]], text, generator)["detail"]
     wrong = loss(latents[[1, 3]], text, generator)["detail"]
     soft = loss(torch.zeros(2, 16, 20, 20), text, generator)["detail"]
@@ -91,7 +92,8 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
         def draw(self, interval, count, rng, part):
             chosen = torch.tensor([rng.randrange(3) for _ in range(count)])
             previous = latents[interval.previous[0]][chosen] if interval.previous else None
-            conditioning = (text.context[chosen].clone(), text.pooled[chosen].clone(), chosen)
+            prompts = (text.context[chosen].clone(), text.pooled[chosen].clone())
+            conditioning = Numbered(*prompts, pictures=chosen)
             return latents[interval.size[0]][chosen], previous, conditioning
 
     config = DistillConfig(mmd=0.0, dmd=0.0, gan=0.0, batch_tokens=128, warmup=1)
@@ -119,7 +121,7 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
             return (
                 latents[chosen],
                 None,
-                (text.context[chosen].clone(), text.pooled[chosen].clone()),
+                Conditioning(text.context[chosen].clone(), text.pooled[chosen].clone()),
             )
 
     config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=128)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.mmdit import TARGETS, MMDiTModel
 from swd_core.emoji.student import EmojiStudent
 from swd_core.lora import read_lora
@@ -123,8 +124,9 @@ def test_data_are_the_encoded_area_means(pack, parts):
         stored = parts[0].model.process_latent_in(data.latents[size])
         assert (stored - expected).abs().mean() < 0.02
     text = own.encode(["red apple", "happy dog"])
-    assert torch.equal(torch.stack(data.context), text.context)
-    assert torch.equal(data.pooled, text.pooled) and data.target == (64, 64)
+    assert torch.equal(torch.cat([one.context for one in data.text]), text.context)
+    assert torch.equal(torch.cat([one.pooled for one in data.text]), text.pooled)
+    assert data.target == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_the_teacher_is_the_one_of_make_train_student(pack, parts):
     with twin.training_mode():
         ours = module.HostModel(parts[0], 4)
         theirs = MMDiTModel(own.model.requires_grad_(False))
-        conditioning = (text.context, text.pooled, torch.full((2, 2), 128.0))
+        conditioning = Conditioning(text.context, text.pooled, size=torch.full((2, 2), 128.0))
         assert ours.width == theirs.width
         results = []
         for model in (ours, theirs):

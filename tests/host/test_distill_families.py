@@ -1,6 +1,7 @@
 """Students of SD3.5, FLUX.1 and SDXL made inside the host, on small random models of each."""
 
 import copy
+import dataclasses
 import importlib
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from paper import TOLERANCE, empty, guided, reference_latent, relative, run_node
 from safetensors.torch import load_file
 
 from swd_core.distill.adapters import switched_layers
+from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.diffusers_models import wrap
 from swd_core.lora import read_lora, write_peft
 from swd_core.presets import presets
@@ -55,13 +57,11 @@ def data_for(small, family: str, count: int = 3):
         for s in sizes
     }
     text = [small.conditioning(family, 10 + i)[0] for i in range(count + 1)]
-    context = [context[0] for context, _ in text]
-    context[1] = context[1].repeat(2, 1)
-    pooled = torch.cat([extra["pooled_output"] for _, extra in text])
+    text = [Conditioning(context, extra["pooled_output"]) for context, extra in text]
+    text[1] = dataclasses.replace(text[1], context=text[1].context.repeat(1, 2, 1))
     captions = tuple(f"picture {i}" for i in range(count))
     return packed("swd_core.distill.memory").MemoryData(
-        schedule, sizes, latents, tuple(context[:count]), pooled[:count],
-        (context[count][None], pooled[count:]), captions, (8 * SIDE, 8 * SIDE),
+        schedule, sizes, latents, tuple(text[:count]), text[count], captions, (8 * SIDE, 8 * SIDE),
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def inputs(small, family):
     texts = [small.conditioning(family, seed)[0] for seed in (1, 2)]
     context = torch.cat([context for context, _ in texts])
     pooled = torch.cat([extra["pooled_output"] for _, extra in texts])
-    return x, sigma, (context, pooled, torch.full((2, 2), 8.0 * SIDE))
+    return x, sigma, Conditioning(context, pooled, size=torch.full((2, 2), 8.0 * SIDE))
 
 
 def near(ours, theirs, tolerance=TOLERANCE):
@@ -400,9 +400,9 @@ def test_models_that_cannot_be_trained(pack, small, models, loras):
 
 def test_captions_of_other_lengths_come_in_batches_of_their_own(pack, small):
     data = data_for(small, "flux")
-    lengths = {len(data.context[i]) for i in data.alike(0)}
+    lengths = {data.text[i].context.shape for i in data.alike(0)}
     assert data.alike(1) == [1] and data.alike(0) == [0, 2] and len(lengths) == 1
     batches = packed("swd_core.distill.memory").MemoryBatches(data, data.schedule.sigmas)
     shown = batches.first(4)
     assert shown.captions == ("picture 0", "picture 2") and len(shown.real) == 2
-    assert shown.text[2].tolist() == [[128.0, 128.0]] * 2
+    assert shown.text.size.tolist() == [[128.0, 128.0]] * 2

@@ -73,10 +73,11 @@ def test_the_folder_is_offered_and_holds_what_distill_data_makes(pack, prepared,
     own = made.latents[(8, 8)]
     # Shards are in float16, and the two encode by torch's and by the host's own layers.
     assert (shown.real[order] - own).abs().mean() < 0.02 * own.abs().mean()
-    context, pooled, target = (part[order] for part in shown.text)
-    torch.testing.assert_close(context, torch.stack(made.context), rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(pooled, made.pooled, rtol=2e-3, atol=2e-3)
-    assert target.tolist() == [list(made.target)] * 2
+    text = shown.text.map(lambda part: part[order])
+    for name in ("context", "pooled"):
+        wanted = torch.cat([getattr(one, name) for one in made.text])
+        torch.testing.assert_close(getattr(text, name), wanted, rtol=2e-3, atol=2e-3)
+    assert text.size.tolist() == [list(made.target)] * 2
 
 
 def test_a_graph_trains_from_the_folder_and_samples(server, prepared):
@@ -120,7 +121,8 @@ def test_data_of_another_family_or_width_is_refused(pack, prepared, offered, tmp
     made = pack["SwDDistillData"].execute(
         torch.rand(1, 64, 64, 3), *pack["SwDEmojiStudent"].execute(strength=0.0).result[1:], "a"
     ).result[0]  # fmt: skip
-    narrow = dataclasses.replace(made, pooled=made.pooled[:, :7])
+    text = [dataclasses.replace(one, pooled=one.pooled[:, :7]) for one in made.text]
+    narrow = dataclasses.replace(made, text=tuple(text))
     with pytest.raises(ValueError, match="pooled 7 wide, this model reads"):
         run.check_data(model, narrow)
 
