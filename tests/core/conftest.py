@@ -19,6 +19,7 @@ from swd_core.scenes.model import MMDiT
 from swd_core.tensor_files import save_tensors
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parent))  # for what tests share, such as draft_runs
 RANK = 4
 
 

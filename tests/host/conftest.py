@@ -213,3 +213,37 @@ def loras(pack, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], extensions))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return tmp_path
+
+
+@pytest.fixture
+def folders(pack, tmp_path):
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path / "temp"))
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    folder_paths.set_input_directory(str(tmp_path / "input"))
+    for name in ("temp", "output", "input"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.fixture
+def compare(pack, small, models, record_property):
+    """Runs the sampler once and the host scale by scale (chain.py), and compares.
+
+    They differ by float32 sums of differently grouped numbers.
+    """
+    chain = importlib.import_module("chain")
+    relative = importlib.import_module("paper").relative
+
+    def run(family, guider_at, tolerance=5e-6, **options):
+        preset = chain.FAMILIES[family]
+        target = chain.sizes_of(small, preset)[-1]
+        ours = chain.scalewise(pack, preset, guider_at(-1, target))
+        theirs = chain.host_chain(pack, small, preset, models[family], guider_at, **options)
+        difference = relative(ours, theirs)
+        record_property("difference", difference)
+        assert ours.isfinite().all() and ours.shape == theirs.shape
+        assert difference <= tolerance
+        return ours
+
+    return run

@@ -1,0 +1,75 @@
+"""`python -m swd_core drafts` and `finish`."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swd_core import commands, draft_files
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path, random_weights):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = commands.main([*arguments, "--weights", str(random_weights)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path))
+
+
+def test_finished_drafts_are_the_pictures_of_generate(main, tmp_path):
+    command = ("cat", "--seed", "3", "--size", "128")
+    assert main("generate", *command, "--count", "3", "--out", "g.png")[0] == 0
+    for step in ("1", "3"):
+        name = ("--stop-after", step, "--out", f"d{step}.png")
+        assert main("drafts", *command, "--count", "4", *name)[0] == 0
+        assert main("finish", f"d{step}{draft_files.SUFFIX}", "--pick", "3,1")[0] == 0
+        for k in (1, 3):
+            expected = pixels_of(tmp_path / f"g_{k}.png")
+            np.testing.assert_array_equal(pixels_of(tmp_path / f"d{step}_{k}.png"), expected)
+
+
+def test_finish_takes_the_newest_drafts_and_varies_details(main, tmp_path):
+    assert main("drafts", "cat", "--seed", "3", "--size", "128", "--count", "2")[0] == 0
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["cat-3-drafts.png", f"cat-3{draft_files.SUFFIX}"]
+    code, out, _ = main("finish", "--pick", "2", "--detail-seed", "5", "--variations", "2")
+    assert code == 0 and out.splitlines()[1:] == ["cat-3_2-1.png", "cat-3_2-2.png"]
+    one, two = (pixels_of(tmp_path / f"cat-3_2-{k}.png") for k in (1, 2))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["drafts", "cat", "--count", "0"], "1 to 256"),
+        (["drafts", "cat", "--count", "10000"], "1 to 256"),
+        (["drafts", "cat", "--stop-after", "4"], "step 1 to 3"),
+        (["drafts", "cat", "--stop-after", "0"], "step 1 to 3"),
+        (["drafts", "cat", "--seed", "-1"], "seed -1"),
+        (["drafts", "cat", "--size", "100"], "Size 100"),
+        (["drafts", "cat", "--schedule", "sdxl-4"], "timesteps"),
+        (["drafts", "cat", "--out", "a.jpg"], ".png"),
+        (["finish", "--pick", "1"], "no drafts file"),
+        (["finish", "gone", "--pick", "1"], "no drafts file gone"),
+    ],
+)
+def test_one_line_for_what_can_t_be_done(main, tmp_path, arguments, says):
+    code, out, err = main(*arguments)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pick", ["3", "2-1", "x", ""])
+def test_bad_picks_leave_the_drafts_alone(main, tmp_path, pick):
+    main("drafts", "cat", "--size", "128", "--count", "2", "--out", "d.png")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    code, _, err = main("finish", "--pick", pick)
+    assert code == 2 and len(err.splitlines()) == 1 and "pick" in err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
