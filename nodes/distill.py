@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..swd_core.distill.buckets import shrink
@@ -10,6 +9,7 @@ from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora import read_lora
+from ..swd_core.pictures import pixels_of
 from ..swd_core.schedule import CELL, ScaleSchedule
 from ._host import CATEGORY, FIXED, Schedule, io, supported
 from ._host_lora import apply_lora
@@ -304,8 +304,7 @@ class SwDDistillTrain(io.ComfyNode):
         folder, picture = train(model, data, settings, vae, resume)
         student, report = apply_lora(model, read_lora(folder), 1.0, lora_name)
         report.raise_if_partial()
-        plot = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
-        return io.NodeOutput(student, lora_name, plot)
+        return io.NodeOutput(student, lora_name, pixels_of(picture)[None])
 
 
 NODES = [SwDDistillData, SwDDistillTrain]

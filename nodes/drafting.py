@@ -8,15 +8,14 @@ from typing import Any
 
 import comfy.model_management
 import latent_preview
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..swd_core.contact import contact_sheet
 from ..swd_core.drafts import Draft, Drafts, join
 from ..swd_core.growing import GrowthState
 from ..swd_core.noise import plain_seed
+from ..swd_core.pictures import picture_of, pixels_of
 from ..swd_core.schedule import ScaleSchedule
 from . import _host, _host_latent, _host_model
 from ._host import ui
@@ -211,10 +210,7 @@ def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
         return ((grey - low) / (high - low).clamp(min=1e-6))[..., None].expand(*grey.shape, 3)
     more = (getattr(latent_format, f"latent_rgb_factors_{k}", None) for k in ("bias", "reshape"))
     previewer = latent_preview.Latent2RGBPreviewer(factors, *(m for m in more if m is not None))
-    pictures = [
-        np.asarray(previewer.decode_latent_to_preview(row[None]).convert("RGB")) for row in x0
-    ]
-    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
+    return torch.stack([pixels_of(previewer.decode_latent_to_preview(row[None])) for row in x0])
 
 
 def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
@@ -228,9 +224,8 @@ def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
 def show(drafts: Drafts, images: Tensor, cls: Any) -> tuple[Tensor, dict[str, Any]]:
     """The sheet as IMAGE (1, H, W, 3), and what the node shows and the page picks from."""
     firsts = images[:: images.shape[0] // len(drafts.images)]
-    pictures = [Image.fromarray((i.clamp(0, 1) * 255).round().byte().cpu().numpy()) for i in firsts]
-    sheet = contact_sheet(pictures, drafts.labels())
-    image = torch.from_numpy(np.asarray(sheet.picture).astype(np.float32) / 255)[None]
+    sheet = contact_sheet([picture_of(pixels) for pixels in firsts], drafts.labels())
+    image = pixels_of(sheet.picture)[None]
     cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
     cells |= {"sheet": drafts.sheet, "seed": drafts.images[0].seed}
     return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

@@ -1,10 +1,9 @@
 """A schedule as a picture: what each step costs at which size and sigma, drawn and listed."""
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..swd_core.pictures import pixels_of
 from ..swd_core.schedule import CELL, ScaleSchedule
 
 WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
@@ -80,4 +79,4 @@ def schedule_plot(
             continue
         share = f"{100 * costs[i] / total:.0f} %"
         row(number, [f"{i + 1}", labels[i], f"{sigmas[i]:.4f}", share], INK)
-    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]
+    return pixels_of(image)[None]

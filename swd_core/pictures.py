@@ -1,15 +1,28 @@
-"""Pictures side by side and as an animation, and their files."""
+"""Pictures of tensors and back, side by side and as an animation, and their files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from .files import written_whole
 
 LIGHT_GREY = (224, 224, 224)
 FRAME_MS, LAST_MS = 500, 1500
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """A picture in 8 bits of pixels (H, W, 3) in [0, 1]; what lies outside is cut off."""
+    return Image.fromarray(pixels.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    """Pixels (H, W, 3) in [0, 1], float32, of a picture in RGB."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)
 
 
 def strip_of(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:

@@ -3,12 +3,11 @@
 import io
 import math
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..pictures import pixels_of
 from ..schedule import ScaleSchedule
 
 MOST_OBLONG = 2.0
@@ -69,7 +68,7 @@ def cut(data: bytes, size: tuple[int, int]) -> Tensor:
             fitted = ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
     except (SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from error
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+    return pixels_of(fitted).permute(2, 0, 1)
 
 
 def shrink(pictures: Tensor, size: tuple[int, int]) -> Tensor:

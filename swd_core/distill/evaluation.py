@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from textwrap import shorten
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..contact import contact_sheet
 from ..noise import SeededNoise, draw_noise
+from ..pictures import picture_of
 from ..spectrum import top_octave_energy
 from .adapters import adapter
 from .interface import Shown
@@ -65,8 +65,6 @@ def measures(trainer: Trainer, x0: Tensor, shown: Shown) -> dict[str, float]:
 
 def grid(pictures: Sequence[Tensor], captions: Sequence[str]) -> Image.Image:
     """Pictures (H, W, 3) in [0, 1] on one sheet, each over its number and caption."""
-    images = [
-        Image.fromarray(np.asarray(p.clamp(0, 1).mul(255).round().byte().cpu())) for p in pictures
-    ]
+    images = [picture_of(pixels) for pixels in pictures]
     labels = [shorten(caption, LABEL, placeholder=" …") for caption in captions]  # one line each
     return contact_sheet(images, labels, most=LARGEST).picture

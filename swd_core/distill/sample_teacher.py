@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..files import parse_json, read_text, write_text
 from ..noise import draw_noise
-from ..pictures import write_png
+from ..pictures import picture_of, write_png
 from ..schedule import CELL
 from .config import Settings
 from .teachers import device_of, load_pipeline
@@ -139,8 +139,7 @@ def _emoji_teacher(
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
             x0 = denoise(x, sigma)
             x = x0 + (x - x0) * (after / sigma)
-        pixels = teacher.decode(x)[0].mul(255).round().byte().numpy()
-        yield i, Image.fromarray(pixels)
+        yield i, picture_of(teacher.decode(x)[0])
 
 
 def _diffusers_teacher(

@@ -13,7 +13,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageDraw
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw
 from ..distill.interface import DistillConfig
 from ..emoji.catalogue import catalogue
 from ..files import read_json, write_text
+from ..pictures import picture_of
 from .emoji_evaluate import Way, generate, load, measure
 from .emoji_latents import load_latents
 from .emoji_pictures import load_images
@@ -137,8 +137,7 @@ def sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None:
     for y, (title, pictures) in enumerate(rows):
         draw.multiline_text((8, y * TILE + TILE // 3), "\n".join(wrap(title, 22)), "black")
         for x, tile in enumerate(F.interpolate(pictures, (TILE, TILE), mode="area")):
-            pixels = (tile.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            picture.paste(Image.fromarray(pixels), (LABEL + x * TILE, y * TILE))
+            picture.paste(picture_of(tile.permute(1, 2, 0)), (LABEL + x * TILE, y * TILE))
     picture.save(a.sheet, optimize=True)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kornia
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,6 +20,7 @@ from ..emoji.catalogue import catalogue
 from ..emoji.student import LORA_FOLDER, WEIGHTS, EmojiStudent
 from ..files import read_json, write_text
 from ..noise import SeededNoise
+from ..pictures import picture_of
 from ..process import FlowMatching
 from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
@@ -200,9 +200,7 @@ def sheet(model: EmojiStudent, way: Way, path: Path, count: int = 64, seed: int 
     draw = ImageDraw.Draw(picture)
     for k, (i, image) in enumerate(zip(chosen, images, strict=True)):
         x, y = k % columns * cell[0], k // columns * cell[1]
-        picture.paste(
-            Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y)
-        )
+        picture.paste(picture_of(image.permute(1, 2, 0)), (x, y))
         draw.text((x + 80, y + 160), catalogue()[i]["name"][:26], "black", anchor="mt")
     picture.save(path)
 
