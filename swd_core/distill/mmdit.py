@@ -9,11 +9,9 @@ from ..scenes.model import MMDiT
 from .conditioning import Conditioning
 from .watch import Watched
 
-TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-
 
 class MMDiTModel(Watched):
-    """The MMDiT of an embedded student, with adapters in its TARGETS."""
+    """The MMDiT of an embedded student, with both adapters in it."""
 
     def __init__(self, module: MMDiT):
         self.module = module

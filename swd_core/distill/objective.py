@@ -1,10 +1,11 @@
 """The losses of a training (arXiv 2503.16397, section 4): each one's needs, function and weight.
 
-A new loss of the student is one function below, and one weight of its name in `DistillConfig`.
+A new loss of the student is one function below, and one weight of its name in `DistillConfig`. One
+that only a single caller has is the same `Loss`, handed to the `Trainer` with its weight.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -19,15 +20,13 @@ from .interface import Batches, DistillConfig, DistillModel
 from .scalewise import GRID
 from .transfer import sent
 
-# Losses of the caller's own on the student's x0 (B, C, H, W), by name; see PictureDetail.
-ExtraLosses = Callable[[Tensor, Conditioning, torch.Generator], dict[str, Tensor]]
-
 
 @dataclass
 class Seen:
     """What a student's losses may look at; None where none of them needs it.
 
-    real, x0: real latents and the student's prediction (B, C, H, W). teacher, fake: what the guided
+    real, x0: real latents and the student's prediction (B, C, H, W). text: their conditioning.
+    draws: what is drawn at random in this step. teacher, fake: what the guided
     teacher and the fake score make of x0 with noise of `dmd_sigma` on it, without gradient.
     logits: the discriminator's of the same. real_tokens, tokens: the middle block's (B, N, width)
     of both with noise of `mmd_sigma` on them.
@@ -36,6 +35,8 @@ class Seen:
     config: DistillConfig
     real: Tensor
     x0: Tensor
+    text: Conditioning
+    draws: Draws
     teacher: Tensor | None = None
     fake: Tensor | None = None
     logits: Tensor | None = None
@@ -44,8 +45,11 @@ class Seen:
 
 
 class Loss(NamedTuple):
+    """A loss of the student, the fields of `Seen` that are made for it, and its weight."""
+
     function: Callable[[Seen], Tensor]
-    needs: frozenset[str]
+    needs: frozenset[str] = frozenset()
+    weight: float = 1.0
 
 
 LOSSES: dict[str, Loss] = {}
@@ -86,23 +90,28 @@ def regression(seen: Seen) -> Tensor:
 
 def weighed(config: DistillConfig) -> dict[str, Loss]:
     """The losses that a config gives a weight."""
-    return {name: loss for name, loss in LOSSES.items() if getattr(config, name)}
+    weights = {name: getattr(config, name) for name in LOSSES}
+    return {name: LOSSES[name]._replace(weight=w) for name, w in weights.items() if w}
 
 
 @dataclass
 class Objective:
-    """The losses of one config on a model, its discriminator's head and data."""
+    """The losses of one config on a model, its discriminator's head and data.
+
+    Args:
+        extra: losses of the caller's own, by name.
+    """
 
     model: DistillModel
     head: nn.Module
     batches: Batches
     config: DistillConfig
-    extra: ExtraLosses | None = None
+    extra: Mapping[str, Loss] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
         self.process = self.model.process
-        chosen = weighed(self.config)
+        chosen = weighed(self.config) | self.extra
         self.scores = {name: loss for name, loss in chosen.items() if loss.needs & OF_SCORES}
         self.others = {name: loss for name, loss in chosen.items() if name not in self.scores}
 
@@ -120,7 +129,7 @@ class Objective:
         self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
     ) -> dict[str, Tensor]:
         """What the teacher, the fake score and its head say of x0."""
-        seen, needs = Seen(self.config, real, x0), _needs(self.scores)
+        seen, needs = Seen(self.config, real, x0, text, draws), _needs(self.scores)
         if not needs:
             return {}
         sigma, (noisy,) = self.renoise(self.config.dmd_sigma, draws, x0)
@@ -137,24 +146,20 @@ class Objective:
                 tokens = self.model.features(noisy, sigma, text)
         if tokens is not None:
             seen.logits = self.head(tokens.float().mean(1))
-        return self._weighed(self.scores, seen)
+        return _values(self.scores, seen)
 
     def of_others(
         self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
     ) -> dict[str, Tensor]:
         """How x0 differs from the real latents, in the middle block's tokens and by itself."""
-        seen = Seen(self.config, real, x0)
+        seen = Seen(self.config, real, x0, text, draws)
         if _needs(self.others):
             sigma, (noisy_real, noisy) = self.renoise(self.config.mmd_sigma, draws, real, x0)
             with adapter(self.model.module, "fake" if self.needs_fake else None):
                 with torch.no_grad():
                     seen.real_tokens = self.model.features(noisy_real, sigma, text)
                 seen.tokens = self.model.features(noisy, sigma, text)
-        found = self._weighed(self.others, seen)
-        return found if self.extra is None else found | self.extra(x0, text, draws.generator)
-
-    def _weighed(self, chosen: dict[str, Loss], seen: Seen) -> dict[str, Tensor]:
-        return {n: getattr(self.config, n) * loss.function(seen) for n, loss in chosen.items()}
+        return _values(self.others, seen)
 
     @torch.no_grad()
     def _guided(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
@@ -207,6 +212,10 @@ class Objective:
         noise = sent(draws.noise(latents[0].shape), self.device)
         level = sigma.view(-1, *[1] * (noise.ndim - 1))
         return sigma, [self.process.add_noise(x, noise, level) for x in latents]
+
+
+def _values(chosen: dict[str, Loss], seen: Seen) -> dict[str, Tensor]:
+    return {name: loss.weight * loss.function(seen) for name, loss in chosen.items()}
 
 
 def _needs(chosen: dict[str, Loss]) -> frozenset[str]:

@@ -156,12 +156,12 @@ def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> Di
     from ..emoji.student import MODEL_FILE, WEIGHTS
     from ..scenes.model import MMDiT
     from ..scenes.student import read_weights
-    from .mmdit import TARGETS, MMDiTModel
+    from .mmdit import MMDiTModel
 
     folder = Path(settings.model.base) if settings.model.base else WEIGHTS
     state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
     module = MMDiT.from_state_dict(state).to(first)
-    add_adapters(module, TARGETS, ("student", "fake"), settings.model.rank)
+    add_adapters(module, settings.family.adapted, ("student", "fake"), settings.model.rank)
     return MMDiTModel(module)
 
 

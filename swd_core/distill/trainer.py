@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from .conditioning import Conditioning
 from .discriminator import discriminator_head
 from .draws import Draws
 from .interface import Batches, DistillConfig, DistillModel
-from .objective import ExtraLosses, Objective
+from .objective import Loss, Objective
 from .precision import fast_autocast
 from .scalewise import Interval, student_input
 from .transfer import sent
@@ -34,6 +34,7 @@ class Trainer:
     """The alternating optimisation of fake score, discriminator head and student.
 
     Args:
+        extra: losses beside the config's, by name.
         between: called before every batch; what it raises ends the training there. `step` and
             `fake_done`, the fake score's steps of the next one, then say what is done, and saving
             and resuming give what an uninterrupted training gives.
@@ -45,7 +46,7 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     world: World = field(default_factory=World)
-    extra: ExtraLosses | None = None
+    extra: Mapping[str, Loss] = field(default_factory=dict)
     between: Callable[[], None] = lambda: None
     fake_done: int = 0
     _sums: dict[str, list[float]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distill.conditioning import Conditioning
+from ..distill.objective import Seen
 from ..distill.precision import fast_autocast
 from ..scenes.autoencoder import FACTOR, Autoencoder
 from .emoji_pictures import load_images
@@ -60,34 +61,32 @@ class PictureDetail:
 
     Args:
         vae: the frozen autoencoder. pictures: uint8 (N, 3, S, S) by picture side.
-        weight: of `detail_loss`. crop: side of the decoded part, in cells. count: pictures of a
+        crop: side of the decoded part, in cells. count: pictures of a
             batch that are decoded.
     """
 
     vae: Autoencoder
     pictures: Mapping[int, Tensor]
-    weight: float
     crop: int = 16
     count: int = 12
 
     @classmethod
-    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...], weight: float):
+    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...]):
         """For latents with `sides` cells a side, of the pictures in the folder `assets`."""
         images = load_images(assets)
         pictures = {FACTOR * side: shrunk(images, FACTOR * side) for side in sides}
-        return cls(vae.requires_grad_(False), pictures, weight)
+        return cls(vae.requires_grad_(False), pictures)
 
-    def __call__(
-        self, x0: Tensor, text: Numbered, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """The loss of x0 (B, 16, H, W)."""
-        side, chosen = x0.shape[-1], text.pictures[: self.count]
+    def __call__(self, seen: Seen) -> Tensor:
+        """The loss of x0 (B, 16, H, W), whose text is `Numbered`."""
+        x0 = seen.x0
+        side, chosen = x0.shape[-1], seen.text.pictures[: self.count]
         cells = min(self.crop, side)
-        y, x = torch.randint(side - cells + 1, (2,), generator=generator).tolist()
+        y, x = torch.randint(side - cells + 1, (2,), generator=seen.draws.generator).tolist()
         with fast_autocast():
             made = self.vae.decode(x0[: self.count, :, y : y + cells, x : x + cells].float())
         top, left, size = (FACTOR * n for n in (y, x, cells))
         real = self.pictures[FACTOR * side][chosen, :, top : top + size, left : left + size]
         inner = slice(BORDER, -BORDER)
         made, real = (t[..., inner, inner].float() for t in (made, real))
-        return {"detail": self.weight * detail_loss(made, real / 255)}
+        return detail_loss(made, real / 255)

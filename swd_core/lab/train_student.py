@@ -18,7 +18,8 @@ from ..distill import loop
 from ..distill.adapters import add_adapters, switched_layers
 from ..distill.conditioning import Conditioning
 from ..distill.interface import DistillConfig
-from ..distill.mmdit import TARGETS, MMDiTModel, published_layers
+from ..distill.mmdit import MMDiTModel, published_layers
+from ..distill.objective import Loss
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
 from ..distill.trainer import Trainer
@@ -31,6 +32,7 @@ from ..emoji.student import (
     load_emoji_text,
 )
 from ..emoji.text import EmojiTextEncoder
+from ..families import FAMILIES
 from ..lora import read_lora, schedule_header, sd3_modules, write_peft
 from ..presets import presets
 from ..scenes.autoencoder import Autoencoder
@@ -188,7 +190,8 @@ def train(
     module = MMDiT.from_state_dict(
         {k: v.float() for k, v in read_weights(run / MODEL_FILE).items()}
     )
-    add_adapters(module, TARGETS, ("student", "fake"), RANK)
+    torch.manual_seed(config.seed)
+    add_adapters(module, FAMILIES["emoji"].adapted, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
     steps_of = intervals([(s, s) for s in sides], sigmas)
@@ -197,12 +200,13 @@ def train(
     schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
     if schedule.scales == preset.scales and schedule.sigmas == preset.sigmas:
         schedule = preset
-    extra = None
+    extra = {}
     if detail and assets is not None:
         vae = Autoencoder.from_state_dict(
             {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
         )
-        extra = PictureDetail.load(assets, vae, tuple(sorted(set(sides))), detail)
+        loss = PictureDetail.load(assets, vae, tuple(sorted(set(sides))))
+        extra["detail"] = Loss(loss, weight=detail)
     trainer = Trainer(MMDiTModel(module), batches, config, extra=extra)
 
     def write() -> None:

@@ -11,24 +11,29 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill.adapters import adapter, add_adapters, switched_layers
 from swd_core.distill.conditioning import Conditioning
+from swd_core.distill.draws import Draws
 from swd_core.distill.interface import DistillConfig
-from swd_core.distill.mmdit import TARGETS, MMDiTModel
+from swd_core.distill.mmdit import MMDiTModel
+from swd_core.distill.objective import Loss, Seen
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
+from swd_core.families import FAMILIES
 from swd_core.lab import ablation
 from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
 from swd_core.lab.pictures import shrunk
-from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train_for
+from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train, train_for
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
+
+ADAPTED = FAMILIES["emoji"].adapted
 
 
 @pytest.fixture(scope="module")
 def module() -> MMDiT:
     state = load_file(WEIGHTS / MODEL_FILE)
     model = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
-    add_adapters(model, TARGETS, ("student", "fake"), RANK)
+    add_adapters(model, ADAPTED, ("student", "fake"), RANK)
     return model.eval()
 
 
@@ -51,7 +56,7 @@ def test_training_begins_where_the_shipped_student_ended(module):
 def test_a_student_of_another_rank_is_no_beginning():
     state = load_file(WEIGHTS / MODEL_FILE)
     model = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
-    add_adapters(model, TARGETS, ("student",), RANK // 2)
+    add_adapters(model, ADAPTED, ("student",), RANK // 2)
     with pytest.raises(ValueError, match="not a student to begin from"):
         begin_from(model, WEIGHTS / LORA_FOLDER)
 
@@ -68,11 +73,14 @@ def test_decoded_detail_compares_each_picture_with_its_own(vae):
     latents = torch.randn(4, 16, 20, 20, generator=generator)
     with torch.no_grad():
         pictures = vae.decode(latents).clamp(0, 1)
-    loss = PictureDetail(vae, {160: (pictures * 255).round().byte()}, weight=1.0, crop=20)
+    loss = PictureDetail(vae, {160: (pictures * 255).round().byte()}, crop=20)
     text = Numbered(torch.empty(0), pictures=torch.tensor([2, 0]))
-    right = loss(latents[[2, 0]], text, generator)["detail"]
-    wrong = loss(latents[[1, 3]], text, generator)["detail"]
-    soft = loss(torch.zeros(2, 16, 20, 20), text, generator)["detail"]
+
+    def value(x0):
+        return loss(Seen(DistillConfig(), latents[[2, 0]], x0, text, Draws(1)))
+
+    right, wrong = value(latents[[2, 0]]), value(latents[[1, 3]])
+    soft = value(torch.zeros(2, 16, 20, 20))
     assert right < 0.1 * wrong
     assert right < 0.1 * soft
 
@@ -98,7 +106,7 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
 
     config = DistillConfig(mmd=0.0, dmd=0.0, gan=0.0, batch_tokens=128, warmup=1)
     sizes = {side: shrunk(pictures, side) for side in (128, 160)}
-    extra = PictureDetail(vae.requires_grad_(False), sizes, weight=1.0)
+    extra = {"detail": Loss(PictureDetail(vae.requires_grad_(False), sizes), weight=0.5)}
     trainer = Trainer(MMDiTModel(module), Batches(), config, extra=extra)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     trainer.student_step(random.Random(0))
@@ -106,6 +114,22 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     assert len(changed) >= len(switched_layers(module))
     assert all(".student" in name for name in changed)
     assert trainer.means().keys() == {"detail"}
+
+
+def test_a_seed_is_one_student(random_weights, tmp_path):
+    """Whatever was drawn before in the same process."""
+    run, generator = tmp_path / "run", torch.Generator().manual_seed(4)
+    shutil.copytree(random_weights, run)
+    sides = {str(n): torch.randn(6, 16, n, n, generator=generator) for n in (16, 20, 24, 32)}
+    save_file(sides, run / "latents.safetensors")
+    made = []
+    for name, before, seed in (("a", 1, 5), ("b", 2, 5), ("c", 1, 6)):
+        torch.manual_seed(before)
+        config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=64, warmup=1, seed=seed)
+        assert train(run, "scalewise4", config, name, steps=1) == 1
+        made.append(load_file(run / name / "adapter_model.safetensors"))
+    assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
+    assert any(not torch.equal(made[0][k], made[2][k]) for k in made[0])
 
 
 def test_training_ends_at_the_number_of_steps(module, tmp_path):
