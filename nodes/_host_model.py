@@ -10,7 +10,9 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ..swd_core.schedule import CELL, ScaleSchedule
+from ..swd_core.growth import AnySchedule, GrowthSchedule
+from ..swd_core.schedule import CELL
+from .levels import check_levels
 
 # Of latent formats that don't say it themselves in ComfyUI 0.3.64.
 UNTOLD_PIXELS = {
@@ -61,7 +63,7 @@ def patch_multiple(model: Any) -> int:
     return 2
 
 
-def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
+def schedule_sigmas(model: Any, schedule: AnySchedule) -> Tensor:
     """SIGMAS (steps + 1,) of a schedule in the model's own terms, with the final 0.
 
     Timesteps (SDXL) go through the model's own noise table; 1000 lies outside its 0..999 and
@@ -71,7 +73,7 @@ def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
         ValueError: if the model's table has no falling noise levels for them.
     """
     sampling = model.get_model_object("model_sampling")
-    if schedule.sigma_kind == "flow":
+    if schedule.sigma_kind != "timestep":
         return torch.tensor([*schedule.sigmas, 0.0], dtype=torch.float32)
     sigmas = [
         float(sampling.sigma_max) if t >= 999 else float(sampling.sigma(torch.tensor(float(t))))
@@ -86,8 +88,11 @@ def schedule_sigmas(model: Any, schedule: ScaleSchedule) -> Tensor:
     return torch.tensor([*sigmas, 0.0], dtype=torch.float32)
 
 
-def check_prediction(model: Any, schedule: ScaleSchedule) -> None:
+def check_prediction(model: Any, schedule: AnySchedule) -> None:
     """Raises ValueError if the schedule's noise levels are not of the model's kind."""
+    if isinstance(schedule, GrowthSchedule):
+        check_levels(model, schedule)
+        return
     flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
     if flow != (schedule.sigma_kind == "flow"):
         kind, other = (

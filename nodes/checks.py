@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.growth import AnySchedule
 from . import _host_latent, _host_model
 from .conditioning import refuse_unscalable
 from .fitting import check_conditioning
 
 
-def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Sequence[float]) -> None:
+def check_run(
+    guider: Any,
+    schedule: AnySchedule,
+    noise: Tensor,
+    sigmas: Sequence[float],
+) -> None:
     """Raises ValueError if the guider, the latent or the SIGMAS can't be sampled scale by scale.
 
     Args:
@@ -36,7 +41,7 @@ def check_run(guider: Any, schedule: ScaleSchedule, noise: Tensor, sigmas: Seque
     _host_model.check_prediction(patcher, schedule)
     _check_sigmas(sigmas, float(patcher.get_model_object("model_sampling").sigma_max))
     _refuse_shuffled_noise(guider.model_options, noise)
-    if schedule.scales[0] == 1 and not schedule.frames:
+    if not (schedule.grows or schedule.frames):
         return  # one size throughout
     _refuse_momentum(guider.model_options)
     _refuse_supir(guider.model_options)

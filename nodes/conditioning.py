@@ -1,6 +1,6 @@
 """The graph's conditioning worked out anew for another size of the same picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.controlnet
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..swd_core import resample
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.growth import AnySchedule
 from ._host import supported
 from ._host_model import cell_pixels, patch_multiple
 
@@ -61,7 +61,7 @@ def _scaled_boxes(
 
 
 def refuse_unscalable(
-    conds: dict[str, list[dict[str, Any]]], target: Sequence[int], schedule: ScaleSchedule
+    conds: dict[str, list[dict[str, Any]]], target: Sequence[int], schedule: AnySchedule
 ) -> None:
     """Raises ValueError if an input of a video model can't follow the size or the frames.
 
@@ -71,7 +71,7 @@ def refuse_unscalable(
     frames = target[0]
     for entry in (entry for entries in conds.values() for entry in entries):
         for key, value in entry.items():
-            whole = key in _FULL_SIZE and schedule.scales[0] < 1
+            whole = key in _FULL_SIZE and schedule.grows
             if (whole or schedule.frames and key not in _WITHOUT_TIME) and _holds_tensor(value):
                 raise ValueError(
                     f"The conditioning holds {key!r}, which can't follow a video that grows in "
@@ -214,6 +214,33 @@ def _share_control(conds: dict[str, list[dict[str, Any]]]) -> None:
             comfy.samplers.apply_empty_x_to_equal_area(
                 shared, entries, "control", lambda nets, i: nets[i]
             )
+
+
+def move_windows(conds: dict[str, list[dict[str, Any]]], level: Callable[[float], float]) -> None:
+    """Brings the noise levels between which an entry holds to those of another size.
+
+    Args:
+        conds: resolved ones. level: what a level of the full size is there.
+    """
+    for entries in conds.values():
+        for entry in entries:
+            for key in ("timestep_start", "timestep_end"):
+                if entry.get(key) is not None:
+                    entry[key] = level(float(entry[key]))
+
+
+def control_windows(
+    conds: dict[str, list[dict[str, Any]]],
+) -> list[tuple[comfy.controlnet.ControlBase, tuple[float, float]]]:
+    """Every ControlNet of resolved conditioning, with the noise levels between which it works."""
+    found = {}
+    for entry in (entry for entries in conds.values() for entry in entries):
+        control = entry.get("control")
+        while control is not None:
+            if getattr(control, "timestep_range", None) is not None:
+                found[id(control)] = (control, control.timestep_range)
+            control = getattr(control, "previous_controlnet", None)
+    return list(found.values())
 
 
 def mask_at(mask: Tensor | None, size: tuple[int, ...]) -> Tensor | None:

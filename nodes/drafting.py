@@ -14,13 +14,14 @@ from torch import Tensor
 from ..swd_core.contact import contact_sheet
 from ..swd_core.drafts import Draft, Drafts, join
 from ..swd_core.growing import GrowthState
+from ..swd_core.growth import AnySchedule, GrowthSchedule
 from ..swd_core.noise import plain_seed
 from ..swd_core.pictures import picture_of, pixels_of
-from ..swd_core.schedule import ScaleSchedule
+from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
 from ._host import ui
 from .checks import check_run
-from .scalewise import ScaleWiseSampler
+from .growing import sampler_of
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
@@ -32,7 +33,7 @@ def model_name(model: Any) -> str:
 
 
 def begin(
-    model: Any, latent_image: Any, schedule: ScaleSchedule, seed: int, count: int, method: str
+    model: Any, latent_image: Any, schedule: AnySchedule, seed: int, count: int, method: str
 ) -> Drafts:
     """`count` images before their first step.
 
@@ -55,7 +56,22 @@ def begin(
         method=method,
         latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
         mask=mask,
+        stretches=_stretches_of(model, schedule, tuple(samples.shape[2:])),
     )
+
+
+def _stretches_of(model: Any, schedule: AnySchedule, size: tuple[int, ...]) -> int:
+    """How many a growing run has; 0 for a student."""
+    if not isinstance(schedule, GrowthSchedule):
+        return 0
+    _host_model.check_prediction(model, schedule)
+    return len(_run_of(model, schedule, size))
+
+
+def _run_of(model: Any, schedule: AnySchedule, size: tuple[int, ...]) -> tuple[Stretch, ...]:
+    """The whole run over a latent's size, (height, width) or (frames, height, width)."""
+    levels = _host_model.schedule_sigmas(model, schedule).tolist()
+    return sampler_of(schedule, "bicubic").stretches(model, levels, size)
 
 
 @dataclass(frozen=True)
@@ -84,13 +100,14 @@ class Sampling:
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
-        steps = until - drafts.step
+        part = self._stretches(drafts)[drafts.step : until]
+        steps, first = sum(stretch.steps for stretch in part), part[0].step
         report = None
         while todo.images:
             ahead = -(-len(todo.images) // size)
             total = steps * (len(done) + ahead)
             report = report or _host.preview_callback(self.model, total)
-            tell = _offset(report, steps * len(done) - drafts.step, total)
+            tell = _offset(report, steps * len(done) - first, total)
             part = todo.choose(range(min(size, len(todo.images))))
             try:
                 finished = self._run_batch(part, until, tell)
@@ -111,6 +128,21 @@ class Sampling:
             todo = todo.choose(range(len(part.images), len(todo.images)))
         return join(done)
 
+    def _stretches(self, drafts: Drafts) -> tuple[Stretch, ...]:
+        """Of the whole run.
+
+        Raises:
+            ValueError: if it isn't the one that the drafts are of.
+        """
+        size = drafts.size if drafts.latent is None else tuple(drafts.latent.shape[2:])
+        found = _run_of(self.model, drafts.schedule, size)
+        if len(found) != drafts.last:
+            raise ValueError(
+                f"The drafts are of a run over {drafts.last} sizes, which with this model has "
+                f"{len(found)}. Load the model they were made with, or draft them again."
+            )
+        return found
+
     def _run_batch(self, drafts: Drafts, until: int, callback: Callable[..., None]) -> Drafts:
         count = len(drafts.images)
         channels = self.model.get_model_object("latent_format").latent_channels
@@ -121,23 +153,28 @@ class Sampling:
         latent = (
             noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
         )
-        scales: list[Tensor] = []
-        x0, step = drafts.state.x0, drafts.step
-        if x0 is not None:
-            x0 = x0.to(self.model.load_device)
-        sampler = ScaleWiseSampler(
+        states: list[GrowthState] = []
+
+        def on_state(state: GrowthState) -> None:
+            # A whole run's picture is what its solver ends with, which may not be its last x0.
+            x0 = state.x_t if state.stretches == drafts.last else state.x0
+            kept = map(_host.to_output_device, (state.x_t, x0))
+            states.append(GrowthState(*kept, state.stretches))
+
+        begin = (x if x is None else x.to(self.model.load_device) for x in drafts.grown)
+        sampler = sampler_of(
             drafts.schedule,
             drafts.method,
             noise=drafts.noise,
-            state=GrowthState(x0, x0, step),
+            state=GrowthState(*begin, drafts.step),
             until=until,
-            on_state=lambda state: scales.append(_host.to_output_device(state.x0)),
+            on_state=on_state,
         )
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
-        sizes = sampler.sizes(guider, sigmas.tolist(), shape[1:])
-        _host.make_room_for(guider, max(sizes[step:until], key=math.prod))
+        part = self._stretches(drafts)[drafts.step : until]
+        _host.make_room_for(guider, max((stretch.size for stretch in part), key=math.prod))
         guider.sample(
             noise,
             latent,
@@ -148,8 +185,10 @@ class Sampling:
             disable_pbar=_host.pbar_disabled(),
             seed=drafts.images[0].seed,
         )
+        scales = tuple(state.x0 for state in states)
         samples = self.model.model.process_latent_out(scales[-1].to(torch.float32))
-        return replace(drafts, scales=(*drafts.scales, *scales), samples=samples)
+        x_t = states[-1].x_t if drafts.stretches else None
+        return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
 
 
 def _offset(report: Callable[..., None], offset: int, total: int) -> Callable[..., None]:

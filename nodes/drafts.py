@@ -5,9 +5,10 @@ from typing import Any
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..swd_core.drafts import MAX_DRAFTS, check_count, check_stop, parse_picks
+from ..swd_core.growth import AnySchedule
 from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
-from ..swd_core.schedule import MAX_STEPS, ScaleSchedule
+from ..swd_core.schedule import MAX_STEPS
 from . import drafting
 from ._host import CATEGORY, FIXED, Schedule, io, supported
 from .drafting import KEY, Sampling
@@ -94,7 +95,7 @@ class SwDDrafts(io.ComfyNode):
         model: Any,
         positive: Any,
         latent_image: Any,
-        schedule: ScaleSchedule,
+        schedule: AnySchedule,
         seed: int,
         count: int,
         stop_after: int,
@@ -214,7 +215,7 @@ class SwDFinishDrafts(io.ComfyNode):
         chosen = known.choose(positions).vary(detail_seed, variations)
         sampling, until = (
             Sampling(model, positive, negative, cfg),
-            stop_after or known.schedule.steps,
+            stop_after or known.last,
         )
         done = LATELY.run(sampling, drafts[KEY], chosen, until, batch)
         scales = drafting.every_scale(done, model)

@@ -9,7 +9,6 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..swd_core.drafts import Drafts, join
 from .drafting import Sampling
@@ -40,6 +39,12 @@ def trace(value: Any) -> Hashable:
     return value if isinstance(value, (str, int, float, type(None))) else number_of(value)
 
 
+def bytes_of(drafts: Drafts) -> int:
+    """Of the latents that they hold of their own; the picture they began with is shared."""
+    held = [t for t in (*drafts.scales, drafts.samples, drafts.x_t) if t is not None]
+    return sum(t.numel() * t.element_size() for t in held)
+
+
 class Finished:
     """Images by their drafts, the draft and what finished them; the oldest go beyond MOST_BYTES.
 
@@ -47,8 +52,8 @@ class Finished:
     """
 
     def __init__(self) -> None:
-        # The clean latents of the steps that ran, and last the image as a VAE decodes it.
-        self.rows: OrderedDict[tuple, tuple[Tensor, ...]] = OrderedDict()
+        # Of one image each; of its clean latents only those of the steps that ran.
+        self.rows: OrderedDict[tuple, Drafts] = OrderedDict()
 
     def run(
         self, sampling: Sampling, source: Drafts, drafts: Drafts, until: int, batch: int
@@ -70,27 +75,30 @@ class Finished:
         def keep(part: Drafts) -> None:
             for i in range(len(part.images)):
                 row = part.choose([i])
-                found[next(waiting)] = (*row.scales[drafts.step :], row.samples)
+                found[next(waiting)] = replace(row, scales=row.scales[drafts.step :])
 
         if missing:
             sampling.run(drafts.choose(missing), until, batch, keep)
         else:
             sampling.check(drafts)
         self._remember(found)
-        done = [(drafts.choose([i]), *found[key]) for i, key in enumerate(keys)]
+        before = (drafts.choose([i]).scales for i in range(len(keys)))
         return join(
-            [replace(row, scales=(*row.scales, *x0s), samples=last) for row, *x0s, last in done]
+            [
+                replace(found[key], scales=(*scales, *found[key].scales))
+                for key, scales in zip(keys, before, strict=True)
+            ]
         )
 
-    def _remember(self, found: dict[tuple, tuple[Tensor, ...]]) -> None:
+    def _remember(self, found: dict[tuple, Drafts]) -> None:
         living = set(_alive.values())
         for key in [key for key in self.rows if key in found or key[0] not in living]:
             del self.rows[key]
         self.rows.update(found)
-        size = sum(t.numel() * t.element_size() for row in self.rows.values() for t in row)
+        size = sum(map(bytes_of, self.rows.values()))
         while size > MOST_BYTES:
             _, row = self.rows.popitem(last=False)
-            size -= sum(t.numel() * t.element_size() for t in row)
+            size -= bytes_of(row)
 
 
 LATELY = Finished()

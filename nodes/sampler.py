@@ -4,18 +4,21 @@ from typing import Any
 
 import torch
 
-from ..swd_core.noise import MAX_SEED
+from ..swd_core.growth import AnySchedule
+from ..swd_core.noise import MAX_SEED, SeededNoise
 from ..swd_core.resample import METHODS
-from ..swd_core.schedule import ScaleSchedule
 from . import _host, _host_latent, _host_model
 from ._host import CATEGORY, Schedule, io, supported
 from .checks import check_run
+from .growing import sampler_of
 from .inputs import checked
 from .preview import run_callback
-from .scalewise import ScaleWiseSampler
 
 METHOD_TIP = (
     "How the clean prediction is enlarged between steps. The students are trained with bicubic."
+)
+SAMPLER_TIP = (
+    "For SwD Growth Schedule: a sampler with options of its own, in place of the schedule's."
 )
 NEGATIVE_TIP = "What to avoid; while cfg is 1.0 only patches of the model such as NAG read it."
 
@@ -37,6 +40,7 @@ class SwDSampler(io.ComfyNode):
                 io.Combo.Input(
                     "upscale_method", options=list(METHODS), default="bicubic", tooltip=METHOD_TIP
                 ),
+                io.Sampler.Input("sampler", optional=True, tooltip=SAMPLER_TIP),
             ],
             outputs=[
                 io.Sampler.Output(
@@ -48,8 +52,10 @@ class SwDSampler(io.ComfyNode):
 
     @classmethod
     @checked()
-    def execute(cls, schedule: ScaleSchedule, upscale_method: str) -> io.NodeOutput:
-        return io.NodeOutput(ScaleWiseSampler(schedule, upscale_method))
+    def execute(
+        cls, schedule: AnySchedule, upscale_method: str, sampler: Any = None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sampler_of(schedule, upscale_method, solver=sampler))
 
 
 def start_sigmas(model: Any, sigmas: torch.Tensor, strength: float) -> torch.Tensor:
@@ -116,6 +122,7 @@ class SwDSample(io.ComfyNode):
                     "Less keeps its picture and skips the first scales, by the same strengths as "
                     "the denoise of KSampler; 0 returns it as it is.",
                 ),
+                io.Sampler.Input("sampler", optional=True, tooltip=SAMPLER_TIP),
             ],
             outputs=[
                 io.Latent.Output(
@@ -132,12 +139,13 @@ class SwDSample(io.ComfyNode):
         model: Any,
         positive: Any,
         latent_image: Any,
-        schedule: ScaleSchedule,
+        schedule: AnySchedule,
         seed: int,
         cfg: float,
         upscale_method: str,
         negative: Any = None,
         start_at: float = 1.0,
+        sampler: Any = None,
     ) -> io.NodeOutput:
         latent = _host_latent.check_latent(latent_image, model)
         _host_model.check_prediction(model, schedule)
@@ -155,12 +163,13 @@ class SwDSample(io.ComfyNode):
                 return io.NodeOutput(latent)
         guider = _host.cfg_guider(model, positive, negative, cfg)
         check_run(guider, schedule, samples, sigmas.tolist())
-        sampler = ScaleWiseSampler(schedule, upscale_method, _host_latent.image_indices(latent))
-        sizes = sampler.sizes(guider, sigmas.tolist(), tuple(samples.shape[2:]))
+        indices = _host_latent.image_indices(latent)
+        ours = sampler_of(schedule, upscale_method, indices, solver=sampler)
+        sizes = ours.sizes(model, sigmas.tolist(), tuple(samples.shape[2:]))
         samples = guider.sample(
-            samples.new_zeros(samples.shape, device="cpu"),
+            SeededNoise(seed, indices)(0, samples.shape),
             samples,
-            sampler,
+            ours,
             sigmas,
             denoise_mask=latent.get("noise_mask"),
             callback=run_callback(model, sizes),

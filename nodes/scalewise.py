@@ -1,23 +1,23 @@
 """The SAMPLER both ways of sampling run: the core's loop around a host guider."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..swd_core import resample
 from ..swd_core.growing import GrowthState, sample_growing
-from ..swd_core.lifts import lift_swd
+from ..swd_core.growth import AnySchedule
 from ..swd_core.noise import SeededNoise
+from ..swd_core.process import Process
 from ..swd_core.sampling import Noise
-from ..swd_core.schedule import ScaleSchedule
 from ..swd_core.stretches import Stretch, step_numbers
 from . import _host_latent, _host_model
 from .checks import FiniteCheck, check_run
 from .sized import SizedModel
+from .ways import Report, StudentWay, Way
 from .wrapped import check_wrapped, wrapped_model
 
 
@@ -38,7 +38,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
 
     def __init__(
         self,
-        schedule: ScaleSchedule,
+        schedule: AnySchedule,
         method: str = "bicubic",
         indices: tuple[int, ...] | None = None,
         *,
@@ -126,80 +126,98 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         steps = len(levels) - 1
         if steps < 1:
             return torch.zeros_like(noise) if latent_image is None else latent_image
-        stretches = self.stretches(guider, levels, target)
-        draw = self.noise or self._numbered_noise(guider, levels, noise, extra_args)
+        stretches = self.stretches(guider.model_patcher, levels, target)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
-        sized = SizedModel(call, model, extra_args, target, start, denoise_mask, resample.downscale)
-        pure = levels[0] if self.max_denoise(guider, sigmas) else None
-        process = _host_model.HostProcess(guider.inner_model.model_sampling, pure)
-        finite = FiniteCheck(levels[:-1], [stretch.size for stretch in stretches])
+        sized = SizedModel(
+            call, model, extra_args, target, start, denoise_mask, **self._at_size(target)
+        )
+        finite = FiniteCheck(levels[:-1], [s.size for s in stretches for _ in range(s.steps)])
 
-        def fresh(step: int, shape: Sequence[int]) -> Tensor:
-            model.noise = draw(step, shape).to(noise.device, noise.dtype, non_blocking=True)
+        def report(step: int, x0: Tensor, x_t: Tensor) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            finite.add(step, x0)
+            if callback is not None:
+                callback(step, x0, x_t, steps)
+
+        def noise_of(step: int, shape: Sequence[int]) -> Tensor:
+            fresh = way.noise(step, shape)
+            model.noise = fresh.to(noise.device, noise.dtype, non_blocking=True)
             return model.noise
 
-        def solve(x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
-            x0 = sized(x_t, stretch.sigmas[0])
-            finite.add(stretch.step, x0)
-            if callback is not None:
-                callback(stretch.step, x0, x_t, steps)
-            return x0, x0
-
-        def enlarged(x0: Tensor, size: Sequence[int]) -> Tensor:
-            return resample.upscale(x0, size, self.method)
-
+        pure = levels[0] if self.max_denoise(guider, sigmas) else None
+        process = _host_model.HostProcess(guider.inner_model.model_sampling, pure)
+        way = self._way(sized, process, stretches, levels, noise, report)
         try:
             state = sample_growing(
-                solve,
+                way.solve,
                 stretches,
                 self.state,
-                fresh,
-                lift=partial(lift_swd, process=process, upscale=enlarged),
+                noise_of,
+                lift=way.lift,
                 process=process,
                 like=noise,
                 latent=start,
-                shrink=resample.downscale,
+                shrink=sized.shrink,
                 until=self.until,
                 on_state=self.on_state,
             )
         finally:
             sized.restore()
         finite.raise_if_broken()
-        return enlarged(state.x0, target)
+        return way.finish(state)
 
-    def _numbered_noise(
-        self, guider: Any, levels: list[float], noise: Tensor, extra_args: dict[str, Any]
-    ) -> Noise:
-        """Noise by seed, number of the image and number of the step in the schedule."""
-        seed = extra_args.get("seed") or 0
-        indices = self.indices
+    def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
+        """What of `SizedModel` is not as for a student."""
+        return {}
+
+    def _way(
+        self,
+        sized: SizedModel,
+        process: Process,
+        stretches: Sequence[Stretch],
+        levels: list[float],
+        noise: Tensor,
+        report: Report,
+    ) -> Way:
+        """How a stretch is solved, and how what it holds gets to the next size.
+
+        Args:
+            noise: of the target's size, as the guider gives it. levels: with the last one.
+        """
+        draw = self.noise
+        if draw is None:
+            numbers = step_numbers(levels[:-1], self.table(sized.guider.model_patcher))
+            seeded = self._seeded(noise, sized.extra_args)
+            draw = lambda step, shape: seeded(numbers[step], shape)  # noqa: E731
+        return StudentWay(sized, process, draw, self.method, report)
+
+    def _seeded(self, noise: Tensor, extra_args: dict[str, Any]) -> SeededNoise:
+        seed, indices = extra_args.get("seed") or 0, self.indices
         if indices is None:
             indices = _host_latent.indices_from_noise(noise, seed)
-        numbers = step_numbers(levels[:-1], self.table(guider))
-        seeded = SeededNoise(seed, indices)
-        return lambda step, shape: seeded(numbers[step], shape)
+        return SeededNoise(seed, indices)
 
     def stretches(
-        self, guider: Any, levels: list[float], target: tuple[int, ...]
+        self, model: Any, levels: list[float], target: tuple[int, ...]
     ) -> tuple[Stretch, ...]:
         """The run over SIGMAS, to a target (height, width) or (frames, height, width)."""
         *frames, height, width = target
         return self.schedule.stretches(
             height,
             width,
-            _host_model.patch_multiple(guider.model_patcher),
+            _host_model.patch_multiple(model),
             frames=frames[0] if frames else None,
             sigmas=levels,
-            table=self.table(guider),
+            table=self.table(model),
         )
 
     def sizes(
-        self, guider: Any, levels: list[float], target: tuple[int, ...]
+        self, model: Any, levels: list[float], target: tuple[int, ...]
     ) -> list[tuple[int, ...]]:
         """Latent size of each step; see `stretches`."""
-        run = self.stretches(guider, levels, target)
+        run = self.stretches(model, levels, target)
         return [stretch.size for stretch in run for _ in range(stretch.steps)]
 
-    def table(self, guider: Any) -> list[float]:
+    def table(self, model: Any) -> list[float]:
         """The schedule's sigmas in the model's own terms."""
-        return _host_model.schedule_sigmas(guider.model_patcher, self.schedule).tolist()[:-1]
+        return _host_model.schedule_sigmas(model, self.schedule).tolist()[:-1]

@@ -1,6 +1,7 @@
 """What the host's model is given, at any size of the same picture."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -8,7 +9,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .conditioning import mask_at, resolve_conds
+from ..swd_core import resample
+from .conditioning import control_windows, mask_at, move_windows, resolve_conds
 from .kept import begin_anew
 
 
@@ -21,6 +23,7 @@ class SizedModel:
         extra_args: of every call. target: the finished latent's (H, W) or (T, H, W).
         start: the clean latent that the run begins with, if any, and mask: what of it may change,
             both of the target's size. shrink: how that latent gets to smaller sizes.
+        level: `level(sigma, size)`, what a noise level of the full size is at a smaller one.
     """
 
     def __init__(
@@ -31,12 +34,14 @@ class SizedModel:
         target: tuple[int, ...],
         start: Tensor | None,
         mask: Tensor | None,
-        shrink: Callable[[Tensor, Sequence[int]], Tensor],
+        shrink: Callable[[Tensor, Sequence[int]], Tensor] = resample.downscale,
+        level: Callable[[float, Sequence[int]], float] = lambda sigma, size: sigma,
     ):
         self.call, self.model, self.extra_args = call, model, extra_args
         self.target, self.start, self.full_mask, self.shrink = target, start, mask, shrink
-        self.guider = model.inner_model
+        self.guider, self.level = model.inner_model, level
         self.full_conds = self.guider.conds
+        self.controls = control_windows(self.full_conds)
         self.size: tuple[int, ...] | None = None
         self.mask: Tensor | None = None
 
@@ -62,7 +67,12 @@ class SizedModel:
             self.guider.conds = resolve_conds(
                 self.guider, noise, self.target, image, self.mask, seed
             )
+            move_windows(self.guider.conds, partial(self.level, size=size))
+        for control, window in self.controls:
+            control.timestep_range = tuple(self.level(sigma, size) for sigma in window)
 
     def restore(self) -> None:
         """Gives the guider its conditioning back."""
         self.guider.conds = self.full_conds
+        for control, window in self.controls:
+            control.timestep_range = window

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from .drafts import Draft, Drafts, check_count
 from .files import parse_json
+from .growth import MOST_SIZES, GrowthSchedule
 from .noise import MAX_SEED, NOISE_VERSION
 from .schedule import ScaleSchedule
 from .tensor_files import open_tensors, read_tensors, save_tensors
 
-VERSION = 1
+VERSION, GROWN_VERSION = 1, 2  # of a student's drafts, which older packs read too; of growing ones
 SUFFIX = ".drafts.safetensors"
 _HEADER = "swd_drafts"
 _ROUNDING = 16  # latent cells; no model's patch is larger
@@ -31,11 +33,14 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
     check_count(len(drafts.images), "The number of drafts to save")
     tensors = {f"x0.{i}": x0 for i, x0 in enumerate(drafts.scales, 1)}
     extra = {"samples": drafts.samples, "latent": drafts.latent, "mask": drafts.mask}
+    extra["x_t"] = drafts.x_t
     tensors |= {name: value for name, value in extra.items() if value is not None}
+    growing = isinstance(drafts.schedule, GrowthSchedule)
+    plan = drafts.schedule.to_dict()
     header = {
-        "version": VERSION,
+        "version": GROWN_VERSION if growing else VERSION,
         "noise_version": NOISE_VERSION,
-        "schedule": drafts.schedule.to_dict(),
+        "schedule": {"growth": plan} if growing else plan,
         "step": drafts.step,
         "model": drafts.model,
         "size": list(drafts.size),
@@ -43,6 +48,8 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
         "method": drafts.method,
         "prompt": drafts.prompt,
     }
+    if growing:
+        header["stretches"] = drafts.stretches
     save_tensors(path, tensors, {_HEADER: json.dumps(header)}, overwrite)
 
 
@@ -75,10 +82,10 @@ def check_versions(header: Any, name: str) -> None:
     """Raises ValueError for a newer format, or a noise rule that would finish another picture."""
     if not isinstance(header, dict) or not {"version", "noise_version"} <= header.keys():
         raise ValueError(f"The drafts file {name} is damaged: its header has no version.")
-    if header["version"] != VERSION:
+    if header["version"] not in (VERSION, GROWN_VERSION):
         raise ValueError(
-            f"{name} has the drafts format {header['version']}; this version reads {VERSION}. "
-            "Update the pack."
+            f"{name} has the drafts format {header['version']}; this version reads {VERSION} and "
+            f"{GROWN_VERSION}. Update the pack."
         )
     if header["noise_version"] != NOISE_VERSION:
         raise ValueError(
@@ -90,13 +97,15 @@ def check_versions(header: Any, name: str) -> None:
 def _read_header(header: dict[str, Any]) -> Drafts:
     """Drafts without their tensors; every number is one that can be meant."""
     height, width = header["size"]
+    plan, growing = header["schedule"], header["version"] == GROWN_VERSION
     return Drafts(
-        ScaleSchedule.from_dict(header["schedule"]),
+        GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
         str(header["model"]),
         (_whole(height, 1), _whole(width, 1)),
         tuple(Draft(*(_whole(n) for n in row)) for row in header["images"]),
         method=str(header["method"]),
         prompt=str(header["prompt"]).encode("utf-8", "replace").decode("utf-8"),
+        stretches=_whole(header["stretches"], 1) if growing else 0,
     )
 
 
@@ -110,6 +119,8 @@ def _with_tensors(empty: Drafts, step: int, tensors: dict[str, Tensor]) -> Draft
     """`empty` with what its `step` steps made, once all of it fits together."""
     scales = tuple(tensors[f"x0.{i}"] for i in range(1, step + 1))
     rest = {name: tensors.get(name) for name in ("latent", "mask")}
+    if empty.stretches:
+        rest["x_t"] = tensors["x_t"]
     drafts = replace(empty, scales=scales, samples=tensors["samples"], **rest)
     if not _fits(drafts):
         raise ValueError("its images, steps and latents don't agree.")
@@ -121,16 +132,28 @@ def _with_tensors(empty: Drafts, step: int, tensors: dict[str, Tensor]) -> Draft
 
 def _fits(drafts: Drafts) -> bool:
     """Whether images, steps, sizes and tensors belong together."""
-    if not 0 < drafts.step < drafts.schedule.steps or not drafts.images:
+    if not 0 < drafts.step < drafts.last or not drafts.images:
         return False
     for x0 in (*drafts.scales, drafts.samples):
         if x0.ndim not in (4, 5) or len(x0) != len(drafts.images) or not x0.is_floating_point():
             return False
+    if drafts.stretches:
+        return _grown_fits(drafts)
     for scale, x0 in zip(drafts.schedule.scales, drafts.scales, strict=False):
         sides = zip(x0.shape[-2:], drafts.size, strict=True)
         if any(abs(side - scale * full) > _ROUNDING for side, full in sides):
             return False
     return drafts.latent is None or drafts.latent.shape[-2:] == drafts.size
+
+
+def _grown_fits(drafts: Drafts) -> bool:
+    """Whether the sizes of a growing run rise below the finished one, and x_t is of the last."""
+    x_t, last = drafts.x_t, drafts.scales[-1]
+    if drafts.stretches > MOST_SIZES or x_t.shape != last.shape or not x_t.is_floating_point():
+        return False
+    sizes = [*(x0.shape[-2:] for x0 in drafts.scales), drafts.size]
+    rising = all(a <= b for old, new in pairwise(sizes) for a, b in zip(old, new, strict=True))
+    return rising and (drafts.latent is None or drafts.latent.shape[-2:] == drafts.size)
 
 
 def latest(folder: Path) -> Path:

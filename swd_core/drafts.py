@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .noise import MAX_SEED, draw_noise, plain_seed
+from .growth import AnySchedule
+from .noise import MAX_SEED, draw_noise, plain_seed, stream_seed
 from .sampling import ScaleState
-from .schedule import ScaleSchedule
 
 MAX_DRAFTS = 256
 
@@ -45,6 +45,10 @@ class DraftNoise:
         rows = (draw_noise(d.detail or d.seed, (d.index,), step, shape[1:]) for d in self.images)
         return torch.cat(list(rows))
 
+    def seeds(self, step: int) -> list[int]:
+        """Each image's own generator seed; see `SeededNoise.seeds`."""
+        return [stream_seed(d.detail or d.seed, d.index, step) for d in self.images]
+
 
 @dataclass(frozen=True)
 class Drafts:
@@ -54,15 +58,18 @@ class Drafts:
         model: name of the model family they were made with.
         size: latent (height, width) of the finished images.
         images: where each image's noise comes from.
-        scales: the clean latent (N, C, h, w) of every step so far, in the model's own units.
+        scales: the clean latent (N, C, h, w) of every step so far, in the model's own units; of a
+            growing run of every stretch.
         samples: the last of them as a VAE decodes it; None before the first step.
         method: how x0 is enlarged between steps.
         latent, mask: a picture to start from (1, C, H, W) as the VAE made it and what of it may
             change, both of full size, or None.
         prompt: what it shows, where that is known.
+        x_t: of a growing run, what its solver held at the end, of the last size so far.
+        stretches: of the whole growing run; 0 for a student, whose every step is one.
     """
 
-    schedule: ScaleSchedule
+    schedule: AnySchedule
     model: str
     size: tuple[int, int]
     images: tuple[Draft, ...]
@@ -72,6 +79,13 @@ class Drafts:
     latent: Tensor | None = None
     mask: Tensor | None = None
     prompt: str = ""
+    x_t: Tensor | None = None
+    stretches: int = 0
+
+    @property
+    def last(self) -> int:
+        """How many steps, or stretches, a whole run has."""
+        return self.stretches or self.schedule.steps
 
     @property
     def step(self) -> int:
@@ -81,6 +95,12 @@ class Drafts:
     def state(self) -> ScaleState:
         """What `sample_scalewise` goes on from."""
         return ScaleState(self.scales[-1], self.step) if self.scales else ScaleState()
+
+    @property
+    def grown(self) -> tuple[Tensor | None, Tensor | None]:
+        """What `sample_growing` goes on from: x_t and x0, which for a student are the same."""
+        x0 = self.scales[-1] if self.scales else None
+        return (x0 if self.x_t is None else self.x_t), x0
 
     @property
     def noise(self) -> DraftNoise:
@@ -110,6 +130,7 @@ class Drafts:
             images=tuple(self.images[i] for i in positions),
             scales=tuple(x0[rows.to(x0.device)] for x0 in self.scales),
             samples=None if self.samples is None else self.samples[rows.to(self.samples.device)],
+            x_t=None if self.x_t is None else self.x_t[rows.to(self.x_t.device)],
         )
 
     def vary(self, detail_seed: int, count: int) -> "Drafts":
@@ -147,7 +168,12 @@ def check_count(count: int, what: str = "count") -> None:
 
 def check_stop(stop_after: int, drafts: Drafts) -> None:
     """Raises ValueError unless `stop_after` is a step to come, before the last."""
-    steps = drafts.schedule.steps
+    steps = drafts.last
+    if steps == 1 and drafts.stretches:
+        raise ValueError(
+            "This growth schedule has only the finished size for this picture: nothing to draft. "
+            "Choose more steps, a larger tolerance or more sizes in SwD Growth Schedule."
+        )
     if not drafts.step < stop_after < steps:
         if drafts.step + 1 >= steps:
             raise ValueError(
@@ -164,9 +190,10 @@ def join(parts: Sequence[Drafts]) -> Drafts:
     """Batches of one run, together again."""
     first = parts[0]
     samples = None if first.samples is None else torch.cat([p.samples for p in parts])
+    x_t = None if first.x_t is None else torch.cat([p.x_t for p in parts])
     scales = tuple(torch.cat(x0s) for x0s in zip(*(p.scales for p in parts), strict=True))
     images = tuple(d for p in parts for d in p.images)
-    return replace(first, images=images, scales=scales, samples=samples)
+    return replace(first, images=images, scales=scales, samples=samples, x_t=x_t)
 
 
 def parse_picks(text: str, drafts: Drafts) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 from .latent_law import PUBLISHED, LatentLaw
 from .lifts import LIFTS, size_ratio
 from .process import FlowMatching, Levels, VarianceExploding
-from .schedule import finite_numbers, is_number, latent_sizes
+from .schedule import ScaleSchedule, finite_numbers, is_number, latent_sizes, one_line
 from .stretches import Stretch
 
 # Published deltas are compared with the small grid's own level: .05 there leaves half the side at
@@ -36,7 +36,7 @@ class GrowthSchedule:
         count: how many sizes, each larger than the one before by the same factor.
         delta: what a size may lose of the ideal velocity, in 0..1; see `LatentLaw.safe_odds`.
         law: the power spectrum of the model's latents.
-        lift: one of LIFTS.
+        lift: one of LIFTS. solver: name of the host's sampler that makes the steps.
         kind: one of KINDS. top: the sigma that stands for pure noise, 1 for flow matching.
         noise_scale: what the model multiplies its noise by.
 
@@ -55,14 +55,21 @@ class GrowthSchedule:
     delta: float = DELTAS["balanced"]
     law: LatentLaw = field(default_factory=lambda: PUBLISHED["FLUX.1"])
     lift: str = "spectral"
+    solver: str = "euler"
     kind: str = "flow"
     top: float = 1.0
     noise_scale: float = 1.0
     name: str = ""
+    frames = ()  # every size of a video has all of them
+    sigma_kind = "model"  # in the model's own terms
 
     def __post_init__(self) -> None:
         sigmas = finite_numbers(self.sigmas, "sigmas")
         object.__setattr__(self, "sigmas", sigmas)
+        for what in ("name", "solver"):
+            if not isinstance(getattr(self, what), str):
+                raise ValueError(f"{what} must be text, not {getattr(self, what)!r}.")
+            object.__setattr__(self, what, one_line(getattr(self, what)))
         for what, allowed in (("kind", KINDS), ("lift", LIFTS)):
             if getattr(self, what) not in allowed:
                 raise ValueError(
@@ -95,6 +102,14 @@ class GrowthSchedule:
     @property
     def steps(self) -> int:
         return len(self.sigmas)
+
+    @property
+    def grows(self) -> bool:
+        """Whether a run may have smaller sizes."""
+        return self.count > 1 and self.start < 1
+
+    def check_picture(self) -> None:
+        """Any picture can be grown; see `ScaleSchedule.check_picture`."""
 
     @property
     def levels(self) -> Levels:
@@ -157,16 +172,22 @@ class GrowthSchedule:
         found, step = [], 0
         for size, steps in _long_enough(runs, shortest):
             ratio = size_ratio(size, (height, width))
-            levels = tuple(self._own(s, ratio) for s in given[step : step + steps + 1])
+            levels = tuple(self.own(s, ratio) for s in given[step : step + steps + 1])
             found.append(Stretch(size if frames is None else (frames, *size), levels, step))
             step += steps
         return tuple(found)
 
-    def _own(self, sigma: float, ratio: float) -> float:
+    def own(self, sigma: float, ratio: float) -> float:
         """A noise level of the full size, on a grid whose side is `ratio` times smaller."""
         if self.lift != "spectral" or sigma >= self.top * (1 - 1e-5):
             return sigma  # pure noise is pure noise on every grid
         return self.levels.gain(sigma, 1 / ratio) * sigma
+
+    def full(self, own: Any, ratio: float) -> Any:
+        """The noise level of the full size that a grid's own one stands for; also of a tensor."""
+        if self.lift != "spectral":
+            return own
+        return self.levels.gain(own, ratio) * own
 
     def cost(self, height: int, width: int, multiple: int = 2, least: int = 0) -> float:
         """Cost of the whole run in full-size steps, by the number of latent cells."""
@@ -193,6 +214,9 @@ class GrowthSchedule:
         except TypeError as error:
             raise ValueError(f"The growth schedule's law is damaged: {error}") from error
         return cls(**data)
+
+
+AnySchedule = ScaleSchedule | GrowthSchedule
 
 
 def _long_enough(

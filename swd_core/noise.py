@@ -75,3 +75,7 @@ class SeededNoise:
                 f"A batch of {shape[0]} needs as many image indices, not {len(self.indices)}."
             )
         return draw_noise(self.seed, self.indices, step, shape[1:])
+
+    def seeds(self, step: int) -> list[int]:
+        """Each image's own generator seed, for noise that is no tensor of one shape."""
+        return [stream_seed(self.seed, index, step) for index in self.indices]

@@ -202,6 +202,11 @@ class ScaleSchedule:
         return len(self.scales)
 
     @property
+    def grows(self) -> bool:
+        """Whether it has steps of smaller sides."""
+        return self.scales[0] < 1
+
+    @property
     def time(self) -> tuple[float, ...]:
         """The share of time of every step, 1 throughout where `frames` is empty."""
         return self.frames or (1.0,) * self.steps

@@ -1,0 +1,61 @@
+"""The noise levels of a model, as growing needs to know them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+
+from ..swd_core.growth import GrowthSchedule
+
+# Their models start from a picture, not from noise; ComfyUI 0.3.64 has the first alone.
+_FROM_PICTURES = tuple(
+    getattr(comfy.model_sampling, name)
+    for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
+    if hasattr(comfy.model_sampling, name)
+)
+
+
+@dataclass(frozen=True)
+class ModelLevels:
+    """kind, top and noise_scale of a `GrowthSchedule`."""
+
+    kind: str
+    top: float
+    noise_scale: float
+
+
+def model_levels(model: Any) -> ModelLevels:
+    """What a MODEL's noise levels are.
+
+    Raises:
+        ValueError: if it doesn't start from noise.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, _FROM_PICTURES):
+        raise ValueError(
+            "This model starts from a picture instead of noise, so there is nothing to grow. "
+            "Sample it at one size with the host's own sampler."
+        )
+    top = float(sampling.sigma_max)
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        # A shift leaves pure noise at 1, but for rounding; some tables begin a little below.
+        return ModelLevels("flow", 1.0, float(getattr(sampling, "noise_scale", 1.0)))
+    return ModelLevels("exploding", top, 1.0)
+
+
+def check_levels(model: Any, schedule: GrowthSchedule) -> None:
+    """Raises ValueError if a schedule was made for another kind of model."""
+    levels = model_levels(model)
+    alike = (
+        schedule.kind == levels.kind
+        and math.isclose(schedule.top, levels.top, rel_tol=1e-3)
+        and math.isclose(schedule.noise_scale, levels.noise_scale, rel_tol=1e-6)
+    )
+    if not alike:
+        raise ValueError(
+            f"The growth schedule has {schedule.kind} noise levels up to {schedule.top:g} (noise x "
+            f"{schedule.noise_scale:g}), this model {levels.kind} ones up to {levels.top:g} (noise "
+            f"x {levels.noise_scale:g}): it was made for another model. Connect this MODEL to SwD "
+            "Growth Schedule."
+        )

@@ -1,0 +1,136 @@
+"""The host's own solvers, cut at every size: which of them can be, and what noise they draw."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler
+from torch import Tensor
+
+from ..swd_core.lifts import regrid
+from ..swd_core.sampling import Noise
+
+_PLAN = "plans its own steps over the whole run, which can't be cut where the size changes"
+_REFUSED = {
+    "dpm_fast_function": f"dpm_fast {_PLAN}",
+    "dpm_adaptive_function": f"dpm_adaptive {_PLAN}",
+    "sample_ar_video": "ar_video makes its video part by part at one size",
+    "sample_lcm_upscale": "SamplerLCMUpscale changes the size itself",
+}
+# Take no step at all where they are given one.
+_SHORTEST = {"sample_unipc": 2, "sample_unipc_bh2": 2}
+ELSE = "Choose euler, res_multistep, dpmpp_2m or another of the host's samplers."
+TREE = 1 << 32  # the number of the step that a Brownian tree is drawn as
+
+
+def solver_names() -> list[str]:
+    """The host's samplers that can be cut, by name."""
+    names = comfy.samplers.KSampler.SAMPLERS
+    return [name for name in names if name not in ("dpm_fast", "dpm_adaptive", "ar_video")]
+
+
+def solver_named(name: str) -> comfy.samplers.KSAMPLER:
+    """The host's sampler of a name.
+
+    Raises:
+        ValueError: if it has none, or it can't be cut.
+    """
+    if name not in comfy.samplers.KSampler.SAMPLERS:
+        raise ValueError(f"This ComfyUI has no sampler {name[:40]!r}. {ELSE}")
+    solver = comfy.samplers.sampler_object(name)
+    check_solver(solver)
+    return solver
+
+
+def check_solver(solver: Any) -> None:
+    """Raises ValueError if a SAMPLER can't be cut into stretches of one size."""
+    if not isinstance(solver, comfy.samplers.KSAMPLER) or hasattr(solver, "schedule"):
+        raise ValueError(
+            f"The sampler {type(solver).__name__} has no steps that could be run one size after "
+            f"another. {ELSE}"
+        )
+    reason = _REFUSED.get(function_name(solver))
+    if reason is not None:
+        raise ValueError(f"{reason}. {ELSE}")
+    churn = solver.extra_options.get("s_churn", 0)
+    if churn:
+        raise ValueError(
+            f"The sampler's s_churn is {churn:g}: its noise comes from no seed. Set s_churn to 0, "
+            "or choose an ancestral sampler."
+        )
+
+
+def function_name(solver: comfy.samplers.KSAMPLER) -> str:
+    return getattr(solver.sampler_function, "__name__", "")
+
+
+def shortest(solver: comfy.samplers.KSAMPLER) -> int:
+    """Fewest steps that it can make."""
+    return _SHORTEST.get(function_name(solver), 1)
+
+
+def draws_noise(solver: comfy.samplers.KSAMPLER) -> bool:
+    return "noise_sampler" in inspect.signature(solver.sampler_function).parameters
+
+
+def walks(solver: comfy.samplers.KSAMPLER) -> bool:
+    """Whether the host gives it a Brownian path, so that its noise goes by levels, not by calls."""
+    name = function_name(solver)
+    return name.startswith("sample_dpmpp") and "_sde" in name
+
+
+class StepNoise:
+    """`noise_sampler(sigma, sigma_next)` for one size: noise by image, step and call.
+
+    Args:
+        draw: noise by address. full: shape (B, C, ..., H, W) that it is drawn in. size: what it is
+            brought to. number: of each step of the run, from 0, in its schedule.
+    """
+
+    def __init__(
+        self, draw: Noise, full: Sequence[int], size: Sequence[int], number: Callable[[int], int]
+    ):
+        self.draw, self.full, self.size, self.number = draw, full, size, number
+        self.step, self.calls = 0, 0
+
+    def at(self, step: int) -> None:
+        """Draws what belongs to a step of the run from here on."""
+        self.step, self.calls = step, 0
+
+    def __call__(self, sigma: Any, after: Any) -> Tensor:
+        self.calls += 1
+        address = self.calls << 32 | self.number(self.step)
+        return regrid(self.draw(address, self.full), self.size)
+
+
+class PathNoise:
+    """`noise_sampler(sigma, sigma_next)` from a Brownian path of the full size for each image.
+
+    Args:
+        seeds: of each image's path. like: of the full size. levels: lowest and highest of the run.
+        size: what it is brought to. full: a grid's own level as one of the full size.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        like: Tensor,
+        levels: tuple[float, float],
+        size: Sequence[int],
+        full: Callable[[Tensor], Tensor],
+    ):
+        low, high = (torch.tensor(level, dtype=torch.float32) for level in levels)
+        self.path = BrownianTreeNoiseSampler(like, low, high, seed=list(seeds), cpu=True)
+        self.low, self.high, self.size, self.full = low, high, size, full
+
+    def at(self, step: int) -> None:
+        """A path knows where it is by its levels."""
+
+    def __call__(self, sigma: Tensor, after: Tensor) -> Tensor:
+        ends = (
+            self.full(level.detach().float().cpu()).clamp(self.low, self.high)
+            for level in (sigma, after)
+        )
+        return regrid(self.path(*ends), self.size)
