@@ -1,4 +1,7 @@
-"""A schedule as a picture: what each step costs at which size and sigma, drawn and listed."""
+"""A schedule as text and picture: what each step costs at which size and sigma."""
+
+import math
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -6,6 +9,7 @@ from torch import Tensor
 from ..swd_core.pictures import pixels_of
 from ..swd_core.schedule import CELL, ScaleSchedule
 
+CUSTOM = "custom"
 WIDTH, PLOT_HEIGHT, ROW = 768, 432, 26
 MOST_ROWS = 40  # of the table; the middle of longer schedules is left out
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 48, 56
@@ -18,24 +22,56 @@ def schedule_plot(
     height: int,
     width: int,
     multiple: int,
-    sigmas: list[float],
+    sigmas: Sequence[float],
     frames: int | None = None,
     pixels: int = CELL,
+) -> Tensor:
+    """IMAGE (1, H, W, 3) of a student's schedule; see `steps_plot`.
+
+    Args:
+        height, width: of the target, in latent cells. multiple: of the model's patches.
+        sigmas: in the model's own terms. frames: latent ones of a video.
+    """
+    sizes = schedule.sizes(height, width, multiple, frames)
+    return steps_plot(schedule.name, sizes, sigmas, pixels)
+
+
+def steps_table(
+    name: str, sizes: Sequence[Sequence[int]], sigmas: Sequence[float], pixels: int
+) -> list[str]:
+    """Lines of text: name and total cost, then step, size in pixels, sigma and share of the cost.
+
+    Args:
+        sizes: latent (height, width) of each step, or (frames, height, width), which get a column
+            of their own; the target last. sigmas: of each step. pixels: along a side of a cell.
+    """
+    cells = [math.prod(size) for size in sizes]
+    frames = len(sizes[0]) == 3
+    lines = [f"{name or CUSTOM}: {len(sizes)} steps, {sum(cells) / cells[-1]:.2f} full-size steps"]
+    lines.append(f"step   size in px    sigma   share of cost{'   latent frames' * frames}")
+    for i, (*time, h, w) in enumerate(sizes):
+        size, share = f"{w * pixels:>4} x {h * pixels:<4}", 100 * cells[i] / sum(cells)
+        video = "".join(f"{t:>25}" for t in time)
+        lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
+    return lines
+
+
+def steps_plot(
+    name: str, sizes: Sequence[Sequence[int]], sigmas: Sequence[float], pixels: int
 ) -> Tensor:
     """IMAGE (1, H, W, 3): a bar per step, as wide as its cost, as high as its size; a table below.
 
     Args:
-        height, width: of the target, in latent cells. multiple: of the model's patches.
-        sigmas: noise level of each step, in the model's own terms. frames: latent ones of a video.
-        pixels: along a side of a latent cell.
+        name: of the schedule; for the rest see `steps_table`.
     """
-    listed: list[int | None] = list(range(schedule.steps))
-    if schedule.steps > MOST_ROWS:
+    steps = len(sizes)
+    listed: list[int | None] = list(range(steps))
+    if steps > MOST_ROWS:
         listed[MOST_ROWS // 2 : -MOST_ROWS // 2] = [None]
     image = Image.new("RGB", (WIDTH, PLOT_HEIGHT + ROW * (len(listed) + 2)), "#1e2227")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    costs = schedule.step_costs(height, width, multiple, frames)
-    sizes = schedule.sizes(height, width, multiple, frames)
+    *_, height, width = sizes[-1]
+    costs = [math.prod(size) / math.prod(sizes[-1]) for size in sizes]
     labels = [" x ".join(map(str, (*t, w * pixels, h * pixels))) for *t, h, w in sizes]
     bottom, total = PLOT_HEIGHT - BOTTOM, sum(costs)
     x, points, texts = float(LEFT), [], []
@@ -60,7 +96,7 @@ def schedule_plot(
     for text in texts:
         draw.text(*text, stroke_width=3, stroke_fill=BAR)
     draw.line((LEFT, bottom, WIDTH - RIGHT, bottom), GRID)
-    title = f"{schedule.name or 'custom'}: {schedule.steps} steps cost {total:.2f} full-size steps"
+    title = f"{name or CUSTOM}: {steps} steps cost {total:.2f} full-size steps"
     draw.text((WIDTH / 2, 10), title, INK, ImageFont.load_default(18), "mt")
     caption = "cost of each step (bar width), size (height), sigma (line)"
     draw.text((WIDTH / 2, PLOT_HEIGHT - 24), caption, INK, font, "mm")
@@ -70,7 +106,7 @@ def schedule_plot(
         for value, right in zip(values, COLUMNS.values(), strict=True):
             draw.text((right, y), value, colour, font, "rm")
 
-    size = "size in px" if frames is None else "latent frames x px"
+    size = "size in px" if len(sizes[0]) == 2 else "latent frames x px"
     row(0, [size if name == "size in px" else name for name in COLUMNS], SIZE)
     draw.line((LEFT, PLOT_HEIGHT + ROW, WIDTH - RIGHT, PLOT_HEIGHT + ROW), GRID)
     for number, i in enumerate(listed, 1):

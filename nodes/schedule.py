@@ -3,11 +3,10 @@
 from typing import Any
 
 from ..swd_core.presets import presets
-from ..swd_core.schedule import ScaleSchedule
 from . import _host_latent, _host_lora, _host_model
 from ._host import CATEGORY, Schedule, io, supported, ui
 from .inputs import checked
-from .plot import schedule_plot
+from .plot import schedule_plot, steps_table
 from .schedule_choice import (
     AUTO,
     CUSTOM,
@@ -23,33 +22,6 @@ from .schedule_choice import (
 )
 
 STRETCH, EXTEND = "stretch", "extend"
-
-
-def describe(
-    schedule: ScaleSchedule,
-    height: int,
-    width: int,
-    multiple: int,
-    sigmas: list[float],
-    frames: int | None,
-    pixels: int,
-    source: str,
-) -> str:
-    """The table the node shows: step, size in pixels, sigma, share of the cost, total, source.
-
-    Args:
-        frames: latent frames of a video, which get a column of their own.
-        pixels: along a side of a latent cell.
-    """
-    costs = schedule.step_costs(height, width, multiple, frames)
-    total = sum(costs)
-    lines = [f"{schedule.name or CUSTOM}: {schedule.steps} steps, {total:.2f} full-size steps"]
-    lines.append(f"step   size in px    sigma   share of cost{'   latent frames' * bool(frames)}")
-    for i, (*time, h, w) in enumerate(schedule.sizes(height, width, multiple, frames)):
-        size, share = f"{w * pixels:>4} x {h * pixels:<4}", 100 * costs[i] / total
-        video = "".join(f"{t:>25}" for t in time)
-        lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
-    return "\n".join([*lines, source])
 
 
 class SwDScaleSchedule(io.ComfyNode):
@@ -179,7 +151,8 @@ class SwDScaleSchedule(io.ComfyNode):
             schedule = longer(schedule, entry, samples, pixels)
         sigmas = _host_model.schedule_sigmas(model, schedule)
         levels = sigmas.tolist()
-        table = describe(schedule, height, width, multiple, levels, frames, pixels, source)
+        sizes = schedule.sizes(height, width, multiple, frames)
+        table = "\n".join([*steps_table(schedule.name, sizes, levels, pixels), source])
         plot = schedule_plot(schedule, height, width, multiple, levels, frames, pixels)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)

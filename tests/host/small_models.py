@@ -4,7 +4,8 @@ The weights are made as diffusers modules and converted by the host itself, so t
 of a comparison is ours.
 """
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -204,6 +205,54 @@ def qwen_model() -> Any:
     made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
     net = comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(**QWEN, **made)
     return patcher(comfy.supported_models.QwenImage(dict(QWEN)), random_weights(net), torch.float32)
+
+
+def _built(config_class: str, config: dict[str, Any], net: Any) -> Any:
+    """The host's MODEL of a class of its supported_models around a small random network."""
+    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    state = random_weights(net(**config, **made))
+    return patcher(
+        getattr(comfy.supported_models, config_class)(dict(config)), state, torch.float32
+    )
+
+
+# Of image models whose students nobody has: the class in the host's supported_models, what it is
+# built of, the module and class of its network, and the width of its text.
+OTHERS = {
+    "zimage": ("ZImage", {
+        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 1,
+        "n_refiner_layers": 1, "cap_feat_dim": 48, "qk_norm": True, "n_heads": 2, "n_kv_heads": 2,
+        "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
+        "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    }, "comfy.ldm.lumina.model:NextDiT", 48),
+    "chroma": ("Chroma", {
+        "image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64,
+        "out_dim": 128, "hidden_dim": 128, "n_layers": 1, "hidden_size": 128, "num_heads": 1,
+        "context_in_dim": 48, "mlp_ratio": 4.0, "depth": 1, "depth_single_blocks": 1,
+        "axes_dim": [32, 48, 48], "theta": 10000, "qkv_bias": True, "patch_size": 2,
+        "txt_ids_dims": [], "vec_in_dim": None,
+    }, "comfy.ldm.chroma.model:Chroma", 48),
+    "krea2": ("Krea2", {
+        "image_model": "krea2", "features": 256, "tdim": 64, "txtdim": 48, "heads": 2,
+        "kvheads": 1, "layers": 1, "patch": 2, "channels": 16, "txtlayers": 2, "txtheads": 1,
+        "txtkvheads": 1,
+    }, "comfy.ldm.krea2.model:SingleStreamDiT", 96),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def other_model(name: str) -> tuple[Any, int] | None:
+    """The host's MODEL of an entry of OTHERS and the width of its text; None if it has no class."""
+    config_class, config, network, text = OTHERS[name]
+    if not hasattr(comfy.supported_models, config_class):
+        return None
+    module, _, net = network.partition(":")
+    module = importlib.import_module(module)
+    if name == "chroma":  # ComfyUI 0.3.64 knows fewer of its parameters
+        known = {"image_model", *(f.name for f in fields(module.ChromaParams))}
+        config = {key: value for key, value in config.items() if key in known}
+    return _built(config_class, config, getattr(module, net)), text
 
 
 def conditioning(family: str, seed: int = 1, **extra: Any) -> list:

@@ -29,9 +29,23 @@ INPUTS = {
         large_targets?: COMBO = stretch
         custom_frames?: STRING =
     """,
+    "SwDGrowthSchedule": """
+        model: MODEL
+        sampler_name: COMBO = euler
+        scheduler: COMBO = auto
+        steps: INT = 20
+        start_size: FLOAT = 0.5
+        sizes: INT = 2
+        tolerance: COMBO = balanced
+        custom_tolerance: FLOAT = 0.05
+        lift: COMBO = auto
+        latent_image?: LATENT
+        sigmas?: SIGMAS
+    """,
     "SwDSampler": """
         schedule: SWD_SCHEDULE
         upscale_method: COMBO = bicubic
+        sampler?: SAMPLER
     """,
     "SwDSample": """
         model: MODEL
@@ -43,6 +57,7 @@ INPUTS = {
         upscale_method: COMBO = bicubic
         negative?: CONDITIONING
         start_at?: FLOAT = 1.0
+        sampler?: SAMPLER
     """,
     "SwDDrafts": """
         model: MODEL
@@ -137,6 +152,7 @@ INPUTS = {
 }
 OUTPUTS = {
     "SwDScaleSchedule": "schedule: SWD_SCHEDULE, sigmas: SIGMAS, table: STRING, plot: IMAGE",
+    "SwDGrowthSchedule": "schedule: SWD_SCHEDULE, sigmas: SIGMAS, table: STRING, plot: IMAGE",
     "SwDSampler": "sampler: SAMPLER",
     "SwDSample": "latent: LATENT",
     "SwDDrafts": "drafts: LATENT, images: IMAGE, sheet: IMAGE",
@@ -159,6 +175,12 @@ MENUS = {
         "custom",
     ],
     ("SwDScaleSchedule", "large_targets"): ["stretch", "extend"],
+    ("SwDGrowthSchedule", "sampler_name"): [
+        "euler", "dpmpp_2m", "res_multistep", "uni_pc", "er_sde", "euler_ancestral", "lcm",
+    ],
+    ("SwDGrowthSchedule", "scheduler"): ["auto", "simple", "normal", "beta", "sgm_uniform"],
+    ("SwDGrowthSchedule", "tolerance"): ["careful", "balanced", "fast", "custom"],
+    ("SwDGrowthSchedule", "lift"): ["auto", "spectral", "swd"],
     ("SwDSampler", "upscale_method"): UPSCALERS,
     ("SwDSample", "upscale_method"): UPSCALERS,
     ("SwDDrafts", "upscale_method"): UPSCALERS,

@@ -1,0 +1,69 @@
+"""Which power spectrum a model's latents have: measured ones of the user's, published ones."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..swd_core.files import read_json, write_text
+from ..swd_core.latent_law import PUBLISHED, LatentLaw
+
+log = logging.getLogger(__name__)
+KEPT_FILE = "swd_spectra.json"
+# Of the host's latent formats, the VAE whose latents they are.
+_VAES = {"Flux": "FLUX.1", "Wan21": "Wan 2.1"}
+
+
+def spectrum_key(model: Any) -> str:
+    """What a MODEL's latents are called by the host: models that share a VAE share it."""
+    return type(model.get_model_object("latent_format")).__name__
+
+
+def kept_file() -> Path:
+    return Path(folder_paths.get_user_directory()) / KEPT_FILE
+
+
+def kept_laws() -> dict[str, LatentLaw]:
+    """The user's own, by `spectrum_key`; a damaged file or entry is reported and left out."""
+    path = kept_file()
+    if not path.is_file():
+        return {}
+    found = {}
+    try:
+        entries = read_json(path)
+        for key, entry in entries.items():
+            found[str(key)] = LatentLaw(**entry)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("The measured spectra in %s are damaged (%s); measure again.", path, error)
+    return found
+
+
+def keep_law(key: str, law: LatentLaw) -> None:
+    """Adds a measured law to the user's, in place of an older one of that name.
+
+    Raises:
+        OSError: if the file can't be written.
+    """
+    laws = {**kept_laws(), key: law}
+    text = json.dumps({name: asdict(one) for name, one in laws.items()}, indent=2)
+    write_text(kept_file(), text + "\n")
+
+
+def law_of(model: Any) -> tuple[LatentLaw, str]:
+    """The spectrum to grow a MODEL by, and whose it is, said to an artist."""
+    key = spectrum_key(model)
+    own = kept_laws().get(key)
+    if own is not None:
+        return own, f"spectrum: {own.vae or key}, {own.source or 'measured'}"
+    published = PUBLISHED.get(_VAES.get(key, ""))
+    if published is not None:
+        return published, f"spectrum: {published.vae}'s VAE, {published.source}"
+    video = model.get_model_object("latent_format").latent_dimensions == 3
+    near = PUBLISHED["Wan 2.1" if video else "FLUX.1"]
+    return near, (
+        f"spectrum: none is known of this model's VAE ({key}), so that of {near.vae}'s is used "
+        f"({near.source}); SwD Spectrum measures its own"
+    )

@@ -1,0 +1,136 @@
+"""Growing with the host's own classes of the models that people run, small and random.
+
+SD3.5, FLUX.1 and SDXL are in test_growing.py. Where ComfyUI 0.3.64 has no class the test says so.
+"""
+
+import pytest
+import torch
+from grown import growth, host_noise, sample, sampler_of
+from paper import SEED
+
+# Latent height and width: square, and as near as small ones come to 832 x 1216 and 1536 x 640.
+SIZES = ((16, 16), (26, 38), (48, 20))
+
+
+def text(width, seed=1, tokens=8):
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, tokens, width, generator=generator), {}]]
+
+
+def of(name):
+    def make(small):
+        found = small.other_model(name)
+        if found is None:
+            pytest.skip(f"this ComfyUI has no class for {name}")
+        return found
+
+    return make
+
+
+def flux2(small):
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "Flux2"):
+        pytest.skip("this ComfyUI has no class for flux2")
+    return small.flux2_model(), 48
+
+
+MODELS = {
+    "zimage": of("zimage"),
+    "qwen-image": lambda small: (small.qwen_model(), 48),
+    "flux2": flux2,
+    "wan22-14b": lambda small: (small.wan_model(), 32),
+    "wan22-5b": lambda small: (small.wan_model("WAN22_T2V", in_dim=48, out_dim=48), 32),
+    "chroma": of("chroma"),
+    "krea2": of("krea2"),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def one(request, pack, small):
+    return MODELS[request.param](small)
+
+
+def empty(model, size, batch=1):
+    latent = model.get_model_object("latent_format")
+    frames = (3,) if latent.latent_dimensions == 3 and "WAN" in type(model.model).__name__ else (1,)
+    time = frames if latent.latent_dimensions == 3 else ()
+    return torch.zeros(batch, latent.latent_channels, *time, *size)
+
+
+def watched(model):
+    """A clone of the MODEL that writes down the latent size of each call."""
+    seen, clone = [], model.clone()
+
+    def watch(apply, args):
+        seen.append(tuple(args["input"].shape[-2:]))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    clone.set_model_unet_function_wrapper(watch)
+    return clone, seen
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_begins_small_and_ends_at_the_latents_size(pack, one, size):
+    model, width = one
+    model, seen = watched(model)
+    latent = empty(model, size, batch=2)
+    schedule, _, table, _ = growth(pack, model, latent, steps=4, scheduler="auto")
+    with torch.inference_mode():
+        out = pack["SwDSample"].execute(
+            model=model, positive=text(width), negative=text(width, 2), schedule=schedule,
+            latent_image={"samples": latent}, seed=SEED, cfg=2.5, upscale_method="bicubic",
+        ).args[0]["samples"]  # fmt: skip
+    assert out.shape == latent.shape and torch.isfinite(out).all() and out.std() > 0.01
+    assert seen[-1] == size and seen[0][0] < size[0] and seen[0][1] < size[1]
+    assert sorted(seen) == seen, "it only grows"
+    assert f"{len(schedule.sigmas)} steps" in table
+
+
+def test_one_size_is_the_hosts_own_sampler(pack, one):
+    import comfy.samplers
+
+    model, width = one
+    latent = empty(model, SIZES[1])
+    schedule, sigmas, *_ = growth(
+        pack, model, latent, sizes=1, steps=3, sampler_name="res_multistep", scheduler="auto"
+    )
+    noise = host_noise(latent.shape[1], latent.shape[2:])
+    ours, theirs = (
+        sample(model, sampler, sigmas, text(width), latent, noise=noise)
+        for sampler in (
+            sampler_of(pack, schedule),
+            comfy.samplers.sampler_object("res_multistep"),
+        )  # fmt: skip
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_drafts_are_finished_to_the_same_bits(pack, one):
+    model, width = one
+    latent = empty(model, SIZES[0])
+    schedule = growth(pack, model, latent, steps=4, scheduler="auto")[0]
+    shared = {"model": model, "positive": text(width), "cfg": 1.0}
+    with torch.inference_mode():
+        drafts = pack["SwDDrafts"].execute(
+            **shared, latent_image={"samples": latent}, schedule=schedule, seed=SEED, count=2,
+            stop_after=1, batch=1, upscale_method="bicubic",
+        ).args[0]  # fmt: skip
+        finished = (
+            pack["SwDFinishDrafts"]
+            .execute(
+                **shared,
+                drafts=drafts,
+                pick="2",
+                detail_seed=0,
+                variations=1,
+                stop_after=0,
+                batch=1,
+            )
+            .args[0]["samples"]
+        )
+        straight = pack["SwDSample"].execute(
+            **shared, latent_image={"samples": latent, "batch_index": [1]}, schedule=schedule,
+            seed=SEED, upscale_method="bicubic",
+        ).args[0]["samples"]  # fmt: skip
+    assert torch.equal(finished, straight)

@@ -1,0 +1,110 @@
+"""Drafts of growing runs: stopped after a size, picked, kept, finished to the same bits."""
+
+import sys
+
+import pytest
+import torch
+from grown import growth
+from paper import SEED, guided
+
+SIDE = (32, 24)
+
+
+@pytest.fixture(scope="module", params=["sd35-medium", "sdxl"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def one(pack, small, models, family):
+    return Graph(pack, small, models[family], family)
+
+
+class Graph:
+    def __init__(self, pack, small, model, family):
+        self.pack, self.model = pack, model
+        self.positive = guided(small, family)
+        self.empty = torch.zeros(1, small.KINDS[family].channels, *SIDE)
+
+    def schedule(self, **widgets):
+        return growth(
+            self.pack, self.model, self.empty, **{"sizes": 3, "custom_tolerance": 0.1, **widgets}
+        )[0]
+
+    @torch.inference_mode()
+    def drafts(self, schedule, **widgets):
+        given = {
+            "seed": SEED, "count": 3, "stop_after": 1, "batch": 2, "cfg": 1.0,
+            "upscale_method": "bicubic", **widgets,
+        }  # fmt: skip
+        return self.pack["SwDDrafts"].execute(
+            model=self.model, positive=self.positive, latent_image={"samples": self.empty},
+            schedule=schedule, **given,
+        ).args  # fmt: skip
+
+    @torch.inference_mode()
+    def finish(self, drafts, pick, **widgets):
+        given = {
+            "detail_seed": 0, "variations": 1, "stop_after": 0, "batch": 2, "cfg": 1.0, **widgets,
+        }  # fmt: skip
+        return self.pack["SwDFinishDrafts"].execute(
+            model=self.model, positive=self.positive, drafts=drafts, pick=pick, **given
+        ).args  # fmt: skip
+
+    @torch.inference_mode()
+    def straight(self, schedule, index):
+        latent = {"samples": self.empty, "batch_index": [index]}
+        return self.pack["SwDSample"].execute(
+            model=self.model, positive=self.positive, latent_image=latent, schedule=schedule,
+            seed=SEED, cfg=1.0, upscale_method="bicubic",
+        ).args[0]["samples"]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "euler_ancestral", "ipndm", "dpmpp_2m_sde"])
+def test_finished_drafts_are_the_bits_of_a_straight_run(one, solver):
+    """One image at a time, as some kernels round by the batch; also by way of a second sheet."""
+    schedule = one.schedule(sampler_name=solver)
+    drafts, images, _ = one.drafts(schedule, batch=1)
+    assert images.shape[0] == 3 and drafts["samples"].shape[-2:] < SIDE
+    whole, scales = one.finish(drafts, "1,3", batch=1)
+    for row, index in enumerate((0, 2)):
+        assert torch.equal(whole["samples"][row], one.straight(schedule, index)[0])
+    assert [tuple(s["samples"].shape[-2:]) for s in scales][-1] == SIDE and len(scales) == 3
+    later = one.finish(drafts, "3", stop_after=2, batch=1)[0]
+    assert torch.equal(one.finish(later, "1", batch=1)[0]["samples"][0], whole["samples"][1])
+
+
+def test_a_file_brings_them_back_and_older_packs_are_told(one, tmp_path):
+    files = sys.modules["swd_pack.swd_core.draft_files"]
+    drafting = sys.modules["swd_pack.nodes.drafting"]
+    drafts = one.drafts(one.schedule(sampler_name="dpmpp_2m"))[0]
+    known = drafting.from_latent(drafts)
+    path = tmp_path / "x.drafts.safetensors"
+    files.save_drafts(known, path)
+    back = files.load_drafts(path)
+    assert back.schedule == known.schedule and back.stretches == 3
+    assert torch.equal(back.x_t, known.x_t)
+    finished = one.finish(drafting.to_latent(back), "2", batch=1)[0]["samples"]
+    assert torch.equal(finished, one.finish(drafts, "2", batch=1)[0]["samples"])
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        assert '"version": 2' in file.metadata()["swd_drafts"]
+
+
+def test_detail_seeds_keep_the_drafts_low_frequencies(one):
+    schedule = one.schedule(sizes=2)
+    drafts = one.drafts(schedule, count=1)[0]
+    own, other = one.finish(drafts, "1", variations=2, batch=1)[0]["samples"]
+    assert not torch.equal(own, other)
+    assert torch.equal(own, one.straight(schedule, 0)[0])
+
+
+def test_what_cannot_be_drafted_is_said(one):
+    with pytest.raises(ValueError, match="only the finished size"):
+        one.drafts(one.schedule(sizes=1))
+    with pytest.raises(ValueError, match="stop_after is 3"):
+        one.drafts(one.schedule(), stop_after=3)
+    drafts = one.drafts(one.schedule())[0]
+    with pytest.raises(ValueError, match="stop after step 2 to 2"):
+        one.finish(drafts, "1", stop_after=1)
