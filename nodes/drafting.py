@@ -21,7 +21,7 @@ from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
 from ._host import ui
 from .checks import check_run
-from .growing import sampler_of
+from .growth_sampler import sampler_of
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
@@ -33,9 +33,18 @@ def model_name(model: Any) -> str:
 
 
 def begin(
-    model: Any, latent_image: Any, schedule: AnySchedule, seed: int, count: int, method: str
+    model: Any,
+    latent_image: Any,
+    schedule: AnySchedule,
+    seed: int,
+    count: int,
+    method: str,
+    vae: Any = None,
 ) -> Drafts:
     """`count` images before their first step.
+
+    Args:
+        vae: for schedules that lift through pixels and have none with them.
 
     Raises:
         ValueError: if the latent is a batch, or does not fit the model.
@@ -56,22 +65,24 @@ def begin(
         method=method,
         latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
         mask=mask,
-        stretches=_stretches_of(model, schedule, tuple(samples.shape[2:])),
+        stretches=_stretches_of(model, schedule, tuple(samples.shape[2:]), vae),
     )
 
 
-def _stretches_of(model: Any, schedule: AnySchedule, size: tuple[int, ...]) -> int:
+def _stretches_of(model: Any, schedule: AnySchedule, size: tuple[int, ...], vae: Any) -> int:
     """How many a growing run has; 0 for a student."""
     if not isinstance(schedule, GrowthSchedule):
         return 0
     _host_model.check_prediction(model, schedule)
-    return len(_run_of(model, schedule, size))
+    return len(_run_of(model, schedule, size, vae))
 
 
-def _run_of(model: Any, schedule: AnySchedule, size: tuple[int, ...]) -> tuple[Stretch, ...]:
+def _run_of(
+    model: Any, schedule: AnySchedule, size: tuple[int, ...], vae: Any
+) -> tuple[Stretch, ...]:
     """The whole run over a latent's size, (height, width) or (frames, height, width)."""
     levels = _host_model.schedule_sigmas(model, schedule).tolist()
-    return sampler_of(schedule, "bicubic").stretches(model, levels, size)
+    return sampler_of(schedule, "bicubic", vae=vae).stretches(model, levels, size)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Sampling:
     positive: Any
     negative: Any
     cfg: float
+    vae: Any = None
 
     def check(self, drafts: Drafts) -> None:
         drafts.check_model(model_name(self.model))
@@ -135,7 +147,7 @@ class Sampling:
             ValueError: if it isn't the one that the drafts are of.
         """
         size = drafts.size if drafts.latent is None else tuple(drafts.latent.shape[2:])
-        found = _run_of(self.model, drafts.schedule, size)
+        found = _run_of(self.model, drafts.schedule, size, self.vae)
         if len(found) != drafts.last:
             raise ValueError(
                 f"The drafts are of a run over {drafts.last} sizes, which with this model has "
@@ -169,6 +181,7 @@ class Sampling:
             state=GrowthState(*begin, drafts.step),
             until=until,
             on_state=on_state,
+            vae=self.vae,
         )
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)

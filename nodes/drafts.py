@@ -106,10 +106,10 @@ class SwDDrafts(io.ComfyNode):
         negative: Any = None,
     ) -> io.NodeOutput:
         check_count(count)
-        drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method)
+        drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method, vae)
         check_stop(stop_after, drafts)
         check_vae(vae, model)
-        drafts = Sampling(model, positive, negative, cfg).run(drafts, stop_after, batch)
+        drafts = Sampling(model, positive, negative, cfg, vae).run(drafts, stop_after, batch)
         images = drafting.decode(drafts, vae, model, batch)
         sheet, shown = drafting.show(drafts, images, cls)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
@@ -214,7 +214,7 @@ class SwDFinishDrafts(io.ComfyNode):
             check_vae(vae, model)
         chosen = known.choose(positions).vary(detail_seed, variations)
         sampling, until = (
-            Sampling(model, positive, negative, cfg),
+            Sampling(model, positive, negative, cfg, vae),
             stop_after or known.last,
         )
         done = LATELY.run(sampling, drafts[KEY], chosen, until, batch)

@@ -1,34 +1,32 @@
-"""The SAMPLER of growing runs: the host's own solvers at each size, with lifts in between."""
+"""Any model's way through a growing run: the host's own solvers at each size, lifts in between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..swd_core import resample
-from ..swd_core.growing import GrowthState, OneField, shrunk
-from ..swd_core.growth import AnySchedule, GrowthSchedule
-from ..swd_core.lifts import lift_spectral, lift_swd, regrid, size_ratio
+from ..swd_core.growing import GrowthState, OneField
+from ..swd_core.growth import GrowthSchedule
+from ..swd_core.lifts import lift_pixels, lift_spectral, lift_swd, regrid, size_ratio
 from ..swd_core.process import Process
 from ..swd_core.stretches import Stretch, step_numbers
-from . import _host_model
-from .scalewise import ScaleWiseSampler
+from .conditioning import mask_at
 from .sized import SizedModel
 from .solvers import (
     TREE,
     PathNoise,
     StepNoise,
-    check_solver,
     draws_noise,
-    shortest,
-    solver_named,
     walks,
 )  # fmt: skip
-from .ways import Report, Way
+from .ways import Report
 
 
 class Source(Protocol):
@@ -48,7 +46,7 @@ class GrowthWay:
             there is any.
         start: the clean latent that the run begins with, if any.
         levels: of the full size, with the one that the run ends at. stretches: of the run.
-        method: how x0 is enlarged, for the lift "swd".
+        method: how x0 is enlarged, for the lift "swd". vae: for the lift "pixels".
         report: called with step, x0 and x_t of each step.
     """
 
@@ -63,6 +61,7 @@ class GrowthWay:
     stretches: Sequence[Stretch]
     method: str
     report: Report
+    vae: Any = None
 
     def __post_init__(self) -> None:
         own = [s for part in self.stretches for s in part.sigmas[:-1]] + self.levels[-1:]
@@ -94,7 +93,28 @@ class GrowthWay:
     ) -> tuple[Tensor, float]:
         if self.spectral:
             return lift_spectral(x_t, x0, sigma, size, noise, levels=self.schedule.levels)
-        return lift_swd(x_t, x0, sigma, size, noise, process=self.process, upscale=self.upscale)
+        if self.schedule.lift == "swd":
+            return lift_swd(x_t, x0, sigma, size, noise, process=self.process, upscale=self.upscale)
+        mask = mask_at(self.sized.full_mask, tuple(size))
+        return lift_pixels(
+            x_t, x0, sigma, size, noise, process=self.process, decode=self.decode,
+            encode=self.encode, mask=None if mask is None else mask[:, :1],
+        )  # fmt: skip
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The picture (B, 3, H, W), or (B, 3, T, H, W), of a clean latent."""
+        samples = self.sized.guider.inner_model.process_latent_out(x0.float())
+        with used_models_kept():
+            return self.vae.decode(samples).movedim(-1, 1)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """A clean latent; one picture at a time, as a VAE of videos takes a batch for frames."""
+        with used_models_kept():
+            rows = [
+                self.vae.encode(row.movedim(0, -1).reshape(-1, *row.shape[-2:], row.shape[0]))
+                for row in picture.float().clamp(0, 1)
+            ]
+        return self.sized.guider.inner_model.process_latent_in(torch.cat(rows))
 
     def solve(self, x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
         size, model = stretch.size, self.sized.model
@@ -184,88 +204,9 @@ class GrowthWay:
         )
 
 
-class GrowthSampler(ScaleWiseSampler):
-    """Sampling of any model over growing sizes, as a host SAMPLER.
-
-    Args:
-        solver: a KSAMPLER of the host's that makes the steps; None is the schedule's own.
-
-    Raises:
-        ValueError: if the solver can't be cut where the size changes.
-    """
-
-    def __init__(
-        self,
-        schedule: GrowthSchedule,
-        method: str = "bicubic",
-        indices: tuple[int, ...] | None = None,
-        *,
-        solver: Any = None,
-        **more: Any,
-    ):
-        super().__init__(schedule, method, indices, **more)
-        self.solver = solver_named(schedule.solver) if solver is None else solver
-        check_solver(self.solver)
-
-    def stretches(
-        self, model: Any, levels: list[float], target: tuple[int, ...]
-    ) -> tuple[Stretch, ...]:
-        *frames, height, width = target
-        return self.schedule.stretches(
-            height,
-            width,
-            _host_model.patch_multiple(model),
-            frames=frames[0] if frames else None,
-            sigmas=levels,
-            shortest=shortest(self.solver),
-        )
-
-    def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
-        if self.schedule.lift != "spectral":
-            return {}
-        level = self.schedule.own
-        return {
-            "shrink": shrunk,
-            "level": lambda sigma, size: level(sigma, size_ratio(size, target)),
-        }
-
-    def _way(
-        self,
-        sized: SizedModel,
-        process: Process,
-        stretches: Sequence[Stretch],
-        levels: list[float],
-        noise: Tensor,
-        report: Report,
-    ) -> Way:
-        source = self.noise
-        begin = noise if source is None else source(0, noise.shape).to(noise)
-        if source is None and (draws_noise(self.solver) or self.schedule.lift != "spectral"):
-            source = self._seeded(noise, sized.extra_args)
-        return GrowthWay(
-            sized, process, self.schedule, self.solver, begin, source, sized.start, levels,
-            stretches, self.method, report,
-        )  # fmt: skip
-
-
-def sampler_of(
-    schedule: AnySchedule,
-    method: str,
-    indices: tuple[int, ...] | None = None,
-    *,
-    solver: Any = None,
-    **more: Any,
-) -> ScaleWiseSampler:
-    """The SAMPLER of a schedule; see `ScaleWiseSampler` and `GrowthSampler`.
-
-    Raises:
-        ValueError: if a solver is given that a student has no use for, or that can't be cut.
-    """
-    if isinstance(schedule, GrowthSchedule):
-        return GrowthSampler(schedule, method, indices, solver=solver, **more)
-    if solver is not None:
-        raise ValueError(
-            "A sampler is connected, but the schedule is a student's, whose steps have a way of "
-            "their own. Take the sampler off, or connect SwD Growth Schedule."
-        )
-    return ScaleWiseSampler(schedule, method, indices, **more)
+@contextmanager
+def used_models_kept() -> Iterator[None]:
+    """Has the host bring back what the run uses, where a VAE took its place on the device."""
+    used = comfy.model_management.loaded_models(only_currently_used=True)
+    yield
+    comfy.model_management.load_models_gpu(used)

@@ -11,6 +11,8 @@ from ..swd_core.growth import DELTAS, MOST_SIZES, GrowthSchedule
 from ..swd_core.schedule import MAX_STEPS
 from . import _host_latent, _host_model, solvers
 from ._host import CATEGORY, Schedule, io, supported, ui
+from .fitting import check_vae
+from .growth_sampler import PixelGrowth
 from .inputs import checked
 from .levels import model_levels
 from .plot import steps_plot, steps_table
@@ -18,7 +20,8 @@ from .schedule_choice import USUAL_TARGET
 from .spectra import law_of
 
 AUTO, CUSTOM = "auto", "custom"
-LIFTS = (AUTO, "spectral", "swd")
+LIFTS = (AUTO, "spectral", "swd", "pixels")
+MANY_STEPS = 10  # from here on `auto` doesn't go through pixels
 
 
 def model_sigmas(
@@ -63,11 +66,27 @@ def growth_levels(sigmas: Tensor) -> tuple[float, ...]:
     return tuple(levels[:-1])
 
 
-def chosen_lift(lift: str) -> tuple[str, str]:
-    """The lift that is meant, and why."""
+def chosen_lift(lift: str, steps: int, vae: Any) -> tuple[str, str]:
+    """The lift that is meant, and why.
+
+    Raises:
+        ValueError: if it needs a VAE that isn't there.
+    """
+    if lift == "pixels" and vae is None:
+        raise ValueError(
+            "lift is pixels, which enlarges the picture and encodes it again, but no VAE is "
+            "connected. Connect the model's, or choose spectral."
+        )
     if lift != AUTO:
         return lift, f"lift: {lift}, as chosen"
-    return "spectral", "lift: auto, spectral: the latent goes on with the noise it has"
+    if steps >= MANY_STEPS:
+        return "spectral", f"lift: auto, spectral, as {steps} steps are many enough to go on with"
+    if vae is not None:
+        return "pixels", f"lift: auto, through pixels, as {steps} steps are few and a VAE is there"
+    return "spectral", (
+        f"lift: auto, spectral: {steps} steps are few, for which pixels suit better, but no VAE is "
+        "connected"
+    )
 
 
 class SwDGrowthSchedule(io.ComfyNode):
@@ -143,7 +162,8 @@ class SwDGrowthSchedule(io.ComfyNode):
                     default=AUTO,
                     tooltip="How a picture gets to the next size. spectral keeps latent and "
                     "noise; swd enlarges the clean prediction and noises it afresh, as students "
-                    "are trained to.",
+                    "are trained to; pixels does so by way of the picture. auto: pixels below 10 "
+                    "steps where a VAE is connected, else spectral.",
                 ),
                 io.Latent.Input(
                     "latent_image",
@@ -155,6 +175,7 @@ class SwDGrowthSchedule(io.ComfyNode):
                     optional=True,
                     tooltip="From any scheduler node, down to 0; in place of scheduler and steps.",
                 ),
+                io.Vae.Input("vae", optional=True, tooltip="The model's, for the lift pixels."),
             ],
             outputs=[
                 Schedule.Output(
@@ -193,6 +214,7 @@ class SwDGrowthSchedule(io.ComfyNode):
         lift: str,
         latent_image: Any = None,
         sigmas: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         levels = model_levels(model)
         target = _target(model, latent_image)
@@ -202,12 +224,16 @@ class SwDGrowthSchedule(io.ComfyNode):
             else (sigmas, "sigmas: as connected")
         )
         law, whose = law_of(model)
-        lift, why = chosen_lift(lift)
+        check_vae(vae, model)
+        falling = growth_levels(given)
+        lift, why = chosen_lift(lift, len(falling), vae)
         schedule = GrowthSchedule(
-            growth_levels(given), start_size, sizes,
+            falling, start_size, sizes,
             DELTAS.get(tolerance, custom_tolerance), law, lift, sampler_name,
             levels.kind, levels.top, levels.noise_scale, f"growth, {tolerance}",
         )  # fmt: skip
+        if lift == "pixels":
+            schedule = PixelGrowth(**vars(schedule), vae=vae)
         text, picture = _shown(schedule, model, target, [made, why, whose])
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(schedule, given, text, picture, ui=shown)

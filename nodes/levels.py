@@ -7,6 +7,7 @@ from typing import Any
 import comfy.model_sampling
 
 from ..swd_core.growth import GrowthSchedule
+from ..swd_core.process import FlowMatching, Levels, VarianceExploding
 
 # Their models start from a picture, not from noise; ComfyUI 0.3.64 has the first alone.
 _FROM_PICTURES = tuple(
@@ -42,6 +43,12 @@ def model_levels(model: Any) -> ModelLevels:
         # A shift leaves pure noise at 1, but for rounding; some tables begin a little below.
         return ModelLevels("flow", 1.0, float(getattr(sampling, "noise_scale", 1.0)))
     return ModelLevels("exploding", top, 1.0)
+
+
+def levels_of(model: Any) -> Levels:
+    """The same as the method knows them."""
+    known = model_levels(model)
+    return FlowMatching(known.noise_scale) if known.kind == "flow" else VarianceExploding()
 
 
 def check_levels(model: Any, schedule: GrowthSchedule) -> None:

@@ -10,7 +10,7 @@ from ..swd_core.resample import METHODS
 from . import _host, _host_latent, _host_model
 from ._host import CATEGORY, Schedule, io, supported
 from .checks import check_run
-from .growing import sampler_of
+from .growth_sampler import sampler_of
 from .inputs import checked
 from .preview import run_callback
 
@@ -44,7 +44,7 @@ class SwDSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Sampler.Output(
-                    "sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced."
+                    "sampler_out", display_name="sampler", tooltip="For SamplerCustomAdvanced."
                 )
             ],
             **supported(io.Schema, search_aliases=["scale-wise", "SwD", "LCM scalewise"]),

@@ -57,7 +57,7 @@ def change(file, **values):
     ("values", "says"),
     [
         ({"noise_version": 2}, "noise rule 2.*Draft them again"),
-        ({"version": 2}, "format 2.*Update the pack"),
+        ({"version": 3}, "format 3.*Update the pack"),
         ({"step": 3}, "damaged"),
         ({"step": 0}, "damaged"),
         ({"images": [[1, 2, 3]]}, "damaged"),

@@ -284,3 +284,17 @@ def test_a_bad_schedule_can_t_be_built(settings, message):
 def test_a_law_that_does_not_fall_can_t_be_built(numbers):
     with pytest.raises(ValueError, match="must be above 0"):
         LatentLaw(*numbers)
+
+
+@pytest.mark.parametrize("kind", ["flow", "exploding"])
+def test_a_level_and_a_grids_own_stand_for_each_other(kind):
+    """Noise over signal is twice as much on the grid of twice the side."""
+    top = 1.0 if kind == "flow" else 14.6
+    growth = GrowthSchedule((top, top / 2), kind=kind, top=top, solver="dpmpp_2m")
+    for sigma in (0.9 * top, 0.5 * top, 0.02 * top):
+        own = growth.own(sigma, 2.0)
+        odds = [s / (1 - s) if kind == "flow" else s for s in (own, sigma)]
+        assert odds[1] == pytest.approx(2 * odds[0])
+        assert growth.full(own, 2.0) == pytest.approx(sigma)
+    assert growth.own(top, 2.0) == top and growth.own(0.0, 2.0) == 0
+    assert GrowthSchedule.from_dict(growth.to_dict()) == growth

@@ -16,6 +16,7 @@ import nodes
 
 sys.path.append(str(Path(__file__).resolve().parent))  # for `small_models`
 
+WIDTHS = {"lumina2": 48, "qwen_image": 48, "flux2": 48}  # of a text, by the type of its CLIP
 FAMILIES = {
     "sd3.5_medium": "sd35-medium", "sd3.5_large": "sd35-large", "sd_xl": "sdxl", "flux1": "flux",
 }  # fmt: skip
@@ -34,9 +35,10 @@ class RandomText:
         import small_models
 
         seed = zlib.crc32(text.encode())
-        if self.family == "wan":
+        width = {"wan": small_models.WAN["text_dim"], **WIDTHS}.get(self.family)
+        if width is not None:
             generator = torch.Generator().manual_seed(seed)
-            return [[torch.randn(1, 7, small_models.WAN["text_dim"], generator=generator), {}]]
+            return [[torch.randn(1, 7, width, generator=generator), {}]]
         return small_models.conditioning(self.family, seed)
 
 
@@ -52,7 +54,7 @@ class PlainVAE:
 
     def decode(self, samples: Tensor) -> Tensor:
         cells = samples[:, :3].movedim(1, -1).sigmoid()
-        return cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        return cells.repeat_interleave(8, -3).repeat_interleave(8, -2)
 
 
 def small_model(name: str) -> tuple[str, Any]:
@@ -61,6 +63,12 @@ def small_model(name: str) -> tuple[str, Any]:
 
     if name.startswith("wan"):
         return "wan", small_models.wan_model()
+    if name.startswith("z_image"):
+        return "zimage", small_models.other_model("zimage")[0]
+    if name.startswith("qwen_image"):
+        return "qwen", small_models.qwen_model()
+    if name.startswith("flux-2"):
+        return "flux2", small_models.flux2_model()
     [family] = [f for start, f in FAMILIES.items() if name.startswith(start)]
     return family, small_models.host_model(family)
 

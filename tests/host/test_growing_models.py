@@ -14,7 +14,8 @@ SIZES = ((16, 16), (26, 38), (48, 20))
 
 def text(width, seed=1, tokens=8):
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, tokens, width, generator=generator), {}]]
+    pooled = {"pooled_output": torch.zeros(1, 768)}  # which ComfyUI 0.3.64's Chroma asks for
+    return [[torch.randn(1, tokens, width, generator=generator), pooled]]
 
 
 def of(name):

@@ -41,6 +41,15 @@ INPUTS = {
         lift: COMBO = auto
         latent_image?: LATENT
         sigmas?: SIGMAS
+        vae?: VAE
+    """,
+    "SwDSpectrum": """
+        model: MODEL
+        keep: BOOLEAN = True
+        images?: IMAGE
+        vae?: VAE
+        latent?: LATENT
+        sigmas?: SIGMAS
     """,
     "SwDSampler": """
         schedule: SWD_SCHEDULE
@@ -152,6 +161,7 @@ INPUTS = {
 }
 OUTPUTS = {
     "SwDScaleSchedule": "schedule: SWD_SCHEDULE, sigmas: SIGMAS, table: STRING, plot: IMAGE",
+    "SwDSpectrum": "table: STRING, plot: IMAGE",
     "SwDGrowthSchedule": "schedule: SWD_SCHEDULE, sigmas: SIGMAS, table: STRING, plot: IMAGE",
     "SwDSampler": "sampler: SAMPLER",
     "SwDSample": "latent: LATENT",
@@ -180,7 +190,7 @@ MENUS = {
     ],
     ("SwDGrowthSchedule", "scheduler"): ["auto", "simple", "normal", "beta", "sgm_uniform"],
     ("SwDGrowthSchedule", "tolerance"): ["careful", "balanced", "fast", "custom"],
-    ("SwDGrowthSchedule", "lift"): ["auto", "spectral", "swd"],
+    ("SwDGrowthSchedule", "lift"): ["auto", "spectral", "swd", "pixels"],
     ("SwDSampler", "upscale_method"): UPSCALERS,
     ("SwDSample", "upscale_method"): UPSCALERS,
     ("SwDDrafts", "upscale_method"): UPSCALERS,

@@ -1,0 +1,128 @@
+"""The SAMPLER of growing runs, and which SAMPLER a schedule needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from ..swd_core.growing import shrunk
+from ..swd_core.growth import AnySchedule, GrowthSchedule
+from ..swd_core.lifts import size_ratio
+from ..swd_core.process import Process
+from ..swd_core.stretches import Stretch
+from . import _host_model
+from .growing import GrowthWay
+from .scalewise import ScaleWiseSampler
+from .sized import SizedModel
+from .solvers import check_solver, draws_noise, shortest, solver_named
+from .ways import Report, Way
+
+
+@dataclass(frozen=True)
+class PixelGrowth(GrowthSchedule):
+    """A growth schedule that has the VAE for lifts through pixels with it, which no file keeps."""
+
+    vae: Any = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(GrowthSchedule)}
+        return GrowthSchedule(**plain).to_dict()
+
+
+class GrowthSampler(ScaleWiseSampler):
+    """Sampling of any model over growing sizes, as a host SAMPLER.
+
+    Args:
+        solver: a KSAMPLER of the host's that makes the steps; None is the schedule's own.
+        vae: for lifts through pixels; None is the one that comes with the schedule.
+
+    Raises:
+        ValueError: if the solver can't be cut where the size changes, or there is no VAE for a lift
+            that needs one.
+    """
+
+    def __init__(
+        self,
+        schedule: GrowthSchedule,
+        method: str = "bicubic",
+        indices: tuple[int, ...] | None = None,
+        *,
+        solver: Any = None,
+        vae: Any = None,
+        **more: Any,
+    ):
+        super().__init__(schedule, method, indices, **more)
+        self.solver = solver_named(schedule.solver) if solver is None else solver
+        check_solver(self.solver)
+        self.vae = getattr(schedule, "vae", None) or vae
+        if schedule.lift == "pixels" and self.vae is None:
+            raise ValueError(
+                "The growth schedule lifts through pixels, which needs the model's VAE. Connect it "
+                "to SwD Growth Schedule (drafts from a file: to the finishing node), or choose the "
+                "lift spectral."
+            )
+
+    def stretches(
+        self, model: Any, levels: list[float], target: tuple[int, ...]
+    ) -> tuple[Stretch, ...]:
+        *frames, height, width = target
+        return self.schedule.stretches(
+            height,
+            width,
+            _host_model.patch_multiple(model),
+            frames=frames[0] if frames else None,
+            sigmas=levels,
+            shortest=shortest(self.solver),
+        )
+
+    def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
+        if self.schedule.lift != "spectral":
+            return {}
+        level = self.schedule.own
+        return {
+            "shrink": shrunk,
+            "level": lambda sigma, size: level(sigma, size_ratio(size, target)),
+        }
+
+    def _way(
+        self,
+        sized: SizedModel,
+        process: Process,
+        stretches: Sequence[Stretch],
+        levels: list[float],
+        noise: Tensor,
+        report: Report,
+    ) -> Way:
+        source = self.noise
+        begin = noise if source is None else source(0, noise.shape).to(noise)
+        if source is None and (draws_noise(self.solver) or self.schedule.lift != "spectral"):
+            source = self._seeded(noise, sized.extra_args)
+        return GrowthWay(
+            sized, process, self.schedule, self.solver, begin, source, sized.start, levels,
+            stretches, self.method, report, self.vae,
+        )  # fmt: skip
+
+
+def sampler_of(
+    schedule: AnySchedule,
+    method: str,
+    indices: tuple[int, ...] | None = None,
+    *,
+    solver: Any = None,
+    vae: Any = None,
+    **more: Any,
+) -> ScaleWiseSampler:
+    """The SAMPLER of a schedule; see `ScaleWiseSampler` and `GrowthSampler`.
+
+    Raises:
+        ValueError: if a solver is given that a student has no use for, or that can't be cut.
+    """
+    if isinstance(schedule, GrowthSchedule):
+        return GrowthSampler(schedule, method, indices, solver=solver, vae=vae, **more)
+    if solver is not None:
+        raise ValueError(
+            "A sampler is connected, but the schedule is a student's, whose steps have a way of "
+            "their own. Take the sampler off, or connect SwD Growth Schedule."
+        )
+    return ScaleWiseSampler(schedule, method, indices, **more)

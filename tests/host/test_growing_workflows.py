@@ -1,0 +1,88 @@
+"""The graphs of models without a student, run as shipped by a real server on small random models.
+
+As shipped but for the finished size, the seed, and four drafts in place of sixteen.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Server
+from graphs import find, models_of, read, to_prompt
+from paper import SEED
+from PIL import Image
+
+GRAPHS = {"swd_any_zimage_turbo": "ZImage", "swd_drafts_zimage_turbo": "ZImage"}
+LATENTS = ("EmptySD3LatentImage", "EmptyFlux2LatentImage")
+
+
+@pytest.fixture(scope="module")
+def host(small, tmp_path_factory):
+    """A server with each graph's files under their own names, and loaders of small models."""
+    base = tmp_path_factory.mktemp("comfy_growing")
+    for graph in GRAPHS:
+        for model in models_of(read(graph)):
+            file = base / "models" / model["directory"] / model["name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "stand_ins.py").symlink_to(Path(__file__).with_name("stand_ins.py"))
+    running = Server(base)
+    yield running
+    running.stop()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def known_here(request, pack):
+    import comfy.supported_models
+
+    needed = {GRAPHS[graph] for graph in GRAPHS if graph in request.node.name} or {"ZImage"}
+    for name in needed:
+        if not hasattr(comfy.supported_models, name):
+            pytest.skip(f"this ComfyUI has no class {name}")
+
+
+def small_prompt(host, graph):
+    prompt = to_prompt(read(graph), host.get("/object_info"))
+    [latent] = [n["inputs"] for n in prompt.values() if n["class_type"] in LATENTS]
+    latent.update(width=256, height=192)
+    kind = "SwDDrafts" if "drafts" in graph else "SwDSample"
+    find(prompt, kind)["seed"] = SEED
+    if kind == "SwDDrafts":
+        find(prompt, kind)["count"] = 4
+    return prompt
+
+
+def run(host, prompt):
+    """The pictures that a graph saved, and the texts that its nodes showed."""
+    entry = host.run(prompt)
+    assert entry.get("status", {}).get("status_str") == "success", json.dumps(entry)[:3000]
+    outputs = entry["outputs"].values()
+    saved = [i for o in outputs for i in o.get("images", []) if i["type"] == "output"]
+    folder = host.base / "output"
+    pictures = [
+        np.asarray(Image.open(folder / i["subfolder"] / i["filename"]).convert("RGB"))
+        for i in saved
+    ]
+    return pictures, "\n".join(str(t) for o in outputs for t in o.get("text", []))
+
+
+@pytest.mark.parametrize("graph", [g for g in GRAPHS if "drafts" not in g])
+def test_a_graph_begins_small_and_ends_at_its_size(host, graph):
+    [picture], table = run(host, small_prompt(host, graph))
+    assert picture.shape == (192, 256, 3) and picture.std() > 1
+    assert "128 x 96" in table and "256 x 192" in table
+
+
+def test_a_finished_draft_is_the_picture_of_the_plain_graph(host):
+    prompt = small_prompt(host, "swd_drafts_zimage_turbo")
+    nothing, _ = run(host, prompt)
+    assert nothing == [], "nothing is picked yet"
+    find(prompt, "SwDFinishDrafts")["pick"] = "1"
+    [finished], _ = run(host, prompt)
+    [straight], _ = run(host, small_prompt(host, "swd_any_zimage_turbo"))
+    # Drafts run four at a time, the plain graph one: some kernels round by the batch.
+    assert np.abs(finished.astype(int) - straight.astype(int)).max() <= 1
