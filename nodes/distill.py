@@ -8,7 +8,7 @@ from ..swd_core.distill.buckets import shrink
 from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
-from ..swd_core.lora import read_lora
+from ..swd_core.lora_files import read_lora
 from ..swd_core.pictures import pixels_of
 from ..swd_core.schedule import CELL, ScaleSchedule
 from ._host import CATEGORY, FIXED, Schedule, io, supported

@@ -14,9 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..swd_core.distill.adapters import add_adapters
+from ..swd_core.distill.adapters import active_adapter, add_adapters
 from ..swd_core.distill.conditioning import Conditioning
-from ..swd_core.distill.diffusers_models import active_adapter
 from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, FLUX, SD3, SDXL, Family
 from ..swd_core.lora import LoraLayer

@@ -7,7 +7,8 @@ from typing import Any
 import folder_paths
 
 from ..swd_core.families import FAMILIES
-from ..swd_core.lora import WEIGHTS_NAME, SwDLora, read_lora
+from ..swd_core.lora import SwDLora
+from ..swd_core.lora_files import WEIGHTS_NAME, read_lora
 from . import _host, _host_model
 from ._host import CATEGORY, io, supported, ui
 from ._host_lora import OwnSchedule, apply_lora, own_schedule

@@ -20,7 +20,7 @@ from ..swd_core.emoji.student import (
     load_emoji_text,
 )
 from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
-from ..swd_core.lora import read_lora
+from ..swd_core.lora_files import read_lora
 from ..swd_core.presets import presets
 from ..swd_core.scenes.student import read_weights
 from ._host import CATEGORY, Schedule, io, supported

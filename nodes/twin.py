@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..swd_core.distill.adapters import adapter
-from ..swd_core.distill.diffusers_models import active_adapter
+from ..swd_core.distill.adapters import active_adapter, adapter
 
 
 @contextmanager

@@ -94,6 +94,12 @@ def add_adapters(
         setattr(model.get_submodule(parent), leaf, SwitchedLinear(layer, names, rank, switch))
 
 
+def active_adapter(module: nn.Module) -> str | None:
+    """The adapter that `module` runs with now."""
+    switch = switch_of(module)
+    return None if switch is None else switch.active
+
+
 @contextmanager
 def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Runs the body with the adapter `name` active in all of the model; None is the teacher."""

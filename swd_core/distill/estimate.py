@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from .conditioning import Conditioning
 from .config import Settings
-from .diffusers_models import DiffusersModel, wrap
+from .diffusers_base import DiffusersModel
+from .diffusers_models import wrap
 from .interface import DistillConfig
 from .scalewise import Interval, intervals
 from .teachers import empty_module, schedule_sigmas, shape_of, watched_block

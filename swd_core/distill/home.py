@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..families import FLUX
 from ..files import PART, check_writable
-from ..lora import WEIGHTS_NAME
+from ..lora_files import WEIGHTS_NAME
 from ..tensor_files import open_tensors
 from .checkpoint import load_checkpoint
 from .config import Settings

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..lora import LoraLayer, sd3_modules
+from ..lora import LoraLayer
+from ..lora_sd3 import sd3_modules
 from ..process import FlowMatching
 from ..scenes.model import MMDiT
 from .conditioning import Conditioning

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..lora import schedule_header, write_peft
+from ..lora import schedule_header
+from ..lora_files import write_peft
 from . import loop
 from .checkpoint import load_checkpoint
 from .config import Settings

@@ -33,7 +33,9 @@ from ..emoji.student import (
 )
 from ..emoji.text import EmojiTextEncoder
 from ..families import FAMILIES
-from ..lora import read_lora, schedule_header, sd3_modules, write_peft
+from ..lora import schedule_header
+from ..lora_files import read_lora, write_peft
+from ..lora_sd3 import sd3_modules
 from ..presets import presets
 from ..scenes.autoencoder import Autoencoder
 from ..scenes.model import MMDiT

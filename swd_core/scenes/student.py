@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..files import parse_json
-from ..lora import merge_sd3, read_lora
+from ..lora_files import read_lora
+from ..lora_sd3 import merge_sd3
 from ..process import FlowMatching
 from ..tensor_files import read_tensors
 from .autoencoder import FACTOR, Autoencoder
