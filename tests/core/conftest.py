@@ -13,7 +13,7 @@ from swd_core.distill.mmdit import published_layers
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
 from swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
 from swd_core.lab.train_autoencoder import export as export_autoencoder
-from swd_core.lora import write_peft
+from swd_core.lora_files import write_peft
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
 from swd_core.tensor_files import save_tensors

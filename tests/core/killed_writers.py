@@ -15,7 +15,8 @@ import torch
 from swd_core.distill.checkpoint import load_checkpoint, save_checkpoint
 from swd_core.draft_files import load_drafts, save_drafts
 from swd_core.drafts import Draft, Drafts
-from swd_core.lora import LoraLayer, read_lora, write_peft
+from swd_core.lora import LoraLayer
+from swd_core.lora_files import read_lora, write_peft
 from swd_core.schedule import ScaleSchedule
 
 WRITERS = ("files.py", "tensor_files.py", "lora.py", "drafts.py", "checkpoint.py")

@@ -12,7 +12,8 @@ pytest.importorskip("diffusers")
 
 from swd_core.distill import compiled  # noqa: E402
 from swd_core.distill.adapters import adapter, adapter_parameters  # noqa: E402
-from swd_core.distill.diffusers_models import DiffusersModel, wrap  # noqa: E402
+from swd_core.distill.diffusers_base import DiffusersModel  # noqa: E402
+from swd_core.distill.diffusers_models import wrap  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(
     "distill_models", Path(__file__).with_name("distill_models.py")

@@ -1,9 +1,7 @@
 """Pictures prepared once: what lies in the shards, and what is refused or skipped."""
 
 import io
-import json
 import os
-import random
 import shutil
 import tarfile
 
@@ -11,33 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prepared_pictures import SCHEDULE, SIZES, fill, picture, rows, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.prepare import prepare
 from swd_core.distill.teachers import EmojiEncoder
 from swd_core.schedule import ScaleSchedule
-
-SCHEDULE = ScaleSchedule((0.5, 0.75, 1.0), (1.0, 0.8, 0.6))
-SIDE = 128
-
-
-def picture(seed: int, width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-SIZES = [(128, 128), (200, 200), (256, 128), (130, 260), (128, 128), (300, 200)]
-
-
-def fill(folder, sizes=SIZES) -> None:
-    folder.mkdir(exist_ok=True)
-    for i, (width, height) in enumerate(sizes):
-        picture(i, width, height).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(["red apple", "happy dog", "rocket"][i % 3])
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +29,6 @@ def encoder(random_weights):
 def source(tmp_path):
     fill(tmp_path / "pictures")
     return tmp_path / "pictures"
-
-
-def run(source, folder, encoder, **options):
-    return prepare(source, folder, encoder, SCHEDULE, SIDE, **{"shard_size": 2, **options})
-
-
-def rows(folder) -> dict[str, dict[str, torch.Tensor]]:
-    """Every picture's tensors by its name."""
-    found = {}
-    for path in sorted(folder.glob("*x*-*.safetensors")):
-        with safe_open(path, "pt") as file:
-            names = json.loads(file.metadata()["names"])
-        tensors = load_file(path)
-        for i, name in enumerate(names):
-            found[name] = {k: v[i] for k, v in tensors.items()}
-    return found
 
 
 def test_every_size_is_the_encoded_area_mean_of_the_picture(source, tmp_path, encoder):
@@ -266,150 +230,6 @@ def test_wrong_places_are_named(tmp_path, encoder):
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match="bad.tar is not a whole"):
         run(tmp_path / "bad.tar", tmp_path / "out", encoder)
-
-
-def test_batches_pair_the_sizes_of_the_same_picture(source, tmp_path, encoder):
-    run(source, tmp_path / "out", encoder)
-    batches, stored = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas), rows(tmp_path / "out")
-    seen = set()
-    for seed in range(40):
-        rng = random.Random(seed)
-        interval = rng.choice(batches.steps(rng))
-        real, previous, text = batches.draw(interval, 3, rng)
-        for i in range(3):
-            key = "latent_{}x{}".format(*interval.size)
-            there = {n: row[key].float() for n, row in stored.items() if key in row}
-            [name] = [n for n, latent in there.items() if torch.equal(latent, real[i])]
-            seen.add(name)
-            assert torch.equal(stored[name]["context"].float(), text.context[i])
-            assert "{}x{}".format(*text.size[i].int().tolist()) == interval.bucket
-            if interval.previous:
-                before = stored[name]["latent_{}x{}".format(*interval.previous)]
-                assert torch.equal(before.float(), previous[i])
-            else:
-                assert previous is None
-    assert seen == set(stored), "every picture is used"
-
-
-def test_parts_are_the_rows_of_the_whole_batch(source, tmp_path, encoder):
-    run(source, tmp_path / "out", encoder)
-    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
-    interval = batches.steps(random.Random(0))[1]
-    whole = batches.draw(interval, 6, random.Random(1))
-    halves = [
-        batches.draw(interval, 6, random.Random(1), part=p) for p in (slice(0, 3), slice(3, 6))
-    ]
-    assert torch.equal(whole[0], torch.cat([h[0] for h in halves]))
-    assert torch.equal(whole[1], torch.cat([h[1] for h in halves]))
-
-
-class Sent(TorchDispatchMode):
-    """The number formats of what goes to another device."""
-
-    def __init__(self):
-        super().__init__()
-        self.formats = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if kwargs.get("device") == torch.device("meta") and args and args[0].device.type == "cpu":
-            self.formats.append(args[0].dtype)
-        return func(*args, **kwargs)
-
-
-def test_half_data_are_sent_to_the_device_as_half(source, tmp_path, encoder):
-    run(source, tmp_path / "out", encoder)
-    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas, torch.device("meta"))
-    interval = batches.steps(random.Random(0))[1]
-    with Sent() as sent:
-        real, previous, text = batches.draw(interval, 4, random.Random(1))
-    assert sent.formats == 4 * [torch.float16]
-    for tensor in (real, previous, text.context, text.pooled):
-        assert tensor.dtype == torch.float32 and tensor.device.type == "meta"
-
-
-def test_shown_are_the_first_pictures_of_the_most_common_ratio(source, tmp_path, encoder):
-    """Three of the six are square; a shard made before captions were kept shows names."""
-    run(source, tmp_path / "out", encoder)
-    batches, stored = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas), rows(tmp_path / "out")
-    names = ["0.png", "1.png", "4.png"]
-    for count in (1, 99):
-        shown, wanted = batches.first(count), names[:count]
-        assert list(shown.captions) == [
-            (source / name).with_suffix(".txt").read_text() for name in wanted
-        ]
-        assert [(s.size, s.sigma) for s in shown.steps] == [
-            ((8, 8), 1.0), ((12, 12), 0.8), ((16, 16), 0.6)
-        ]  # fmt: skip
-        assert shown.text.size.tolist() == [[128, 128]] * len(wanted)
-        for i, name in enumerate(wanted):
-            assert torch.equal(shown.real[i], stored[name]["latent_16x16"].float())
-            assert torch.equal(shown.text.context[i], stored[name]["context"].float())
-            assert torch.equal(shown.text.pooled[i], stored[name]["pooled"].float())
-    for path in (tmp_path / "out").glob("128x128-*.safetensors"):
-        with safe_open(path, "pt") as file:
-            header = {k: v for k, v in file.metadata().items() if k != "captions"}
-        save_file(load_file(path), path, header)
-    assert PreparedBatches(tmp_path / "out", SCHEDULE.sigmas).first(2).captions == (
-        "0.png",
-        "1.png",
-    )
-
-
-def change_index(folder, **values) -> None:
-    """Replaces entries of the index, those of its first shard where `shard_` precedes them."""
-    index = json.loads((folder / "prepared.json").read_text())
-    for key, value in values.items():
-        place = index["shards"][0] if key.startswith("shard_") else index
-        place[key.removeprefix("shard_")] = value
-    (folder / "prepared.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"shard_file": "../128x128-00000.safetensors"},
-        {"shard_file": "/tmp/128x128-00000.safetensors"},
-        {"shard_file": "sub/128x128-00000.safetensors"},
-        {"shard_file": "empty.safetensors"},
-        {"shard_file": 7},
-        {"shard_count": 1e400},
-        {"shard_count": -2},
-        {"shard_count": True},
-        {"shard_size": [128, 1e400]},
-        {"shard_size": [128]},
-        {"shard_size": 128},
-        {"shards": []},
-        {"shards": 3},
-        {"factor": 0},
-        {"multiple": "2"},
-        {"family": None},
-        {"schedule": {"scales": [1], "sigmas": [7]}},
-    ],
-    ids=str,
-)
-def test_an_index_is_not_believed(source, tmp_path, encoder, values):
-    """A shard outside the folder was read, and numbers were taken for what they can't be."""
-    out, outside = tmp_path / "out", tmp_path / "128x128-00000.safetensors"
-    run(source, out, encoder)
-    outside.write_bytes((out / outside.name).read_bytes())
-    change_index(out, **values)
-    with pytest.raises(ValueError, match=r"prepared\.json is damaged.*Run prepare again"):
-        PreparedBatches(out, SCHEDULE.sigmas)
-
-
-@pytest.mark.parametrize(
-    "values", [{"shard_count": 3}, {"shard_count": 40}, {"factor": 4}], ids=str
-)
-def test_shards_hold_what_the_index_says_before_a_training_begins(
-    source, tmp_path, encoder, values
-):
-    run(source, tmp_path / "out", encoder)
-    change_index(tmp_path / "out", **values)
-    with pytest.raises(
-        ValueError, match=r"00000\.safetensors is missing or damaged.*prepare again"
-    ):
-        PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
 
 
 def test_what_a_stopped_second_prepare_made_is_not_mixed_with_the_first(source, tmp_path, encoder):

@@ -13,7 +13,7 @@ peft = pytest.importorskip("peft")
 
 from swd_core.distill.adapters import adapter, adapter_parameters, adapter_state  # noqa: E402
 from swd_core.distill.diffusers_models import SDXLModel, wrap  # noqa: E402
-from swd_core.lora import read_lora, write_peft  # noqa: E402
+from swd_core.lora_files import read_lora, write_peft  # noqa: E402
 from swd_core.process import FlowMatching, VarianceExploding  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(

@@ -18,9 +18,9 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
 from swd_core.distill import trainer as trainer_module  # noqa: E402
-from swd_core.distill.adapters import adapter_state, switched_layers  # noqa: E402
+from swd_core.distill.adapters import active_adapter, adapter_state, switched_layers  # noqa: E402
 from swd_core.distill.conditioning import Conditioning  # noqa: E402
-from swd_core.distill.diffusers_models import active_adapter, wrap  # noqa: E402
+from swd_core.distill.diffusers_models import wrap  # noqa: E402
 from swd_core.distill.draws import Draws  # noqa: E402
 from swd_core.distill.interface import DistillConfig  # noqa: E402
 from swd_core.distill.scalewise import intervals  # noqa: E402

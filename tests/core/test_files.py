@@ -24,7 +24,8 @@ from swd_core.files import (
     write_text,
     written_whole,
 )
-from swd_core.lora import LoraLayer, read_lora, write_peft
+from swd_core.lora import LoraLayer
+from swd_core.lora_files import read_lora, write_peft
 from swd_core.presets import read_presets
 from swd_core.tensor_files import open_tensors, save_tensors
 

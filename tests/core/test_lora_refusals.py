@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swd_core.lora import read_lora, sd3_target
+from swd_core.lora_files import read_lora
+from swd_core.lora_sd3 import sd3_target
 
 STEM = "base_model.model.transformer_blocks.0.attn.to_q"
 GOOD = {f"{STEM}.lora_A.weight": torch.zeros(4, 8), f"{STEM}.lora_B.weight": torch.zeros(8, 4)}

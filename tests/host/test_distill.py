@@ -12,7 +12,7 @@ import torch
 from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.mmdit import MMDiTModel
 from swd_core.emoji.student import EmojiStudent
-from swd_core.lora import read_lora
+from swd_core.lora_files import read_lora
 
 SIZE = {"width": 64, "height": 64}
 

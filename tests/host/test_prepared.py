@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from swd_core.commands import main
-from swd_core.lora import read_lora
+from swd_core.lora_files import read_lora
 
 CAPTIONS = ("red apple", "happy dog")
 CONFIG = """
