@@ -1,6 +1,7 @@
 """Which schedule a node's widgets mean: the model's own, a preset by name, or as typed."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ USUAL_TARGET = 1024  # pixels
 def user_presets() -> dict[str, Preset]:
     """Presets of swd_presets.json in the host's user folder; broken ones are reported."""
     path = Path(folder_paths.get_user_directory()) / USER_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     found, problems = read_presets(path)
     for problem in problems:

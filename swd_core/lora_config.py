@@ -1,6 +1,7 @@
 """How strongly each layer of a LoRA counts: PEFT's alpha, ranks and their patterns."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def read_config(file: Path) -> LoraConfig | None:
         ValueError: names the file and the entry that can't be used.
     """
     path = file.with_name(CONFIG_NAME)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         return parse_config(read_json(path, MOST_BYTES))

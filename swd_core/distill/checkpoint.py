@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any] | None:
     Raises:
         ValueError: if it is damaged, or none of ours; names the file.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         check_plain(path)

@@ -191,8 +191,10 @@ def test_checkpoints_of_something_else_are_refused(place, state):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
-def test_a_pipe_is_no_checkpoint(tmp_path):
-    os.mkfifo(tmp_path / "checkpoint.pt")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("gone")])
+def test_what_is_no_file_is_no_checkpoint(tmp_path, make):
+    """A link to a disk that isn't there would begin the training anew."""
+    make(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt.*can't be read"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 

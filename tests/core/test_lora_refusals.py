@@ -1,5 +1,7 @@
 """LoRA files that are damaged, or no LoRA, are one clear error."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -102,3 +104,18 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
 def test_unknown_module_is_named():
     with pytest.raises(ValueError, match=r"transformer_blocks\.0\.attn\.to_z"):
         sd3_target("transformer_blocks.0.attn.to_z")
+
+
+def unreadable(path, kind):
+    """A pipe, a folder, or a link to what is gone, as a cleared cache leaves it."""
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda p: p.symlink_to("gone")}[kind](path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_config_that_is_there_is_not_taken_for_none(tmp_path, kind):
+    """Without it alpha would be taken as the rank, perhaps a quarter of the strength."""
+    save_file(GOOD, tmp_path / "adapter_model.safetensors")
+    unreadable(tmp_path / "adapter_config.json", kind)
+    with pytest.raises(ValueError, match=r"adapter_config\.json beside adapter_model"):
+        read_lora(tmp_path)

@@ -1,6 +1,7 @@
 """SwDScaleSchedule on models of every family: what it picks, shows and refuses."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -287,6 +288,14 @@ def test_broken_users_preset_is_reported_and_the_others_load(pack, user_folder, 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\\xff"], ids=lambda t: t[:5])
 def test_unreadable_users_presets_leave_the_menu_whole(pack, user_folder, caplog, text):
     (user_folder / "swd_presets.json").write_bytes(text.encode("latin-1"))
+    assert menu(pack) == ["auto", *NAMES, "custom"]
+    assert any("swd_presets.json" in message for message in caplog.messages)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("gone")])
+def test_users_presets_that_are_no_file_are_reported(pack, user_folder, caplog, make):
+    make(user_folder / "swd_presets.json")
     assert menu(pack) == ["auto", *NAMES, "custom"]
     assert any("swd_presets.json" in message for message in caplog.messages)
 
