@@ -1,4 +1,7 @@
-"""What a link may bring: of a link the host checks the type alone, and limits only in widgets."""
+"""What a link may bring: of a link the host checks the type alone, and limits only in widgets.
+
+And what an error of ours may say.
+"""
 
 import functools
 import inspect
@@ -9,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..swd_core.files import printable
 from ..swd_core.noise import LEAST_SEED, MAX_SEED, plain_seed
 from . import _host_latent
 from ._host import io
@@ -38,11 +42,23 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     given[entry.id] = [_checked(entry, one) for one in value or [None]]
                 else:
                     given[entry.id] = _checked(entry, value)
-            return execute(cls, **given)
+            try:
+                return execute(cls, **given)
+            except Exception as error:  # held up, not held back
+                _make_printable(error)
+                raise
 
         return run
 
     return around
+
+
+def _make_printable(error: BaseException | None) -> None:
+    """Escapes half characters in an error's text: the host's log of it would end the thread that
+    runs graphs."""
+    while error is not None:
+        error.args = tuple(printable(a) if isinstance(a, str) else a for a in error.args)
+        error = error.__cause__ or error.__context__
 
 
 def _checked(entry: Any, value: Any) -> Any:

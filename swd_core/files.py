@@ -181,6 +181,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
 
 
+def printable(text: str) -> str:
+    """Text with escapes in place of half characters, which no log and no page can be given.
+
+    Names of files that are no UTF-8 hold them, and JSON may.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def check_name(name: str, what: str, most: int = MOST_NAME) -> None:
     """Checks that a file or folder may have this name on every system.
 
