@@ -91,6 +91,11 @@ class SwDDistillData(io.ComfyNode):
     def execute(
         cls, images: torch.Tensor, clip: Any, vae: Any, schedule: ScaleSchedule, captions: str
     ) -> io.NodeOutput:
+        if not isinstance(schedule, ScaleSchedule):
+            raise ValueError(
+                "The schedule is one of growing, for models without a student. A student is "
+                "trained for sizes of its own: connect SwD Scale Schedule."
+            )
         schedule.check_picture()
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]

@@ -36,7 +36,9 @@ def clean_latents(model: Any, images: Any, vae: Any, latent: Any) -> Tensor:
         samples = _host_latent.check_latent(latent, model)["samples"]
     else:
         if vae is None:
-            raise ValueError("images are connected without a VAE that makes latents of them.")
+            raise ValueError(
+                "images are connected without a VAE: connect the one that makes their latents."
+            )
         check_vae(vae, model)
         # One at a time: a VAE of videos takes a batch for the frames of one.
         samples = torch.cat([vae.encode(image[None, ..., :3]) for image in images])

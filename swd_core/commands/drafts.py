@@ -141,6 +141,11 @@ def run_finish(a: argparse.Namespace) -> None:
         file = Path(a.file) if a.file else latest(Path())
         drafts = load_drafts(file)
         drafts.check_model("emoji")
+        if drafts.stretches:
+            raise Refusal(
+                f"The drafts in {file.name} grow by one of ComfyUI's samplers, which the command "
+                "line doesn't have. Finish them in ComfyUI."
+            )
         positions = parse_picks(a.pick, drafts)
         if not positions:
             raise Refusal("--pick names no draft; give numbers of the sheet: 3 or 1,4-6, or all.")

@@ -1,10 +1,15 @@
 """`python -m swd_core drafts` and `finish`."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from swd_core import commands, draft_files
+from swd_core.drafts import Draft, Drafts
+from swd_core.growth import GrowthSchedule
 
 
 @pytest.fixture
@@ -73,3 +78,14 @@ def test_bad_picks_leave_the_drafts_alone(main, tmp_path, pick):
     code, _, err = main("finish", "--pick", pick)
     assert code == 2 and len(err.splitlines()) == 1 and "pick" in err
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_drafts_that_grow_by_comfyuis_samplers_are_left_to_it(main):
+    x0 = torch.zeros(1, 16, 4, 4)
+    schedule = GrowthSchedule((1.0, 0.5))
+    drafts = Drafts(
+        schedule, "emoji", (8, 8), (Draft(1, 0),), (x0,), samples=x0, x_t=x0, stretches=2
+    )
+    draft_files.save_drafts(drafts, Path(f"g{draft_files.SUFFIX}"))
+    code, _, err = main("finish", "--pick", "1")
+    assert code != 0 and "Finish them in ComfyUI" in err

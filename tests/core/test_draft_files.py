@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from swd_core import draft_files
 from swd_core.draft_files import load_drafts, save_drafts
 from swd_core.drafts import Draft, Drafts
+from swd_core.growth import GrowthSchedule
 from swd_core.schedule import ScaleSchedule
 
 
@@ -136,3 +137,44 @@ def test_files_that_are_no_drafts(tmp_path, file):
     save_file({"latent_tensor": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match="holds no drafts"):
         load_drafts(file)
+
+
+@pytest.fixture
+def grown():
+    """Two images of a growing run after the first of two sizes."""
+    generator = torch.Generator().manual_seed(6)
+    x_t, x0 = torch.randn(2, 2, 4, 4, 6, generator=generator)
+    growth = GrowthSchedule((1.0, 0.8, 0.4), delta=0.3, solver="dpmpp_2m", name="growth")
+    images = (Draft(5, 0), Draft(5, 1, 9))
+    return Drafts(
+        growth, "sd3", (8, 12), images, (x0,), samples=x0, x_t=x_t, stretches=2, prompt="fox"
+    )
+
+
+def test_a_growing_run_is_kept_with_what_its_solver_holds(grown, tmp_path):
+    path = tmp_path / f"g{draft_files.SUFFIX}"
+    save_drafts(grown, path)
+    loaded = load_drafts(path)
+    assert (loaded.schedule, loaded.images) == (grown.schedule, grown.images)
+    assert (loaded.stretches, loaded.step, loaded.last) == (2, 1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.grown, grown.grown, strict=True))
+    with safe_open(path, "pt") as opened:  # which older packs refuse by its number
+        assert json.loads(opened.metadata()["swd_drafts"])["version"] == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x_t": torch.zeros(2, 2, 4, 4)},
+        {"x_t": torch.zeros(2, 2, 4, 6, dtype=torch.int32)},
+        {"size": (4, 4)},
+        {"stretches": 1},
+        {"stretches": 1000},
+    ],
+    ids=str,
+)
+def test_a_growing_run_that_does_not_fit_together_is_refused(grown, tmp_path, change):
+    path = tmp_path / f"g{draft_files.SUFFIX}"
+    save_drafts(replace(grown, **change), path)
+    with pytest.raises(ValueError, match="damaged"):
+        load_drafts(path)

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.hooks
+import comfy.samplers
 import comfy.sd
 import comfy.taesd.taesd
 import torch
 from chain import call
-from fuzzing import Latent, conditionings
+from fuzzing import SIGMAS, Latent, conditionings
 from torch import Tensor, nn
 
 FAMILIES = ("emoji", "sd35-medium", "flux", "sdxl", "wan")
 STEPS = (0.5, 1.0)
+SOLVERS = ("euler", "lcm", "dpmpp_2m_sde", "uni_pc", "dpm_adaptive")
 
 
 def vae_of(module: nn.Module) -> comfy.sd.VAE:
@@ -94,6 +96,19 @@ class World:
                 "one step": schedule((1.0,), (1.0,)),
                 "hardly noise": schedule(STEPS, (1e-30, 1e-38)),
                 "many": schedule((0.01,) * 29 + (1.0,), tuple(1 - i / 31 for i in range(30))),
+                **self.growing(),
+            },
+            "SIGMAS": {
+                "whole": torch.tensor([1.0, 0.6, 0.0]), "none": torch.zeros(0),
+                **{str(levels): torch.tensor(levels) for levels in SIGMAS},
+            },
+            "SAMPLER": {
+                **{name: comfy.samplers.sampler_object(name) for name in SOLVERS},
+                "churning": comfy.samplers.ksampler("euler", {"s_churn": 1.0}),
+                "of no kind": comfy.samplers.Sampler(),
+                "ours": pack["SwDSampler"].execute(
+                    schedule=emoji, upscale_method="bicubic"
+                ).args[0],
             },
             "LATENT": {},
         }  # fmt: skip
@@ -101,12 +116,27 @@ class World:
         for family in FAMILIES:
             self.shelves["LATENT"] |= self.drafts(family)
 
+    def growing(self) -> dict[str, Any]:
+        """Growth schedules of flow models and of SDXL, and one that needs a VAE."""
+        growth = importlib.import_module("swd_pack.swd_core.growth").GrowthSchedule
+        exploding = {"kind": "exploding", "top": 14.614641}
+        levels = tuple(1 - i / 5 for i in range(5))
+        return {
+            "growing": growth(levels, delta=0.5),
+            "growing by an ancestral one": growth(levels, delta=0.5, solver="euler_ancestral"),
+            "growing through pixels": growth(levels, delta=0.5, lift="pixels"),
+            "growing by nobody": growth(levels, solver="gone"),
+            "growing sdxl": growth((14.6, 8.0, 4.0, 1.0), delta=0.5, **exploding),
+        }
+
     def usual(self, kind: str, family: str, name: str) -> str:
         """The name of what fits a family at an input of this name."""
         if kind == "LATENT":
             return f"drafts of {family}" if name == "drafts" else f"empty {family}"
         if kind == "SWD_SCHEDULE":
             return family if family in ("emoji", "sdxl") else "flow"
+        if kind in ("SIGMAS", "SAMPLER"):
+            return {"SIGMAS": "whole", "SAMPLER": "euler"}[kind]
         if kind == "VAE" and family == "sdxl":
             return family
         return "emoji" if kind in ("VAE", "CLIP", "SWD_DISTILL_DATA") else family

@@ -233,6 +233,17 @@ OTHERS = {
         "axes_dim": [32, 48, 48], "theta": 10000, "qkv_bias": True, "patch_size": 2,
         "txt_ids_dims": [], "vec_in_dim": None,
     }, "comfy.ldm.chroma.model:Chroma", 48),
+    "ernie": ("ErnieImage", {
+        "image_model": "ernie", "hidden_size": 128, "num_attention_heads": 1, "num_layers": 1,
+        "ffn_hidden_size": 128, "text_in_dim": 48,
+    }, "comfy.ldm.ernie.model:ErnieImageModel", 48),
+    "hidream": ("HiDream", {
+        "image_model": "hidream", "attention_head_dim": 128, "axes_dims_rope": [64, 32, 32],
+        "caption_channels": [48, 48], "max_resolution": [128, 128], "in_channels": 16,
+        "llama_layers": [0, 0], "num_attention_heads": 1, "num_routed_experts": 2,
+        "num_activated_experts": 1, "num_layers": 1, "num_single_layers": 1, "out_channels": 16,
+        "patch_size": 2, "text_emb_dim": 768,
+    }, "comfy.ldm.hidream.model:HiDreamImageTransformer2DModel", 48),
     "krea2": ("Krea2", {
         "image_model": "krea2", "features": 256, "tdim": 64, "txtdim": 48, "heads": 2,
         "kvheads": 1, "layers": 1, "patch": 2, "channels": 16, "txtlayers": 2, "txtheads": 1,

@@ -45,8 +45,8 @@ class RandomText:
 class PlainVAE:
     """Shows the first three channels, 8 x 8 pixels for a cell; encodes their means, repeated."""
 
-    def __init__(self, channels: int = 16):
-        self.channels = channels
+    def __init__(self, channels: int = 16, pixels: int = 8):
+        self.channels, self.pixels = channels, pixels
 
     def encode(self, pixels: Tensor) -> Tensor:
         means = F.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
@@ -54,13 +54,15 @@ class PlainVAE:
 
     def decode(self, samples: Tensor) -> Tensor:
         cells = samples[:, :3].movedim(1, -1).sigmoid()
-        return cells.repeat_interleave(8, -3).repeat_interleave(8, -2)
+        return cells.repeat_interleave(self.pixels, -3).repeat_interleave(self.pixels, -2)
 
 
 def small_model(name: str) -> tuple[str, Any]:
     """The family that a published file's name stands for, and its small MODEL."""
     import small_models
 
+    if name.startswith("wan2.2_ti2v"):
+        return "wan", small_models.wan_model("WAN22_T2V", in_dim=48, out_dim=48)
     if name.startswith("wan"):
         return "wan", small_models.wan_model()
     if name.startswith("z_image"):
@@ -93,7 +95,7 @@ def load_one_clip(self: Any, clip_name: str, type: str, device: str = "default")
 
 
 def load_vae(self: Any, vae_name: str) -> tuple:
-    return (PlainVAE(),)
+    return (PlainVAE(pixels=16 if vae_name.startswith(("flux2", "wan2.2")) else 8),)
 
 
 nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint

@@ -26,7 +26,7 @@ EXAMPLES = {
     "SwDScaleSchedule": 120, "SwDSampler": 40, "SwDSample": 150, "SwDLatentUpscale": 100,
     "SwDDrafts": 100, "SwDFinishDrafts": 100, "SwDSaveDrafts": 60, "SwDLoadDrafts": 40,
     "SwDScaleStrip": 80, "SwDLoraLoader": 40, "SwDEmojiStudent": 5, "SwDDistillData": 60,
-    "SwDDistillTrain": 30, "SwDLoadPrepared": 40,
+    "SwDDistillTrain": 30, "SwDLoadPrepared": 40, "SwDGrowthSchedule": 120, "SwDSpectrum": 60,
 }  # fmt: skip
 # Values within the schema that would only take long.
 MOST = {
@@ -52,7 +52,7 @@ def folders(pack, world, loras, tmp_path, monkeypatch):
     """The host's folders, with a student and drafts in them."""
     import folder_paths
 
-    for folder in ("output", "input", "temp"):
+    for folder in ("output", "input", "temp", "user"):
         (tmp_path / folder).mkdir()
         monkeypatch.setattr(folder_paths, f"{folder}_directory", str(tmp_path / folder))
     shutil.copytree(WEIGHTS / LORA_FOLDER, loras / "emoji")

@@ -14,8 +14,11 @@ SIZES = ((16, 16), (26, 38), (48, 20))
 
 def text(width, seed=1, tokens=8):
     generator = torch.Generator().manual_seed(seed)
-    pooled = {"pooled_output": torch.zeros(1, 768)}  # which ComfyUI 0.3.64's Chroma asks for
-    return [[torch.randn(1, tokens, width, generator=generator), pooled]]
+    more = {
+        "pooled_output": torch.zeros(1, 768),  # ComfyUI 0.3.64's Chroma asks for one too
+        "conditioning_llama3": torch.randn(1, 1, tokens, width, generator=generator),  # HiDream
+    }
+    return [[torch.randn(1, tokens, width, generator=generator), more]]
 
 
 def of(name):
@@ -44,6 +47,8 @@ MODELS = {
     "wan22-5b": lambda small: (small.wan_model("WAN22_T2V", in_dim=48, out_dim=48), 32),
     "chroma": of("chroma"),
     "krea2": of("krea2"),
+    "ernie": of("ernie"),
+    "hidream": of("hidream"),
 }
 
 
@@ -135,3 +140,35 @@ def test_drafts_are_finished_to_the_same_bits(pack, one):
             seed=SEED, upscale_method="bicubic",
         ).args[0]["samples"]  # fmt: skip
     assert torch.equal(finished, straight)
+
+
+def test_two_experts_share_a_run_by_cut_sigmas(pack, small):
+    """Wan 2.2 14B: one expert down to a noise level, another from there, the same SAMPLER in both.
+
+    As one model that changes at that step.
+    """
+    first, width = small.wan_model(), 32
+    second, both, calls = first.clone(), first.clone(), []
+
+    def other(apply, args):
+        return 0.5 * apply(args["input"], args["timestep"], **args["c"])
+
+    def changing(apply, args):
+        calls.append(args["timestep"])
+        return (other if len(calls) > 3 else first_way)(apply, args)
+
+    def first_way(apply, args):
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    second.set_model_unet_function_wrapper(other)
+    both.set_model_unet_function_wrapper(changing)
+    latent = empty(first, SIZES[0])
+    schedule, sigmas, *_ = growth(pack, first, latent, steps=5)
+    ours = sampler_of(pack, schedule)
+    high = sample(first, ours, sigmas[:4], text(width), latent)
+    low = sample(
+        second, ours, sigmas[3:], text(width), high, noise=torch.zeros_like(high)
+    )  # fmt: skip
+    whole = sample(both, ours, sigmas, text(width), latent)
+    assert len(calls) == 5
+    assert (low - whole).abs().max() < 1e-3 * whole.abs().max()

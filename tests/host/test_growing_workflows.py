@@ -14,8 +14,13 @@ from graphs import find, models_of, read, to_prompt
 from paper import SEED
 from PIL import Image
 
-GRAPHS = {"swd_any_zimage_turbo": "ZImage", "swd_drafts_zimage_turbo": "ZImage"}
-LATENTS = ("EmptySD3LatentImage", "EmptyFlux2LatentImage")
+# The class of the host's supported_models that each runs on.
+GRAPHS = {
+    "swd_any_zimage_turbo": "ZImage", "swd_drafts_zimage_turbo": "ZImage",
+    "swd_any_qwen_image": "QwenImage", "swd_any_flux2_klein": "Flux2",
+    "swd_any_wan22_video": "WAN22_T2V",
+}  # fmt: skip
+LATENTS = ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Wan22ImageToVideoLatent")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,8 @@ def small_prompt(host, graph):
     prompt = to_prompt(read(graph), host.get("/object_info"))
     [latent] = [n["inputs"] for n in prompt.values() if n["class_type"] in LATENTS]
     latent.update(width=256, height=192)
+    if "length" in latent:
+        latent["length"] = 9
     kind = "SwDDrafts" if "drafts" in graph else "SwDSample"
     find(prompt, kind)["seed"] = SEED
     if kind == "SwDDrafts":
