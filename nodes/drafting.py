@@ -140,6 +140,16 @@ class Sampling:
             todo = todo.choose(range(len(part.images), len(todo.images)))
         return join(done)
 
+    def share(self, drafts: Drafts) -> float:
+        """What each draft has cost so far, by latent cells, of a whole run's cost, 0..1.
+
+        Of a growing run the whole is as many steps at full size, without growing.
+        """
+        run = self._stretches(drafts)
+        costs = [part.steps * math.prod(part.size) for part in run]
+        steps, full = sum(part.steps for part in run), math.prod(run[-1].size)
+        return sum(costs[: drafts.step]) / (steps * full if drafts.stretches else sum(costs))
+
     def _stretches(self, drafts: Drafts) -> tuple[Stretch, ...]:
         """Of the whole run.
 

@@ -10,12 +10,12 @@ from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS
 from . import drafting
-from ._host import CATEGORY, FIXED, Schedule, io, supported
+from ._host import CATEGORY, FIXED, Schedule, io, say, supported
 from .drafting import KEY, Sampling
 from .finished import LATELY
 from .fitting import check_vae
 from .inputs import checked
-from .sampler import METHOD_TIP, NEGATIVE_TIP
+from .sampler import METHOD_TIP, MODEL_TIP, NEGATIVE_TIP, SCHEDULE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
 CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
@@ -33,12 +33,12 @@ class SwDDrafts(io.ComfyNode):
             description="Runs only the first scales of many images and shows them on a contact "
             "sheet. Click those you like, or type their numbers, in the finishing node.",
             inputs=[
-                io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
+                io.Model.Input("model", tooltip=MODEL_TIP),
                 io.Conditioning.Input("positive", tooltip="What to show."),
                 io.Latent.Input(
                     "latent_image", tooltip="An empty latent of the finished size, batch size 1."
                 ),
-                Schedule.Input("schedule", tooltip="From SwD Scale Schedule."),
+                Schedule.Input("schedule", tooltip=SCHEDULE_TIP),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -56,8 +56,8 @@ class SwDDrafts(io.ComfyNode):
                     default=1,
                     min=1,
                     max=MAX_STEPS,
-                    tooltip="Steps a draft runs. 1 is cheapest; more look more like the finished "
-                    "image.",
+                    tooltip="Steps a draft runs; with SwD Growth Schedule, sizes. 1 is cheapest; "
+                    "more look more like the finished image.",
                 ),
                 io.Int.Input("batch", default=16, min=1, max=MAX_DRAFTS, tooltip=BATCH_TIP),
                 io.Float.Input("cfg", **CFG, tooltip=CFG_TIP),
@@ -109,7 +109,11 @@ class SwDDrafts(io.ComfyNode):
         drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method, vae)
         check_stop(stop_after, drafts)
         check_vae(vae, model)
-        drafts = Sampling(model, positive, negative, cfg, vae).run(drafts, stop_after, batch)
+        sampling = Sampling(model, positive, negative, cfg, vae)
+        drafts = sampling.run(drafts, stop_after, batch)
+        share = sampling.share(drafts)
+        whole = "run at full size" if drafts.stretches else "full run"
+        say(f"{count} drafts, each {share:.3f} of a {whole}; all of them {count * share:.2f}")
         images = drafting.decode(drafts, vae, model, batch)
         sheet, shown = drafting.show(drafts, images, cls)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
@@ -158,8 +162,8 @@ class SwDFinishDrafts(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MAX_STEPS,
-                    tooltip="0: finish. Else stop after this step and show another sheet to pick "
-                    "from.",
+                    tooltip="0: finish. Else stop after this step, with SwD Growth Schedule this "
+                    "size, and show another sheet to pick from.",
                 ),
                 io.Int.Input("batch", default=4, min=1, max=MAX_DRAFTS, tooltip=BATCH_TIP),
                 io.Float.Input("cfg", **CFG, tooltip=CFG_TIP),

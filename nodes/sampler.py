@@ -17,6 +17,8 @@ from .preview import run_callback
 METHOD_TIP = (
     "How the clean prediction is enlarged between steps. The students are trained with bicubic."
 )
+MODEL_TIP = "A SwD student: base model with its LoRA. Or any model, with SwD Growth Schedule."
+SCHEDULE_TIP = "From SwD Scale Schedule or SwD Growth Schedule."
 SAMPLER_TIP = (
     "For SwD Growth Schedule: a sampler with options of its own, in place of the schedule's."
 )
@@ -81,10 +83,10 @@ class SwDSample(io.ComfyNode):
             description="Generates images scale by scale with a SwD student: starts small, "
             "enlarges its clean prediction at every step and ends at the latent's size.",
             inputs=[
-                io.Model.Input("model", tooltip="A SwD student: base model with its LoRA."),
+                io.Model.Input("model", tooltip=MODEL_TIP),
                 io.Conditioning.Input("positive", tooltip="What to show."),
                 io.Latent.Input("latent_image", tooltip="An empty latent of the finished size."),
-                Schedule.Input("schedule", tooltip="From SwD Scale Schedule."),
+                Schedule.Input("schedule", tooltip=SCHEDULE_TIP),
                 io.Int.Input(
                     "seed",
                     default=0,

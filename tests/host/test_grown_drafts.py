@@ -92,6 +92,21 @@ def test_a_file_brings_them_back_and_older_packs_are_told(one, tmp_path):
         assert '"version": 2' in file.metadata()["swd_drafts"]
 
 
+def test_the_sheet_says_what_share_of_a_full_run_it_cost(one, monkeypatch):
+    """By latent cells: the steps of the small size times its area, of all steps at full size."""
+    said = []
+    monkeypatch.setattr(sys.modules["swd_pack.nodes.drafts"], "say", said.append)
+    schedule = one.schedule(sizes=2)
+    multiple = sys.modules["swd_pack.nodes._host_model"].patch_multiple(one.model)
+    first, last = schedule.stretches(*SIDE, multiple)
+    one.drafts(schedule, count=4, batch=4)
+    small = first.steps * first.size[0] * first.size[1]
+    share = small / ((first.steps + last.steps) * SIDE[0] * SIDE[1])
+    assert said == [
+        f"4 drafts, each {share:.3f} of a run at full size; all of them {4 * share:.2f}"
+    ]
+
+
 def test_detail_seeds_keep_the_drafts_low_frequencies(one):
     schedule = one.schedule(sizes=2)
     drafts = one.drafts(schedule, count=1)[0]
