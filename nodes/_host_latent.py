@@ -23,7 +23,9 @@ def plain_samples(latent: Any) -> Tensor:
         )
     if getattr(samples, "is_nested", False):
         raise ValueError(
-            "Nested latents (audio with video) can't be scaled step by step; use a plain latent."
+            "Nested latents (audio with video, as of LTX-2 and MiniMax H3) can't be scaled step by "
+            "step: beside a smaller video the audio would need another noise level in the same "
+            "call. Use a plain latent."
         )
     if samples.ndim not in (4, 5) or latent.get("type") == "audio":
         raise ValueError(

@@ -153,7 +153,7 @@ class GrowthWay:
             return self.upscale(state.x0, target)
         x_t = state.x_t
         if last.size != target:
-            noise = self.noise(last.step + last.steps - 1, (*x_t.shape[:2], *target))
+            noise = self.noise(last.step + last.steps - 1, (*x_t.shape[:2], *target)).to(x_t)
             x_t, _ = self.lift(x_t, state.x0, last.sigmas[-1], target, noise)
         sampling = self.sized.guider.inner_model.model_sampling
         return sampling.inverse_noise_scaling(x_t.new_full((), self.levels[-1]), x_t)

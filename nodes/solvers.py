@@ -124,6 +124,7 @@ class PathNoise:
         low, high = (torch.tensor(level, dtype=torch.float32) for level in levels)
         self.path = BrownianTreeNoiseSampler(like, low, high, seed=list(seeds), cpu=True)
         self.low, self.high, self.size, self.full = low, high, size, full
+        self.device = like.device
 
     def at(self, step: int) -> None:
         """A path knows where it is by its levels."""
@@ -133,4 +134,4 @@ class PathNoise:
             self.full(level.detach().float().cpu()).clamp(self.low, self.high)
             for level in (sigma, after)
         )
-        return regrid(self.path(*ends), self.size)
+        return regrid(self.path(*ends).to(self.device), self.size)

@@ -1,7 +1,7 @@
 """Which power spectrum a model's latents have: measured ones of the user's, published ones."""
 
 import json
-import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import folder_paths
 from ..swd_core.files import read_json, write_text
 from ..swd_core.latent_law import PUBLISHED, LatentLaw
 
-log = logging.getLogger(__name__)
 KEPT_FILE = "swd_spectra.json"
 # Of the host's latent formats, the VAE whose latents they are.
 _VAES = {"Flux": "FLUX.1", "Wan21": "Wan 2.1"}
@@ -27,25 +26,28 @@ def kept_file() -> Path:
 
 
 def kept_laws() -> dict[str, LatentLaw]:
-    """The user's own, by `spectrum_key`; a damaged file or entry is reported and left out."""
+    """The user's own, by `spectrum_key`.
+
+    Raises:
+        ValueError: if their file is there and can't be read.
+    """
     path = kept_file()
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    found = {}
     try:
-        entries = read_json(path)
-        for key, entry in entries.items():
-            found[str(key)] = LatentLaw(**entry)
+        return {str(key): LatentLaw(**entry) for key, entry in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("The measured spectra in %s are damaged (%s); measure again.", path, error)
-    return found
+        raise ValueError(
+            f"The measured spectra in {path} can't be read ({error}). Mend the file, or move it "
+            "away and measure again with SwD Spectrum."
+        ) from error
 
 
 def keep_law(key: str, law: LatentLaw) -> None:
     """Adds a measured law to the user's, in place of an older one of that name.
 
     Raises:
-        OSError: if the file can't be written.
+        ValueError: if the file of the others can't be read. OSError: if it can't be written.
     """
     laws = {**kept_laws(), key: law}
     text = json.dumps({name: asdict(one) for name, one in laws.items()}, indent=2)

@@ -259,3 +259,46 @@ def test_uni_pc_gets_two_steps_at_every_size(pack, small, models):
         empty(small, "sd35-medium"),
     )  # fmt: skip
     assert torch.isfinite(out).all() and out.std() > 0.1
+
+
+def test_a_controlnet_works_at_the_same_steps_at_every_size(pack, small, models, controls):
+    """Its range in percent is of the full size's levels; afterwards it is the host's own again."""
+    model = models["flux"]
+    control, vae = controls("flux")
+    schedule, sigmas, *_ = growth(pack, model, steps=8)
+    cut = cut_of(schedule)
+    assert cut >= 3
+    middle = float(sigmas[cut - 2] + sigmas[cut - 1]) / 2  # between two steps of the small size
+    sampling = model.get_model_object("model_sampling")
+    end = next(p / 1e4 for p in range(10001) if float(sampling.percent_to_sigma(p / 1e4)) < middle)
+    hint = torch.rand(1, 3, SIZE[0] * 8, SIZE[1] * 8, generator=torch.Generator().manual_seed(2))
+    net = control.copy().set_cond_hint(hint, 1.0, (0.0, end), vae=vae)
+    calls, plain = [], net.get_control
+
+    def counted(*given):
+        found = plain(*given)
+        calls.append(found is not None)
+        return found
+
+    net.get_control = counted
+    cond = [[c, {**more, "control": net}] for c, more in guided(small, "flux")]
+    sample(model, sampler_of(pack, schedule), sigmas, cond, empty(small, "flux"))
+    assert calls == [True] * (cut - 1) + [False] * (9 - cut)
+
+
+def test_image_to_image_is_the_hosts_own_at_one_size(pack, small, models):
+    """The picture at the strength's level, with the noise of the seed, then the host's euler."""
+    from swd_core.noise import draw_noise
+
+    model, cond = models["sd35-medium"], guided(small, "sd35-medium")
+    picture = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(8))
+    schedule, sigmas, *_ = growth(pack, model, sizes=1, steps=8)
+    with torch.inference_mode():
+        ours = call(
+            pack["SwDSample"], model=model, positive=cond, latent_image={"samples": picture},
+            schedule=schedule, seed=SEED, cfg=1.0, upscale_method="bicubic", start_at=0.5,
+        )["samples"]  # fmt: skip
+    level = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
+    rest = sigmas[next(i for i, s in enumerate(sigmas.tolist()) if s <= 1.01 * level) :]
+    noise = draw_noise(SEED, (0,), 0, (16, *SIZE))
+    assert torch.equal(ours, sample(model, host_sampler("euler"), rest, cond, picture, noise=noise))

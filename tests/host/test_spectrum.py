@@ -94,6 +94,12 @@ def test_bad_input_is_one_clear_error(pack, models):
         pack["SwDSpectrum"].execute(model=model, keep=True, latent=latent)
 
 
-def test_a_damaged_file_of_kept_laws_is_left_out(pack, models, user_folder):
-    (user_folder / "swd_spectra.json").write_text('{"Flux": {"amplitude": "much"}}')
-    assert growth(pack, models["flux"])[0].law.vae == "FLUX.1"
+@pytest.mark.parametrize("text", ['{"Flux": {"amplitude": "much"}}', "[]", "{", '{"Flux": 7}'])
+def test_a_damaged_file_of_kept_laws_is_said_and_not_written_over(pack, models, user_folder, text):
+    file = user_folder / "swd_spectra.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="swd_spectra.json can't be read"):
+        growth(pack, models["flux"])
+    with pytest.raises(ValueError, match="swd_spectra.json can't be read"):
+        spectrum(pack, models["flux"], fields(8, 16))
+    assert file.read_text() == text

@@ -7,6 +7,7 @@ model that changes sigma, with the model's `inner_model` and `sigmas` put on it.
 import pytest
 import torch
 from chain import FAMILIES, SIZE, cfg_guider, host_chain, scalewise, sized
+from grown import growth, sample, sampler_of
 from paper import guided, schedule_of
 
 
@@ -198,3 +199,18 @@ def test_nothing_of_a_wrapped_run_stays(pack, small, models, run):
 
     run("flux", wrap, picture(mask=True))
     assert seen == [(True, True)]
+
+
+@pytest.mark.parametrize("kind", sorted(KEEPING))
+def test_growing_runs_are_wrapped_and_wrap_too(pack, small, models, kind):
+    """Around our SAMPLER, or as the one that it makes its steps by."""
+    import comfy.samplers
+
+    model, cond = models["sd35-medium"], guided(small, "sd35-medium")
+    schedule, sigmas, *_ = growth(pack, model)
+    latent, euler = torch.zeros(1, 16, *SIZE), comfy.samplers.sampler_object("euler")
+    plain = sample(model, sampler_of(pack, schedule), sigmas, cond, latent)
+    around = KEEPING[kind](sampler_of(pack, schedule))
+    assert torch.equal(sample(model, around, sigmas, cond, latent), plain)
+    inside = sampler_of(pack, schedule, KEEPING[kind](euler))
+    assert torch.equal(sample(model, inside, sigmas, cond, latent), plain)
