@@ -36,7 +36,7 @@ def model_sigmas(
     """
     if scheduler != AUTO:
         return _plain_sigmas(model, solver, scheduler, steps), f"sigmas: {scheduler}"
-    if type(model.get_model_object("latent_format")).__name__ == "Flux2":
+    if type(model.model).__name__ == "Flux2":  # not by its latents, which ERNIE-Image has too
         from comfy_extras.nodes_flux import get_schedule  # ComfyUI 0.3.64 has no FLUX.2
 
         return get_schedule(steps, size[0] * size[1]), "sigmas: auto, FLUX.2's own for this size"

@@ -5,6 +5,7 @@ SD3.5, FLUX.1 and SDXL are in test_growing.py. Where ComfyUI 0.3.64 has no class
 
 import pytest
 import torch
+from chain import call
 from grown import growth, host_noise, sample, sampler_of
 from paper import SEED
 
@@ -172,3 +173,18 @@ def test_two_experts_share_a_run_by_cut_sigmas(pack, small):
     whole = sample(both, ours, sigmas, text(width), latent)
     assert len(calls) == 5
     assert (low - whole).abs().max() < 1e-3 * whole.abs().max()
+
+
+def test_auto_makes_the_sigmas_that_the_hosts_own_scheduler_nodes_make(pack, one):
+    """FLUX.2's own rule at the finished size, and for every other model "simple"."""
+    model, _ = one
+    latent = empty(model, SIZES[1])
+    _, sigmas, table, _ = growth(pack, model, latent, steps=7, scheduler="auto")
+    if type(model.model).__name__ == "Flux2":
+        height, width = (side * 16 for side in SIZES[1])
+        theirs = call("comfy_extras.nodes_flux:Flux2Scheduler", 7, width, height)
+    else:
+        scheduler = "comfy_extras.nodes_custom_sampler:BasicScheduler"
+        theirs = call(scheduler, model, "simple", 7, 1.0)
+    assert torch.equal(sigmas, theirs)
+    assert ("FLUX.2's own" in table) == (type(model.model).__name__ == "Flux2")
