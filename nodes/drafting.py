@@ -97,6 +97,8 @@ class Sampling:
 
     def check(self, drafts: Drafts) -> None:
         drafts.check_model(model_name(self.model))
+        if drafts.samples is not None:
+            _host_latent.check_channels(drafts.samples, self.model)
         _host_model.check_prediction(self.model, drafts.schedule)
         _host.check_cfg(self.cfg, self.negative, self.model)
 

@@ -7,13 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .drafts import Draft, Drafts, check_count
 from .files import parse_json
 from .growth import MOST_SIZES, GrowthSchedule
 from .noise import MAX_SEED, NOISE_VERSION
-from .schedule import ScaleSchedule
+from .schedule import ScaleSchedule, one_line
 from .tensor_files import open_tensors, read_tensors, save_tensors
 
 VERSION, GROWN_VERSION = 1, 2  # of a student's drafts, which older packs read too; of growing ones
@@ -100,7 +101,7 @@ def _read_header(header: dict[str, Any]) -> Drafts:
     plan, growing = header["schedule"], header["version"] == GROWN_VERSION
     return Drafts(
         GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
-        str(header["model"]),
+        one_line(str(header["model"])),
         (_whole(height, 1), _whole(width, 1)),
         tuple(Draft(*(_whole(n) for n in row)) for row in header["images"]),
         method=str(header["method"]),
@@ -134,26 +135,48 @@ def _fits(drafts: Drafts) -> bool:
     """Whether images, steps, sizes and tensors belong together."""
     if not 0 < drafts.step < drafts.last or not drafts.images:
         return False
-    for x0 in (*drafts.scales, drafts.samples):
-        if x0.ndim not in (4, 5) or len(x0) != len(drafts.images) or not x0.is_floating_point():
+    last, samples = drafts.scales[-1], drafts.samples
+    for x0 in (*drafts.scales, samples):
+        if x0.ndim not in (4, 5) or len(x0) != len(drafts.images) or not _is_plain(x0):
             return False
+    if any(x0.shape[1] != last.shape[1] or x0.ndim != last.ndim for x0 in drafts.scales):
+        return False
+    # A VAE may lay the numbers of a latent out otherwise than its model, but it has as many.
+    if samples.numel() != last.numel() or samples.ndim != last.ndim or not _start_fits(drafts):
+        return False
     if drafts.stretches:
         return _grown_fits(drafts)
     for scale, x0 in zip(drafts.schedule.scales, drafts.scales, strict=False):
         sides = zip(x0.shape[-2:], drafts.size, strict=True)
         if any(abs(side - scale * full) > _ROUNDING for side, full in sides):
             return False
-    return drafts.latent is None or drafts.latent.shape[-2:] == drafts.size
+    return True
+
+
+def _start_fits(drafts: Drafts) -> bool:
+    """Whether the picture to start from is one finished image, and the mask a mask."""
+    latent, mask, samples = drafts.latent, drafts.mask, drafts.samples
+    if latent is not None:
+        whole = (1, samples.shape[1], *latent.shape[2:-2], *drafts.size)
+        if latent.shape != whole or latent.ndim != samples.ndim or not _is_plain(latent):
+            return False
+    if mask is None:
+        return True
+    return mask.ndim >= 2 and mask.numel() > 0 and _is_plain(mask) and bool(mask.isfinite().all())
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether its numbers are of a kind that a model's latents have."""
+    return value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def _grown_fits(drafts: Drafts) -> bool:
     """Whether the sizes of a growing run rise below the finished one, and x_t is of the last."""
     x_t, last = drafts.x_t, drafts.scales[-1]
-    if drafts.stretches > MOST_SIZES or x_t.shape != last.shape or not x_t.is_floating_point():
+    if drafts.stretches > MOST_SIZES or x_t.shape != last.shape or not _is_plain(x_t):
         return False
     sizes = [*(x0.shape[-2:] for x0 in drafts.scales), drafts.size]
-    rising = all(a <= b for old, new in pairwise(sizes) for a, b in zip(old, new, strict=True))
-    return rising and (drafts.latent is None or drafts.latent.shape[-2:] == drafts.size)
+    return all(a <= b for old, new in pairwise(sizes) for a, b in zip(old, new, strict=True))
 
 
 def latest(folder: Path) -> Path:

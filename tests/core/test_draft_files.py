@@ -48,7 +48,7 @@ def change(file, **values):
         header = json.loads(opened.metadata()["swd_drafts"])
     tensors = load_file(file)
     for key, value in values.items():
-        (tensors if key.startswith(("x0", "samples", "latent")) else header)[
+        (tensors if key.startswith(("x0", "samples", "latent", "mask")) else header)[
             key.replace("_", ".", key[0] == "x")
         ] = value
     save_file(tensors, file, {"swd_drafts": json.dumps(header)})
@@ -83,6 +83,16 @@ def change(file, **values):
         ({"size": [8, 12, 16]}, "damaged"),
         ({"size": [0, 12]}, "damaged.*'0'"),
         ({"size": [8, 10**9]}, "damaged"),
+        ({"samples": torch.zeros(2, 4, 400, 600)}, "damaged"),
+        ({"samples": torch.zeros(2, 4, 6, 9, dtype=torch.float8_e4m3fn)}, "damaged"),
+        ({"latent": torch.zeros(3, 4, 8, 12)}, "damaged"),
+        ({"latent": torch.zeros(1, 5, 8, 12)}, "damaged"),
+        ({"latent": torch.zeros(1, 4, 1, 8, 12)}, "damaged"),
+        ({"latent": torch.zeros(1, 4, 8, 12, dtype=torch.int8)}, "damaged"),
+        ({"mask": torch.zeros(8)}, "damaged"),
+        ({"mask": torch.zeros(0, 12)}, "damaged"),
+        ({"mask": torch.ones(1, 8, 12, dtype=torch.bool)}, "damaged"),
+        ({"mask": torch.full((1, 8, 12), float("nan"))}, "damaged"),
     ],
     ids=lambda x: str(x)[:40],
 )

@@ -1,6 +1,7 @@
 """Drafts on the real host: finishing one is the straight run, bit for bit, however it got there."""
 
 import importlib
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -173,6 +174,16 @@ def test_drafts_of_another_model_and_no_drafts(one, models):
         one.finish({"samples": drafts["samples"]}, "1")
     with pytest.raises(ValueError, match="changed on the way"):
         one.finish({**drafts, "samples": drafts["samples"] * 2}, "1")
+
+
+def test_drafts_of_a_video_in_a_file_that_says_otherwise(one):
+    """A file can hold anything: it is refused by its form, not by an error inside the model."""
+    drafts, _, _ = one.drafts()
+    known = drafts["swd_drafts"]
+    scales = tuple(x0[:, :, None] for x0 in known.scales)
+    made = replace(known, scales=scales, samples=known.samples[:, :, None])
+    with pytest.raises(ValueError, match="is of videos, and this model makes pictures"):
+        one.finish({"samples": made.samples, "swd_drafts": made}, "1")
 
 
 def test_scale_strip(pack):
