@@ -125,7 +125,7 @@ evaluate: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.lab.emoji_evaluate $(EMOJI) --prompts 128 --seeds 2
 
 faithfulness: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.faithfulness $(EMOJI)
+	$(RUN) -m swd_core.lab.emoji_faithfulness $(EMOJI)
 
 emoji-data: $(EMOJI)
 
@@ -137,7 +137,7 @@ $(EMOJI):
 
 # Of the embedded teacher. What made that one, and its autoencoder, was made over for scenes, below.
 train-student: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.train_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
+	$(RUN) -m swd_core.lab.emoji_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
 
 scenes-data: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.lab.pictures $(EMOJI) --out $(SCENES) --count 1000
@@ -156,4 +156,4 @@ $(SCENES)/scenes_vae.safetensors:
 	$(MAKE) train-scenes-autoencoder MINUTES=
 
 ablation: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))
+	$(RUN) -m swd_core.lab.emoji_ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))

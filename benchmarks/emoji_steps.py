@@ -14,7 +14,8 @@ import torch
 from paired import ROOT, Times, arguments, log, paired, parser, ratio, section, spread, table
 
 from swd_core.emoji.student import EmojiStudent
-from swd_core.lab.emoji_evaluate import SIDE, Way, generate, shifted, ways
+from swd_core.lab.emoji_evaluate import ways
+from swd_core.lab.ways import SIDE, Way, generate, shifted
 from swd_core.presets import presets
 
 STUDENT = "student, 4 scale-wise steps"

@@ -169,11 +169,17 @@ class Trainer:
                     previous = self.sample(
                         steps[:-1], text, real, lambda _, shape: self._noise(shape, draws)
                     )
-            noise = self._noise(real.shape, draws)
-            x_t = student_input(interval, real, previous, noise, self.process)
+            x_t = self.input(interval, real, previous, draws)
             sigma = torch.full((count,), interval.sigma, device=self.device)
             x0 = self.model.predict(x_t, sigma, text)
         return real, x0, text
+
+    def input(
+        self, interval: Interval, real: Tensor, previous: Tensor | None, draws: Draws
+    ) -> Tensor:
+        """What the student sees: x_t (B, C, H, W) of an interval."""
+        noise = self._noise(real.shape, draws)
+        return student_input(interval, real, previous, noise, self.process)
 
     def sample(
         self, steps: Sequence[Interval], text: Conditioning, like: Tensor, noise: Noise

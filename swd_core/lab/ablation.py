@@ -1,165 +1,204 @@
-"""The paper's ablation on the emoji teacher: every variant from every seed, one table.
+"""The paper's ablation on the teacher of scenes: every variant from every seed, one table.
 
-Hours of CPU time. Finished rows are kept in `ablation.json`, so a stopped run goes on. The teacher
-is the embedded one, unless the run's folder has another.
+Hours of CPU time. Finished rows are kept in a file, so a stopped run goes on.
 """
 
 import argparse
 import json
 import logging
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import torch.nn.functional as F
-from einops import rearrange
+import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ..distill.interface import DistillConfig
-from ..emoji.catalogue import catalogue
 from ..files import read_json, write_text
-from ..pictures import picture_of
-from .emoji_evaluate import Way, generate, load, measure
-from .emoji_latents import load_latents
-from .emoji_pictures import load_images
-from .train_student import LATENTS, STUDENTS, begin_run, train
+from ..scenes.autoencoder import FACTOR
+from .classifier import CLASSIFIER_FILE
+from .evaluate import NEW, Test, asked, real_painter, way_painter
+from .latents import LatentShards
+from .pictures import shrunk
+from .train_student import begin_run, steps_for, train
+from .ways import SIDE, STUDENTS, Way
 
 log = logging.getLogger(__name__)
 TABLE = "ablation.json"
-KEYS = ("retrieval", "psnr", "ssim", "top_octave", "spread")
-TILE, LABEL = 128, 170  # of the sheet: a picture's side, and its column of titles, in pixels
+KEYS = ("everything", NEW, "frechet", "precision", "recall", "spread", "top octave")
+TILE, LABEL = 128, 190  # of the sheet: a picture's side, and its column of titles, in pixels
 # What differs from the trainer's defaults (the paper's weights): short runs need a short average.
 RECIPE: dict[str, Any] = {"fake_steps": 1, "ema": 0.98, "autocast": True}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: what it is called, which student's sizes it has, what differs in the losses."""
+    """One row: what it is called, which student's sizes it has, what differs in the training.
+
+    losses: other settings. latent_space: small latents are shrunk ones. noise_first: noised before
+    enlarging. pictures: trained until it has seen as many pictures as the first row, which takes
+    longer, as full-size ones come in smaller batches; else for as many steps of as many tokens.
+    seeds: how many training seeds it has at most.
+    """
 
     name: str
     title: str
     student: str = "scalewise4"
     losses: dict[str, Any] = field(default_factory=dict)
+    latent_space: bool = False
+    noise_first: bool = False
+    pictures: bool = False
+    seeds: int = 1
+
+    @property
+    def training(self) -> dict[str, bool]:
+        return {"latent_space": self.latent_space, "noise_first": self.noise_first}
+
+    def way(self, lora: str) -> Way:
+        return Way(self.title, lora, *STUDENTS[self.student], noise_first=self.noise_first)
 
 
+ALONE = {"mmd": 0.0, "dmd": 0.0, "gan": 0.0}
 VARIANTS = (
-    Variant("all", "all losses, scale-wise, 4 steps"),
-    Variant("mmd", "MMD alone", losses={"dmd": 0.0, "gan": 0.0}),
-    Variant("no_mmd", "without MMD", losses={"mmd": 0.0}),
-    Variant("rbf", "RBF kernel", losses={"kernel": "rbf"}),
-    # Its gradient is about 110 times smaller than the linear kernel's on these tokens.
-    Variant("rbf_weighted", "RBF kernel, weighted", losses={"kernel": "rbf", "mmd": 110.0}),
-    Variant("full4", "full size, 4 steps", "full4"),
-    Variant("full2", "full size, 2 steps", "full2"),
+    Variant("all", "all losses, scale-wise, 4 steps", seeds=3),
+    Variant("full4", "full size, 4 steps", "full4", seeds=3),
+    Variant("full2", "full size, 2 steps", "full2", seeds=3),
+    Variant("full4_pictures", "full size, 4 steps, as many pictures", "full4", pictures=True),
+    Variant("full2_pictures", "full size, 2 steps, as many pictures", "full2", pictures=True),
+    Variant("six", "scale-wise, 6 steps", "scalewise6"),
     Variant("jump4", "constant size, then a jump", "jump4"),
+    Variant("mmd", "MMD alone", losses=ALONE | {"mmd": 1.0}, seeds=2),
+    Variant("dmd", "DMD alone", losses=ALONE | {"dmd": 1.0}),
+    Variant("gan", "GAN alone", losses=ALONE | {"gan": 1.0}),
+    Variant("no_mmd", "without MMD", losses={"mmd": 0.0}, seeds=2),
+    Variant("rbf", "RBF kernel", losses={"kernel": "rbf"}),
+    Variant("batch", "MMD over the batch", losses={"mmd_per_batch": True}),
+    Variant("bare", "MMD without noising", losses={"mmd_sigma": (0.0, 0.0), "levels": "uniform"}),
+    Variant("noise_first", "noise, then upscale", noise_first=True),
+    Variant("latent_space", "downscaled in latent space", latent_space=True),
 )
 
 
-def way_of(variant: Variant, lora: str) -> Way:
-    sides, sigmas = STUDENTS[variant.student]
-    return Way(variant.title, lora, sides, sigmas)
-
-
 def name_of(variant: Variant, seed: int, steps: int) -> str:
-    return f"ablation/{variant.name}-{seed}-{steps}"
+    return f"{variant.name}-{seed}-{steps}"
+
+
+def steps_of(variant: Variant, steps: int, config: DistillConfig) -> int:
+    """The steps of a variant where the first row has `steps`."""
+    if not variant.pictures:
+        return steps
+    pictures = steps * 1000 // steps_for(1000, "scalewise4", config)
+    return steps_for(pictures, variant.student, config)
 
 
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains and measures what `ablation.json` does not hold yet; returns all rows.
+    """Trains and measures what the table's file does not hold yet; returns all rows.
 
     Raises:
         SystemExit: if a training was stopped; half a student is not measured.
     """
     path = a.out or a.run / TABLE
     rows = read_json(path) if path.is_file() else []
-    done = {(r["variant"], r["seed"], r["steps"], r["prompts"]) for r in rows}
-    begin_run(a.run, a.assets)
-    bank = load_latents(a.run / LATENTS)[32]
-    pictures = load_images(a.assets)
-    for seed in a.train_seeds:
+    done = {(r["variant"], r["seed"], r["steps"], r["pictures"]) for r in rows}
+    begin_run(a.run, a.scenes)
+    data = LatentShards(a.scenes)
+    test = Test.make(a.assets, a.scenes / CLASSIFIER_FILE, SIDE * FACTOR, a.count, a.new)
+    for seed in range(a.train_seeds):
         for variant in VARIANTS:
-            if variant.name not in a.variants:
+            if variant.name not in a.variants or seed >= variant.seeds:
                 continue
-            if (variant.name, seed, a.steps, a.prompts) in done:
+            config = DistillConfig(
+                seed=seed, **RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses
+            )
+            steps = steps_of(variant, a.steps, config)
+            if (variant.name, seed, steps, a.count) in done:
                 continue
-            name = name_of(variant, seed, a.steps)
-            options = RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses
-            config = DistillConfig(seed=seed, **options)
-            if (reached := train(a.run, variant.student, config, name, steps=a.steps)) < a.steps:
+            name = name_of(variant, seed, steps)
+            reached = train(
+                data, a.run, variant.student, config, name, steps=steps, **variant.training
+            )
+            if reached < steps:
                 raise SystemExit(
-                    f"{variant.title}, seed {seed}: stopped at step {reached} of {a.steps}. The "
+                    f"{variant.title}, seed {seed}: stopped at step {reached} of {steps}. The "
                     "same command goes on from there."
                 )
-            figures = measure(
-                a.run, way_of(variant, name), bank, pictures, a.prompts, a.seeds, a.batch
-            )
+            way = variant.way(name)
             rows.append(
-                {"variant": variant.name, "title": variant.title, "seed": seed,
-                 "steps": a.steps, "prompts": a.prompts, **figures}
+                {"variant": variant.name, "title": variant.title, "seed": seed, "steps": steps,
+                 "pictures": a.count, "calls": way.calls, **test.row(way_painter(a.run, way))}
             )  # fmt: skip
             write_text(path, json.dumps(rows, indent=1) + "\n")
-            log.info("%s seed %d: %s", variant.title, seed, figures)
+            log.info("%s seed %d: %s", variant.title, seed, json.dumps(rows[-1]))
     return rows
+
+
+def number(measured: float | list[float]) -> float:
+    """The value of a measure that may have bounds."""
+    return measured[0] if isinstance(measured, list) else measured
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: every variant's mean over the seeds, with the smallest and largest in brackets."""
-    lines = [f"| variant | seeds | {' | '.join(KEYS)} | calls |", "|" + "---|" * (len(KEYS) + 3)]
+    lines = [f"| variant | seeds | steps | {' | '.join(KEYS)} | calls |"]
+    lines.append("|" + "---|" * (len(KEYS) + 4))
     for variant in VARIANTS:
         found = [r for r in rows if r["variant"] == variant.name]
         if not found:
             continue
         cells = []
         for key in KEYS:
-            values = [r[key] for r in found]
-            mean = sum(values) / len(values)
-            cells.append(f"{mean:.4g} ({min(values):.4g} to {max(values):.4g})")
-        calls = f"{found[0]['calls']:g}"
-        lines.append(f"| {variant.title} | {len(found)} | {' | '.join(cells)} | {calls} |")
+            values = [number(r[key]) for r in found]
+            spread = f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.4g}{spread}")
+        head = f"| {variant.title} | {len(found)} | {found[0]['steps']} | "
+        lines.append(head + f"{' | '.join(cells)} | {found[0]['calls']:.2f} |")
     return "\n".join(lines)
 
 
-def sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None:
-    """A row of unpicked pictures for every variant, and the training pictures of the prompts."""
-    chosen = random.Random(seed).sample(range(len(catalogue())), count)
-    rows = []
-    for variant in [v for v in VARIANTS if v.name in a.variants]:
-        way = way_of(variant, name_of(variant, a.train_seeds[0], a.steps))
-        model = load(a.run, way.lora)
-        text = model.encode([catalogue()[i]["name"] for i in chosen])
-        made = model.decode(generate(model, way, text, seed, range(count)))
-        rows.append((variant.title, rearrange(made, "b h w c -> b c h w")))
-    rows.append(("training picture", load_images(a.assets)[chosen] / 255))
+def sheet(rows: list[tuple[str, Tensor]]) -> Image.Image:
+    """A titled row for each of some pictures uint8 (N, 3, H, W)."""
+    count = len(rows[0][1])
     picture = Image.new("RGB", (LABEL + count * TILE, len(rows) * TILE), "white")
     draw = ImageDraw.Draw(picture)
     for y, (title, pictures) in enumerate(rows):
-        draw.multiline_text((8, y * TILE + TILE // 3), "\n".join(wrap(title, 22)), "black")
-        for x, tile in enumerate(F.interpolate(pictures, (TILE, TILE), mode="area")):
-            picture.paste(picture_of(tile.permute(1, 2, 0)), (LABEL + x * TILE, y * TILE))
-    picture.save(a.sheet, optimize=True)
+        draw.multiline_text((8, y * TILE + TILE // 3), "\n".join(wrap(title, 26)), "black")
+        small = shrunk(pictures, TILE).permute(0, 2, 3, 1).numpy()
+        picture.paste(Image.fromarray(np.concatenate(list(small), 1)), (LABEL, y * TILE))
+    return picture
+
+
+def write_sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None:
+    """Unpicked pictures of every variant that is trained, and real ones of the same prompts."""
+    scenes, rows = asked(count, seed, held=False), []
+    for variant in [v for v in VARIANTS if v.name in a.variants]:
+        config = DistillConfig(**RECIPE | {"batch_tokens": a.batch_tokens})
+        name = name_of(variant, 0, steps_of(variant, a.steps, config))
+        rows.append((variant.title, way_painter(a.run, variant.way(name))(scenes, seed)))
+    rows.append(("real pictures", real_painter(a.assets, SIDE * FACTOR)(scenes, seed)))
+    sheet(rows).save(a.sheet, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
+    parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--steps", type=int, default=250, help="of training for each student")
-    parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seeds", type=int, default=2, help="of sampling")
-    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=500, help="of training for each student")
+    parser.add_argument("--train-seeds", type=int, default=3, help="at most; some rows have less")
+    parser.add_argument("--count", type=int, default=512, help="pictures of each row")
+    parser.add_argument("--new", type=int, default=256, help="pictures never trained on")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of training")
     parser.add_argument("--out", type=Path, help="the table's file; RUN/ablation.json by default")
     parser.add_argument("--sheet", type=Path, help="PNG of what the first seed's students make")
-    parser.add_argument("--batch", type=int, default=16)
     names = [v.name for v in VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.info(table(run_ablation(a)))
     if a.sheet:
-        sheet(a)
+        write_sheet(a)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import kornia
@@ -19,48 +17,14 @@ from torch import Tensor
 from ..emoji.catalogue import catalogue
 from ..emoji.student import LORA_FOLDER, WEIGHTS, EmojiStudent
 from ..files import read_json, write_text
-from ..noise import SeededNoise
 from ..pictures import picture_of
-from ..process import FlowMatching
-from ..resample import upscale
-from ..sampling import ScaleState, sample_scalewise
-from ..scenes.student import TextConditioning
 from ..spectrum import top_octave_ratio
 from .emoji_latents import encode_latents
 from .emoji_pictures import load_images
-from .train_student import SIGMAS, STUDENTS
+from .ways import SIDE, SIGMAS, STUDENTS, Way, generate, shifted
 
 log = logging.getLogger(__name__)
-SIDE = 32
-TEACHER_SHIFT = 3.0
 FULL2 = STUDENTS["full2"][1]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One row of the table: which weights, which sizes and noise levels, which guidance.
-
-    lora: a student's folder name, or "" for the teacher. euler: Euler steps instead of re-noising.
-    """
-
-    title: str
-    lora: str
-    sides: tuple[int, ...]
-    sigmas: tuple[float, ...]
-    guidance: float = 1.0
-    euler: bool = False
-
-    @property
-    def calls(self) -> float:
-        """Model calls in full-size equivalents, by tokens."""
-        per_step = 2 if self.guidance != 1 else 1
-        return per_step * sum(side**2 for side in self.sides) / SIDE**2
-
-
-def shifted(steps: int) -> tuple[float, ...]:
-    """Evenly spaced noise levels with SD3's shift."""
-    even = [1 - i / steps for i in range(steps)]
-    return tuple(TEACHER_SHIFT * u / (1 + (TEACHER_SHIFT - 1) * u) for u in even)
 
 
 def ways(guidance: float) -> list[Way]:
@@ -82,39 +46,6 @@ def ways(guidance: float) -> list[Way]:
         Way("student, 2 full-size steps", "full2", *STUDENTS["full2"]),
         Way("student, constant then jump", "jump4", *STUDENTS["jump4"]),
     ]
-
-
-def euler(
-    denoise: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], noise: Tensor
-) -> Tensor:
-    """Plain Euler steps of the flow, the teacher's own sampler."""
-    x = noise
-    for sigma, after in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
-        x0 = denoise(x, sigma)
-        x = x0 if after == 0 else x + (after - sigma) * (x - x0) / sigma
-    return x
-
-
-@torch.inference_mode()
-def generate(
-    model: EmojiStudent, way: Way, text: TextConditioning, seed: int, indices: range
-) -> Tensor:
-    """Latents (B, 16, 32, 32): row k is image indices[k] of `seed`, for row k of `text`."""
-    denoise = model.denoiser(text, guidance=way.guidance)
-    noise = SeededNoise(seed, tuple(indices))
-    like = torch.zeros(len(indices), 16, SIDE, SIDE)
-    if way.euler:
-        return euler(denoise, way.sigmas, noise(0, like.shape))
-    return sample_scalewise(
-        denoise,
-        way.sigmas,
-        [(s, s) for s in way.sides],
-        ScaleState(),
-        noise,
-        process=FlowMatching(),
-        like=like,
-        upscale=upscale,
-    ).x0
 
 
 def nearest(latents: Tensor, bank: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures the teacher of scenes as `measures` says, beside what real pictures get."""
+"""Measures ways to sample scenes as `measures` says, beside what real pictures get."""
 
 import argparse
 import json
@@ -6,37 +6,42 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_text
+from ..files import read_json, write_text
 from ..scenes.autoencoder import FACTOR
 from ..scenes.captions import plain_caption
 from ..scenes.catalogue import Scene, draw_scene, draw_training_scene, held_out
 from ..scenes.sprites import FluentSprites
-from ..scenes.student import VAE_FILE
-from ..scenes.text import SceneTokenizer, encode_batch, vocabulary
+from ..scenes.student import LORA_FOLDER, SceneStudent
 from ..scenes.world import World
 from .classifier import CLASSIFIER_FILE, SceneClassifier, load_classifier
-from .latents import load_autoencoder
+from .classifier import SIDE as CLASSIFIED
 from .measures import (
     bootstrap,
     examined,
     frechet_distance,
+    nearest,
     precision_recall,
     prompt_accuracy,
     spread,
     top_octave,
 )
-from .pictures import HELD_BACK, shrunk
-from .sheet import decoded, sample
-from .train_teacher import load_teacher
+from .pictures import HELD_BACK, load_pictures, picture_path, shrunk
+from .sheet import tiled
+from .train_student import begin_run
+from .ways import SIDE, STUDENTS, Way, generate, teacher_way
 
 log = logging.getLogger(__name__)
 Painter = Callable[[Sequence[Scene], int], Tensor]  # scenes and a seed to uint8 (N, 3, H, W)
+Row = dict[str, float | list[float]]  # a measure's value, or [value, low, high]
 VARIED, EACH = 24, 12  # prompts and pictures of each that the spread is measured on
+ROUNDS = 40  # of the bootstrap of the Fréchet distance
+NEW = "never trained on"
 
 
 def asked(count: int, seed: int, held: bool) -> list[Scene]:
@@ -62,19 +67,24 @@ def real_painter(assets: Path, side: int) -> Painter:
     return paint
 
 
-def teacher_painter(out: Path, side: int, steps: int, guidance: float) -> Painter:
-    """The averaged teacher's pictures in so many full-size steps."""
-    teacher, vae = load_teacher(out), load_autoencoder(out / VAE_FILE)
-    tokenizer = SceneTokenizer(vocabulary())
+def student_folder(run: Path, lora: str) -> str:
+    """A student's folder in `run`; the embedded weights have theirs under a name of its own."""
+    return LORA_FOLDER if lora == "scalewise4" and not (run / lora).is_dir() else lora
 
+
+def way_painter(run: Path, way: Way, batch: int = 16) -> Painter:
+    """What a way to sample makes of the weights in `run`, in batches of `batch`."""
+    model = SceneStudent.load(run, lora=student_folder(run, way.lora) or None)
+
+    @torch.inference_mode()
     def paint(scenes: Sequence[Scene], seed: int) -> Tensor:
         parts = []
-        for i in range(0, len(scenes), 16):
-            ids, _ = encode_batch(tokenizer, [plain_caption(s) for s in scenes[i : i + 16]])
-            number = seed * 1_000_003 + i
-            latents = sample(teacher, ids, side // FACTOR, steps, guidance, number)
-            parts.append(torch.from_numpy(decoded(vae, latents)).permute(0, 3, 1, 2))
-            log.info("%d of %d pictures", min(i + 16, len(scenes)), len(scenes))
+        for i in range(0, len(scenes), batch):
+            text = model.encode([plain_caption(scene) for scene in scenes[i : i + batch]])
+            latents = generate(model, way, text, seed, range(i, i + len(text.context)))
+            parts.append((model.decode(latents) * 255).round().byte().permute(0, 3, 1, 2))
+            if i // batch % 16 == 15:
+                log.info("%s: %d of %d pictures", way.title, i + batch, len(scenes))
         return torch.cat(parts)
 
     return paint
@@ -100,60 +110,138 @@ def measure(
     scenes: Sequence[Scene],
     real: Reference | None,
     seed: int = 0,
-) -> tuple[dict[str, str], Reference]:
+) -> tuple[Row, Reference]:
     """One row of the table, and the painted pictures as a reference of their own."""
     pixels = paint(scenes, seed)
     answers, features = examined(model, pixels)
-    row = {part: str(value) for part, value in prompt_accuracy(answers, scenes).items()}
+    row: Row = {part: value.rounded() for part, value in prompt_accuracy(answers, scenes).items()}
     varied = list(examined(model, paint(repeated(scenes), seed + 1))[1].split(EACH))
     if real is not None:
         distance = bootstrap(
-            lambda chosen: frechet_distance(features[chosen], real.features), len(scenes), rounds=40
+            lambda chosen: frechet_distance(features[chosen], real.features), len(scenes), ROUNDS
         )
         precision, recall = precision_recall(features, real.features)
         row |= {
-            "frechet": str(distance),
-            "precision": f"{precision:.3f}",
-            "recall": f"{recall:.3f}",
-            "spread": f"{spread(varied, real.varied):.3f}",
-            "top octave": f"{top_octave(pixels, real.pixels):.3f}",
+            "frechet": distance.rounded(),
+            "precision": round(precision, 4),
+            "recall": round(recall, 4),
+            "spread": round(spread(varied, real.varied), 4),
+            "top octave": round(top_octave(pixels, real.pixels), 4),
         }
     return row, Reference(pixels, features, varied)
 
 
-def evaluate(
-    assets: Path, out: Path, side: int, count: int, steps: int, guidance: float
-) -> dict[str, dict[str, str]]:
-    """Rows by name: real pictures against real ones, the teacher, and it on held-out scenes."""
-    model = load_classifier(out / CLASSIFIER_FILE)
-    scenes = asked(count, 0, held=False)
-    painter, real_one = teacher_painter(out, side, steps, guidance), real_painter(assets, side)
-    _, real = measure(model, real_one, scenes, None)
-    others = asked(VARIED, 0, held=False) + asked(count - VARIED, 1, held=False)
-    rows = {"real pictures": measure(model, real_one, others, real, seed=2)[0]}
-    rows[f"teacher, {steps} steps"] = measure(model, painter, scenes, real)[0]
-    new = asked(count, 0, held=True)
-    answers, _ = examined(model, painter(new, 2))
-    rows["teacher, never trained on"] = {
-        part: str(value) for part, value in prompt_accuracy(answers, new).items()
+@dataclass(frozen=True)
+class Test:
+    """What every way is measured on: prompts that were trained on, others, and real pictures."""
+
+    model: SceneClassifier
+    scenes: list[Scene]
+    new: list[Scene]
+    real: Reference
+
+    @classmethod
+    def make(cls, assets: Path, classifier: Path, side: int, count: int, new: int) -> "Test":
+        model, scenes = load_classifier(classifier), asked(count, 0, held=False)
+        _, real = measure(model, real_painter(assets, side), scenes, None)
+        return cls(model, scenes, asked(new, 0, held=True), real)
+
+    def row(self, paint: Painter) -> Row:
+        """All measures; of the prompts never trained on the share with everything right."""
+        row, _ = measure(self.model, paint, self.scenes, self.real)
+        if self.new:
+            answers, _ = examined(self.model, paint(self.new, 2))
+            row[NEW] = prompt_accuracy(answers, self.new)["everything"].rounded()
+        return row
+
+    def floor(self, assets: Path, side: int) -> Row:
+        """Real pictures against real ones: as good as a row can be."""
+        others = self.scenes[:VARIED] + asked(len(self.scenes) - VARIED, 1, held=False)
+        return measure(self.model, real_painter(assets, side), others, self.real, seed=2)[0]
+
+
+def ways(guidance: float, side: int = SIDE) -> list[Way]:
+    """The model card's rows: the teacher's own ways, and every student its own."""
+    rows = [
+        teacher_way(25, guidance, side),
+        Way("teacher, 4 full-size steps", "", *STUDENTS["full4"]),
+        Way("teacher, 2 full-size steps", "", *STUDENTS["full2"]),
+        Way("teacher, sampled scale-wise", "", *STUDENTS["scalewise4"]),
+    ]
+    titles = {
+        "scalewise4": "student, 4 scale-wise steps",
+        "full4": "student, 4 full-size steps",
+        "full2": "student, 2 full-size steps",
+        "jump4": "student, constant then jump",
+        "scalewise6": "student, 6 scale-wise steps",
     }
-    return rows
+    return rows + [Way(title, name, *STUDENTS[name]) for name, title in titles.items()]
+
+
+def beside_nearest(
+    model: SceneClassifier, pixels: Tensor, folder: Path, columns: int = 8
+) -> np.ndarray:
+    """Rows of pictures (N, 3, H, W), each row above their nearest training pictures in `folder`."""
+    features: list[Tensor] = []
+    while picture_path(folder, len(features)).is_file():
+        training = load_pictures(folder, len(features))
+        features.append(examined(model, shrunk(training, CLASSIFIED))[1])
+    found = nearest(examined(model, pixels)[1], torch.cat(features)).tolist()
+    size = len(features[0])
+    nearby = torch.stack([load_pictures(folder, i // size)[i % size] for i in found])
+    beside = shrunk(nearby, pixels.shape[-1])
+    rows = zip(pixels.split(columns), beside.split(columns), strict=True)
+    return torch.cat([part for row in rows for part in row]).permute(0, 2, 3, 1).numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
-    parser.add_argument("--size", type=int, default=128, help="side of a picture in pixels")
-    parser.add_argument("--count", type=int, default=512, help="pictures of each kind")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument(
+        "--scenes", type=Path, default=Path("runs/scenes"), help="folder of the classifier"
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/students"),
+        help="weights to measure; a folder without any gets the teacher as it now is",
+    )
+    parser.add_argument("--size", type=int, default=SIDE * FACTOR, help="of the teacher's pictures")
+    parser.add_argument("--count", type=int, default=512, help="pictures of each row")
+    parser.add_argument("--new", type=int, default=256, help="pictures never trained on")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of the 25-step teacher")
+    parser.add_argument("--only", nargs="*", help="parts of the titles of the rows to measure")
+    parser.add_argument(
+        "--out", type=Path, help="JSON that collects the rows; measured ones are not run again"
+    )
+    parser.add_argument(
+        "--nearest", type=Path, help="PNG of 16 outputs of the student above the nearest pictures"
+    )
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = evaluate(a.assets, a.out, a.size, a.count, a.steps, a.guidance)
-    text = json.dumps(rows, indent=1)
-    write_text(a.out / f"teacher_{a.size}.json", text)
-    log.info(text)
+    begin_run(a.run, a.scenes)
+    table: dict[str, Any] = read_json(a.out) if a.out and a.out.is_file() else {}
+
+    def keep(name: str, row: Callable[[], Row]) -> None:
+        if name not in table and (not a.only or any(part in name for part in a.only)):
+            table[name] = row()
+            log.info("%s: %s", name, json.dumps(table[name]))
+            if a.out:
+                write_text(a.out, json.dumps(table, indent=1) + "\n")
+
+    test = Test.make(a.assets, a.scenes / CLASSIFIER_FILE, a.size, a.count, a.new)
+    keep("real pictures", lambda: test.floor(a.assets, a.size))
+    for way in ways(a.guidance, a.size // FACTOR):
+        known = not way.lora or (a.run / student_folder(a.run, way.lora)).is_dir()
+        if known and way.sides[-1] * FACTOR == a.size:
+            keep(
+                way.title,
+                lambda way=way: {"calls": way.calls} | test.row(way_painter(a.run, way)),
+            )
+    if a.nearest:
+        way = Way("student", "scalewise4", *STUDENTS["scalewise4"])
+        pixels = way_painter(a.run, way)(asked(16, 7, held=False), 7)
+        tiled(beside_nearest(test.model, pixels, a.scenes), 8).save(a.nearest)
 
 
 if __name__ == "__main__":

@@ -1,142 +1,105 @@
-"""Measures how faithful drafts are: does the finished image show what its draft promised?"""
+"""Measures how faithful drafts are: does the finished picture show what its draft promised?"""
 
 import argparse
 import json
 import logging
-import random
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import kornia
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from ..emoji.catalogue import catalogue
-from ..emoji.student import EmojiStudent
 from ..files import write_text
 from ..noise import SeededNoise
-from ..process import FlowMatching
-from ..resample import upscale
 from ..sampling import ScaleState, sample_scalewise
-from .emoji_evaluate import nearest
-from .emoji_latents import encode_latents
-from .emoji_pictures import load_images
-from .train_student import STUDENTS
+from ..scenes.autoencoder import FACTOR
+from ..scenes.captions import plain_caption
+from ..scenes.catalogue import Scene
+from ..scenes.student import LORA_FOLDER, WEIGHTS, SceneStudent
+from .classifier import CLASSIFIER_FILE, Labels, SceneClassifier, load_classifier
+from .evaluate import asked
+from .measures import bootstrap, examined
+from .ways import STUDENTS
 
 log = logging.getLogger(__name__)
 SIDES, SIGMAS = STUDENTS["scalewise4"]
 SEED = 0
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """Of drafts and their finished images, one number per image.
-
-    psnr: dB. ssim: -1..1. same: whether both are nearest to the same training picture; None without
-    training pictures.
-    """
-
-    psnr: Tensor
-    ssim: Tensor
-    same: Tensor | None
-
-
-def prompts(count: int) -> list[str]:
-    """The first `count` names of a fixed shuffle of all that the student knows."""
-    names = [entry["name"] for entry in catalogue()]
-    random.Random(0).shuffle(names)
-    return names[:count]
-
-
 @torch.inference_mode()
-def grow(model: EmojiStudent, names: list[str], first: int) -> list[Tensor]:
-    """x0 (B, 16, side, side) of every step; row k is image `first` + k of the seed."""
+def grow(model: SceneStudent, prompts: Sequence[str], first: int) -> list[Tensor]:
+    """Pictures of every step, uint8 (B, 3, H, W); row k is image `first` + k of the seed."""
     kept: list[Tensor] = []
     sample_scalewise(
-        model.denoiser(model.encode(names)),
+        model.denoiser(model.encode(prompts)),
         SIGMAS,
         [(side, side) for side in SIDES],
         ScaleState(),
-        SeededNoise(SEED, tuple(range(first, first + len(names)))),
-        process=FlowMatching(),
-        like=torch.zeros(len(names), 16, SIDES[-1], SIDES[-1]),
-        upscale=upscale,
+        SeededNoise(SEED, tuple(range(first, first + len(prompts)))),
+        process=model.process,
+        like=torch.zeros(len(prompts), model.model.channels, SIDES[-1], SIDES[-1]),
         on_step=lambda step, x_t, x0: kept.append(x0),
     )
-    return kept
-
-
-@torch.inference_mode()
-def pictures(model: EmojiStudent, latents: Tensor) -> Tensor:
-    """Latents to pictures (B, 3, H, W) in [0, 1]."""
-    return rearrange(model.decode(latents), "b h w c -> b c h w")
+    return [(model.decode(x0) * 255).round().byte().permute(0, 3, 1, 2) for x0 in kept]
 
 
 def likeness(drafts: Tensor, finished: Tensor) -> tuple[Tensor, Tensor]:
-    """PSNR (B,) in dB and SSIM (B,) of pictures (B, 3, H, W), at the drafts' size."""
-    b = F.interpolate(finished, size=drafts.shape[-2:], mode="area")
-    psnr = -10 * (drafts - b).square().mean((1, 2, 3)).clamp(min=1e-8).log10()
-    return psnr, kornia.metrics.ssim(drafts, b, 11).mean((1, 2, 3))
+    """PSNR (B,) in dB and SSIM (B,) of uint8 pictures (B, 3, H, W), at the drafts' size."""
+    a = drafts.float() / 255
+    b = F.interpolate(finished.float() / 255, size=drafts.shape[-2:], mode="area")
+    psnr = -10 * (a - b).square().mean((1, 2, 3)).clamp(min=1e-8).log10()
+    return psnr, kornia.metrics.ssim(a, b, 11).mean((1, 2, 3))
 
 
 def measure(
-    model: EmojiStudent, names: list[str], banks: dict[int, Tensor] | None = None, batch: int = 16
-) -> dict[int, Likeness]:
-    """Likeness for each step that a run may stop after, counted from 1.
+    student: SceneStudent, model: SceneClassifier, scenes: Sequence[Scene], batch: int = 16
+) -> dict[str, dict[str, float | list[float]]]:
+    """By the step, from 1, that a run may stop after: how like its end it is then.
 
-    Args:
-        banks: training latents (N, 16, side, side) by side, to say which picture is nearest.
+    The shares of pictures whose draft shows the same as the finished one, by the classifier: each
+    part, and everything at once.
     """
-    found: dict[int, list[tuple[Tensor, ...]]] = {}
-    for first in range(0, len(names), batch):
-        *drafts, finished = grow(model, names[first : first + batch], first)
-        end = pictures(model, finished)
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for first in range(0, len(scenes), batch):
+        prompts = [plain_caption(scene) for scene in scenes[first : first + batch]]
+        *drafts, finished = grow(student, prompts, first)
+        seen, _ = examined(model, finished)
+        end = Labels(seen.things.round(), seen.count, seen.place, seen.time)
         for stop, draft in enumerate(drafts, start=1):
-            row = likeness(pictures(model, draft), end)
-            if banks is not None:
-                here = nearest(draft, banks[SIDES[stop - 1]])
-                row = (*row, (here == nearest(finished, banks[SIDES[-1]])).float())
-            found.setdefault(stop, []).append(row)
-    joined = {stop: [torch.cat(c) for c in zip(*rows, strict=True)] for stop, rows in found.items()}
-    return {stop: Likeness(c[0], c[1], c[2] if banks else None) for stop, c in joined.items()}
-
-
-def table(measured: dict[int, Likeness]) -> dict[str, dict[str, float]]:
-    """Means, and standard deviations over the images, by the step that a run stops after."""
+            psnr, ssim = likeness(draft, finished)
+            same = examined(model, draft)[0].right(end)
+            row = rows.setdefault(str(stop), {})
+            for name, values in {"psnr": psnr, "ssim": ssim, **same}.items():
+                row.setdefault(name, []).append(values.float())
+    joined = {stop: {name: torch.cat(v) for name, v in row.items()} for stop, row in rows.items()}
     return {
-        str(stop): {
-            "side": SIDES[stop - 1] * 8,
-            "images": len(found.psnr),
-            "same": round(float(found.same.mean()), 4) if found.same is not None else None,
-            "psnr": round(float(found.psnr.mean()), 2),
-            "psnr_sd": round(float(found.psnr.std()), 2),
-            "ssim": round(float(found.ssim.mean()), 4),
-            "ssim_sd": round(float(found.ssim.std()), 4),
+        stop: {"side": FACTOR * SIDES[int(stop) - 1], "images": len(scenes)}
+        | {
+            name: bootstrap(lambda chosen, v=v: float(v[chosen].mean()), len(scenes)).rounded()
+            for name, v in row.items()
         }
-        for stop, found in measured.items()
+        for stop, row in joined.items()
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
-    parser.add_argument("--prompts", type=int, default=10_000, help="all by default")
+    parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"), help="the classifier's")
+    parser.add_argument("--run", type=Path, default=WEIGHTS, help="folder of the weights")
+    parser.add_argument("--lora", default=LORA_FOLDER, help="the student's folder in it")
+    parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--out", type=Path, help="JSON for the figures")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = EmojiStudent.load()
-    banks = encode_latents(load_images(a.assets), model.vae)
-    rows = table(measure(model, prompts(a.prompts), banks))
+    student = SceneStudent.load(a.run, lora=a.lora)
+    scenes = asked(a.prompts, 0, held=False)
+    rows = measure(student, load_classifier(a.scenes / CLASSIFIER_FILE), scenes)
     if a.out:
         write_text(a.out, json.dumps(rows, indent=1) + "\n")
     for stop, row in rows.items():
-        log.info(
-            "| %s | %d px | %.1f %% | %.1f ± %.1f | %.3f ± %.3f |",
-            stop, row["side"], 100 * row["same"], row["psnr"], row["psnr_sd"], row["ssim"],
-            row["ssim_sd"],
-        )  # fmt: skip
+        log.info("after step %s: %s", stop, json.dumps(row))
 
 
 if __name__ == "__main__":

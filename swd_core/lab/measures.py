@@ -25,8 +25,9 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+    def rounded(self) -> list[float]:
+        """Value and bounds to five digits, as files keep them."""
+        return [float(f"{number:.5g}") for number in (self.value, self.low, self.high)]
 
 
 def bootstrap(

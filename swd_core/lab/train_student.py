@@ -1,4 +1,4 @@
-"""Distils the emoji teacher into few-step students: scale-wise, and full-size to compare with."""
+"""Distils the teacher of scenes into few-step students: scale-wise, and others to compare with."""
 
 import argparse
 import json
@@ -7,9 +7,10 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,79 +18,106 @@ from torch import Tensor
 from ..distill import loop
 from ..distill.adapters import add_adapters, switched_layers
 from ..distill.conditioning import Conditioning
-from ..distill.interface import DistillConfig
+from ..distill.draws import Draws
+from ..distill.interface import Batches, DistillConfig
 from ..distill.mmdit import MMDiTModel, published_layers
 from ..distill.objective import Loss
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
-from ..distill.trainer import Trainer
-from ..emoji.student import (
-    MODEL_FILE,
-    TEXT_FILE,
-    VAE_FILE,
-    WEIGHTS,
-    EmojiStudent,
-    load_emoji_text,
-)
-from ..emoji.text import EmojiTextEncoder
+from ..distill.trainer import PATCH, Trainer
 from ..families import FAMILIES
-from ..lora import schedule_header
-from ..lora_files import read_lora, write_peft
-from ..lora_sd3 import sd3_modules
-from ..presets import presets
-from ..scenes.autoencoder import Autoencoder
+from ..lora import read_lora, schedule_header, sd3_modules, write_peft
+from ..resample import downscale, upscale
+from ..scenes.captions import caption
 from ..scenes.model import MMDiT
-from ..scenes.student import read_weights
+from ..scenes.student import MODEL_FILE, TEXT_FILE, VAE_FILE, load_text_encoder, read_weights
+from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer
 from ..schedule import ScaleSchedule
-from .detail import Numbered, PictureDetail
-from .emoji_latents import PromptSampler, load_latents, prepare_latents
+from .latents import LatentShards
+from .pictures import SHARD
+from .train_teacher import export, load_teacher
+from .ways import STUDENTS
 
 log = logging.getLogger(__name__)
 RANK = 64
 LOG_EVERY, SAVE_SECONDS = 25, 240
 DECAY = 0.3  # last share of a training, over which the rate falls
-LATENTS = "latents.safetensors"
+PRESET = "scenes-4"
 # What the trainer's settings are called on the command line, where they are fractions.
 FRACTIONS = ("mmd", "dmd", "gan", "regression", "backward-simulation", "lr", "lr-fake", "guidance",
              "ema")  # fmt: skip
-SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
-# Latent sides and noise levels of each student; the names are those of the model card.
-STUDENTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
-    "scalewise4": ((16, 20, 24, 32), SIGMAS),
-    "full4": ((32, 32, 32, 32), SIGMAS),
-    "full2": ((32, 32), (1.0, 0.7371)),
-    "jump4": ((16, 16, 16, 32), SIGMAS),
-}
 
 
 @dataclass
-class EmojiBatches:
-    """Emoji latents at every size with freshly drawn prompts."""
+class SceneBatches:
+    """Latents of painted scenes at every size with freshly drawn captions.
 
-    latents: dict[int, Tensor]
-    prompts: PromptSampler
-    text: EmojiTextEncoder
+    Only pictures that are encoded at every size are drawn; `count` is their number.
+
+    Args:
+        latent_space: the smaller sizes are shrunk from the largest size's latents, not from the
+            pictures; the paper advises against it.
+
+    Raises:
+        ValueError: if there are no such pictures.
+    """
+
+    data: LatentShards
+    tokenizer: SceneTokenizer
+    text: SceneTextEncoder
     schedule: list[Interval]
+    latent_space: bool = False
+
+    def __post_init__(self) -> None:
+        sides = sorted({step.size[0] for step in self.schedule})
+        needed = sides[-1:] if self.latent_space else sides
+        self.count = SHARD * min(len(self.data.latents[side]) for side in needed)
+        if not self.count:
+            raise ValueError(
+                f"{self.data.folder} has no pictures that are encoded at all of {needed} cells: "
+                "run `python -m swd_core.lab.latents` first."
+            )
 
     def steps(self, rng: random.Random) -> list[Interval]:
         return self.schedule
 
-    def draw(self, interval: Interval, count: int, rng: random.Random, part: slice):
-        chosen = torch.tensor(
-            [rng.randrange(len(self.latents[interval.size[0]])) for _ in range(count)][part]
-        )
-        previous = self.latents[interval.previous[0]][chosen] if interval.previous else None
-        text = Numbered(*self._encode(chosen, rng), pictures=chosen)
-        return self.latents[interval.size[0]][chosen], previous, text
+    def draw(
+        self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
+    ) -> tuple[Tensor, Tensor | None, Conditioning]:
+        """See `Batches`."""
+        chosen = [rng.randrange(self.count) for _ in range(count)]
+        prompts = [caption(self.data.scenes[i], rng) for i in chosen][part]
+        real = self._latents(interval.size, chosen[part])
+        previous = self._latents(interval.previous, chosen[part]) if interval.previous else None
+        return real, previous, self._encoded(prompts)
+
+    def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
+        side = self.schedule[-1].size[0] if self.latent_space else size[0]
+        shards = self.data.latents[side]
+        # One by one to float32: autocast knows no torch.stack of half precision.
+        rows = torch.stack([shards[i // SHARD][i % SHARD].float() for i in chosen])
+        return downscale(rows, size)
 
     @torch.no_grad()
-    def _encode(self, chosen: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        return self.text(self.prompts.batch(chosen, rng, dropout=0.0))
+    def _encoded(self, prompts: list[str]) -> Conditioning:
+        ids = torch.tensor([self.tokenizer.encode(prompt)[0] for prompt in prompts])
+        return Conditioning(*self.text(ids))
 
     @torch.no_grad()
     def unconditional(self, count: int) -> Conditioning:
-        ids = torch.zeros(count, self.text.places.num_embeddings, dtype=torch.long)
-        return Conditioning(*self.text(ids))
+        return Conditioning(*self.text(torch.full((count, MAX_TOKENS), PAD)))
+
+
+class NoiseFirst(Trainer):
+    """Trains a student for pictures that are noised before they are enlarged."""
+
+    def input(
+        self, interval: Interval, real: Tensor, previous: Tensor | None, draws: Draws
+    ) -> Tensor:
+        if previous is None:
+            return super().input(interval, real, previous, draws)
+        noise = self._noise(previous.shape, draws)
+        return upscale(self.process.add_noise(previous, noise, interval.sigma), interval.size)
 
 
 @torch.no_grad()
@@ -108,16 +136,6 @@ def begin_from(module: MMDiT, folder: Path) -> None:
                 adapters.up[name].copy_(torch.cat([part.up for part in parts]))
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{folder} is not a student to begin from: {error}") from error
-
-
-def begin_run(run: Path, assets: Path) -> None:
-    """Gives a folder without a teacher the embedded one, and latents of the training pictures."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / MODEL_FILE).is_file():
-        for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
-            shutil.copy(WEIGHTS / name, run / name)
-    if not (run / LATENTS).is_file():
-        prepare_latents(assets, EmojiStudent.load(run, lora=None).vae, run / LATENTS)
 
 
 def train_for(
@@ -166,50 +184,38 @@ def train_for(
         )
 
 
-def train(
-    run: Path,
-    student: str,
+def distil(
+    state: Mapping[str, Tensor],
+    batches: Batches,
     config: DistillConfig,
-    name: str,
+    schedule: ScaleSchedule,
+    folder: Path,
+    base: str,
     *,
     minutes: float = math.inf,
     steps: int | None = None,
     begin: Path | None = None,
-    detail: float = 0.0,
-    assets: Path | None = None,
+    extra: Mapping[str, Loss] | None = None,
+    kind: type[Trainer] = Trainer,
 ) -> int:
-    """Distils for `minutes` of wall time or `steps` in all and writes the LoRA to `run/name`.
+    """Distils for `minutes` of wall time or `steps` in all and writes the LoRA to `folder`.
+
+    Its checkpoint lies beside the folder, which what goes on from it needs.
 
     Args:
+        state: weights of the teacher's MMDiT. schedule: written into the LoRA's header, as is
+            `base`, the teacher's name.
         begin: folder of a student's LoRA to begin from; the fake score begins there, too.
-        detail: weight of the loss on decoded pictures; assets: the folder they are in.
 
     Returns:
         the steps done in all: fewer than `steps` if the time or a signal ended it.
     """
-    sides, sigmas = STUDENTS[student]
-    tokenizer, text = load_emoji_text(run / TEXT_FILE)
-    module = MMDiT.from_state_dict(
-        {k: v.float() for k, v in read_weights(run / MODEL_FILE).items()}
-    )
+    module = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
     torch.manual_seed(config.seed)
     add_adapters(module, FAMILIES["emoji"].adapted, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
-    steps_of = intervals([(s, s) for s in sides], sigmas)
-    batches = EmojiBatches(load_latents(run / LATENTS), PromptSampler(tokenizer), text, steps_of)
-    preset = presets()["emoji-4"].schedule
-    schedule = ScaleSchedule(tuple(s / sides[-1] for s in sides), sigmas)
-    if schedule.scales == preset.scales and schedule.sigmas == preset.sigmas:
-        schedule = preset
-    extra = {}
-    if detail and assets is not None:
-        vae = Autoencoder.from_state_dict(
-            {k: v.float() for k, v in read_weights(run / VAE_FILE).items()}
-        )
-        loss = PictureDetail.load(assets, vae, tuple(sorted(set(sides))))
-        extra["detail"] = Loss(loss, weight=detail)
-    trainer = Trainer(MMDiTModel(module), batches, config, extra=extra)
+    trainer = kind(MMDiTModel(module), batches, config, extra=extra or {})
 
     def write() -> None:
         header = {
@@ -218,32 +224,62 @@ def train(
             "swd_config": json.dumps(asdict(config)),
         }
         layers = published_layers(trainer.averaged_student())
-        write_peft(
-            run / name, layers, rank=RANK, alpha=RANK, base_model="swd-emoji", metadata=header
-        )
+        write_peft(folder, layers, rank=RANK, alpha=RANK, base_model=base, metadata=header)
 
-    train_for(trainer, run / f"{name}.pt", write, minutes, steps)
+    train_for(trainer, folder.with_name(f"{folder.name}.pt"), write, minutes, steps)
     return trainer.step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--run",
-        type=Path,
-        default=Path("runs/emoji"),
-        help="folder of the teacher and of what is "
-        "made; without a teacher it gets the embedded one, if --assets is given",
+def begin_run(run: Path, scenes: Path) -> None:
+    """Gives a folder without a teacher the present one of a training, with its autoencoder."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / MODEL_FILE).is_file():
+        shutil.copy(scenes / VAE_FILE, run / VAE_FILE)
+        export(load_teacher(scenes), run)
+
+
+def steps_for(pictures: int, student: str, config: DistillConfig) -> int:
+    """How many steps show the student so many pictures; small ones come in larger batches."""
+    tokens = [(side // PATCH) ** 2 for side in STUDENTS[student][0]]
+    each = [max(2, config.batch_tokens // n) * config.accumulate for n in tokens]
+    return max(1, round(pictures * len(each) / sum(each)))
+
+
+def schedule_of(student: str) -> ScaleSchedule:
+    sides, sigmas = STUDENTS[student]
+    name = PRESET if student == "scalewise4" else ""
+    return ScaleSchedule(tuple(side / sides[-1] for side in sides), sigmas, name=name)
+
+
+def train(
+    data: LatentShards,
+    run: Path,
+    student: str,
+    config: DistillConfig,
+    name: str,
+    *,
+    latent_space: bool = False,
+    noise_first: bool = False,
+    **budget: Any,
+) -> int:
+    """Distils the teacher in `run` and writes the LoRA to `run/name`; see `distil`."""
+    sides, sigmas = STUDENTS[student]
+    tokenizer, text = load_text_encoder(run / TEXT_FILE)
+    steps_of = intervals([(side, side) for side in sides], sigmas)
+    return distil(
+        read_weights(run / MODEL_FILE),
+        SceneBatches(data, tokenizer, text, steps_of, latent_space),
+        config,
+        schedule_of(student),
+        run / name,
+        "swd-scenes",
+        kind=NoiseFirst if noise_first else Trainer,
+        **budget,
     )
-    parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
-    parser.add_argument("--minutes", type=float, help="in all; 60 without --steps")
-    parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
-    parser.add_argument("--begin", type=Path, help="folder of a student's LoRA to begin from")
-    parser.add_argument("--detail", type=float, default=0.0, help="weight of the decoded detail")
-    parser.add_argument("--assets", type=Path, help="folder of the training pictures")
-    parser.add_argument(
-        "--name", help="folder and checkpoint to write; the student's name by default"
-    )
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the trainer can be told on the command line."""
     for option in FRACTIONS:
         parser.add_argument(f"--{option}", type=float)
     for option in ("fake-steps", "batch-tokens"):
@@ -251,25 +287,45 @@ def main() -> None:
     parser.add_argument("--no-autocast", dest="autocast", action="store_false")
     parser.add_argument("--kernel", choices=("linear", "rbf"))
     parser.add_argument("--seed", type=int)
-    a = vars(parser.parse_args())
+
+
+def config_of(a: argparse.Namespace) -> DistillConfig:
+    """The settings that the command line names, the rest as by default."""
+    fields = DistillConfig.__dataclass_fields__
+    return DistillConfig(**{k: v for k, v in vars(a).items() if k in fields and v is not None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--scenes", type=Path, default=Path("runs/scenes"), help="folder of latents and the teacher"
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/students"),
+        help="folder of what is made; the first time it gets the teacher as it then is",
+    )
+    parser.add_argument("--student", choices=STUDENTS, default="scalewise4")
+    parser.add_argument("--minutes", type=float, help="in all; 60 without --steps")
+    parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
+    parser.add_argument("--begin", type=Path, help="folder of a student's LoRA to begin from")
+    parser.add_argument(
+        "--name", help="folder and checkpoint to write; the student's name by default"
+    )
+    options(parser)
+    a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = {
-        k: v for k, v in a.items() if k in DistillConfig.__dataclass_fields__ and v is not None
-    }
-    if a["detail"] and a["assets"] is None:
-        parser.error("--detail compares pictures: give their folder with --assets")
-    if a["assets"] is not None:
-        begin_run(a["run"], a["assets"])
+    begin_run(a.run, a.scenes)
     train(
-        a["run"],
-        a["student"],
-        DistillConfig(**options),
-        a["name"] or a["student"],
-        minutes=a["minutes"] or (math.inf if a["steps"] else 60),
-        steps=a["steps"],
-        begin=a["begin"],
-        detail=a["detail"],
-        assets=a["assets"],
+        LatentShards(a.scenes),
+        a.run,
+        a.student,
+        config_of(a),
+        a.name or a.student,
+        minutes=a.minutes or (math.inf if a.steps else 60),
+        steps=a.steps,
+        begin=a.begin,
     )
 
 

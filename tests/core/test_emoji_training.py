@@ -19,10 +19,11 @@ from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from swd_core.families import FAMILIES
-from swd_core.lab import ablation
+from swd_core.lab import emoji_ablation as ablation
 from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
+from swd_core.lab.emoji_student import EmojiBatches, train
 from swd_core.lab.pictures import shrunk
-from swd_core.lab.train_student import RANK, EmojiBatches, begin_from, train, train_for
+from swd_core.lab.train_student import RANK, begin_from, train_for
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
 

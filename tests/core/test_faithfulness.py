@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swd_core.emoji.student import EmojiStudent
-from swd_core.lab.faithfulness import measure, prompts
+from swd_core.lab.emoji_faithfulness import measure, prompts
 
 ROOT = Path(__file__).parents[2]
 COUNT = 32
