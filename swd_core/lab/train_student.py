@@ -26,7 +26,9 @@ from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
 from ..distill.trainer import PATCH, Trainer
 from ..families import FAMILIES
-from ..lora import read_lora, schedule_header, sd3_modules, write_peft
+from ..lora import schedule_header
+from ..lora_files import read_lora, write_peft
+from ..lora_sd3 import sd3_modules
 from ..resample import downscale, upscale
 from ..scenes.captions import caption
 from ..scenes.model import MMDiT

@@ -22,7 +22,7 @@ from swd_core.lab.train_autoencoder import export as export_autoencoder
 from swd_core.lab.train_student import NoiseFirst, SceneBatches, begin_run, steps_for, train
 from swd_core.lab.train_teacher import Teacher, export
 from swd_core.lab.ways import Way, generate, sample_noise_first
-from swd_core.lora import read_lora
+from swd_core.lora_files import read_lora
 from swd_core.process import FlowMatching
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.captions import caption
