@@ -250,7 +250,7 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     monkeypatch.setattr(SceneBatches, "draw", draw_and_stop)
     options = argparse.Namespace(
         assets=folder, scenes=folder, run=run, out=folder / "table.json", steps=3, train_seeds=2,
-        variants=["mmd", "jump4"], count=4, new=2, batch_tokens=64,
+        variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64,
     )  # fmt: skip
     with pytest.raises(SystemExit, match="then a jump, seed 0: stopped at step [12] of 3"):
         ablation.run_ablation(options)
