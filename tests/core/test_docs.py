@@ -77,9 +77,13 @@ def test_the_readmes_costs_are_the_schedules():
     assert ", ".join(shares) in text
 
 
-def test_every_preset_of_a_student_is_in_the_models_table():
+def test_the_readme_names_the_presets_that_there_are():
+    """Graphs hold their names, so what is in its section on models once must not go away."""
     models = page("README.md").partition("## Models")[2].partition("## Quick start")[0]
     assert [name for name in presets() if f"`{name}`" not in models] == []
+    last = [row.rpartition(" | ")[2] for row in re.findall(r"^\|.*\|$", models, re.M)[2:]]
+    named = {name for cell in last for name in re.findall(r"`([^`]+)`", cell)} - {"auto"}
+    assert named and named <= presets().keys()
 
 
 def test_the_readme_names_every_node_page_and_workflow():

