@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import comfy.model_base
 import comfy.model_sampling
 import torch
 from torch import Tensor
 
 from ..swd_core.growth import AnySchedule, GrowthSchedule
 from ..swd_core.schedule import CELL
+from ._host_families import held
 from .levels import check_levels
 
 # Of latent formats that don't say it themselves in ComfyUI 0.3.64.
@@ -27,21 +27,8 @@ def model_family(model: Any) -> str:
         a family of presets.json, "sd3" for an SD3 type we have no student for, "wan-other" for a
         Wan of another width than the 1.3B's, or "".
     """
-    base, config = model.model, model.model.model_config.unet_config
-    if isinstance(base, comfy.model_base.SD3):
-        context = config.get("context_embedder_config", {}).get("params", {}).get("in_features")
-        if context == 256 and config.get("pos_embed_max_size") is None:
-            return "emoji"
-        if config.get("x_block_self_attn_layers"):
-            return "sd35-medium"
-        return "sd35-large" if config.get("depth", 0) == 38 else "sd3"
-    if isinstance(base, comfy.model_base.Flux) and config.get("image_model") == "flux":
-        return "flux"
-    if isinstance(base, comfy.model_base.SDXL):
-        return "sdxl"
-    if isinstance(base, comfy.model_base.WAN21):
-        return "wan" if config.get("dim") == 1536 else "wan-other"
-    return ""
+    found = held(model)
+    return "" if found is None else found.family(model.model.model_config.unet_config)
 
 
 def cell_pixels(model: Any) -> int:

@@ -3,26 +3,24 @@
 import copy
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention
-import comfy.ldm.modules.diffusionmodules.openaimodel as unet
 import comfy.model_management
 import comfy.model_sampling
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..swd_core.distill.adapters import active_adapter, add_adapters
 from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.watch import Watched
-from ..swd_core.families import FAMILIES, FLUX, SD3, SDXL, Family
+from ..swd_core.families import FAMILIES, Family
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
 from . import _host, _host_model
+from ._host_families import held
 from .trainable import adapted_layers
-from .twin import CastLinear, checkpointed, twin, unshared
+from .twin import CastLinear, checkpointed, twin
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ RESERVE = 0.4
 
 
 class HostModel(Watched):
-    """A loaded SD3.5, FLUX.1 or SDXL MODEL; see `DistillModel`.
+    """A loaded MODEL; see `DistillModel`.
 
     Its layers are copies around the MODEL's own weights, which nothing writes to.
 
@@ -55,18 +53,14 @@ class HostModel(Watched):
         checkpointing: bool = False,
     ):
         family = FAMILIES[_host_model.model_family(model)]
-        self.architecture, self.guidance = family.architecture, guidance
+        self.held, self.guidance = held(model), guidance
         self.parts = adapted_layers(model)
         self.sampling = model.get_model_object("model_sampling")
         flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.process = FlowMatching() if flow else VarianceExploding()
         self.module = twin(model.model.diffusion_model)
-        self.watched = (
-            self.module.middle_block[-1]
-            if self.architecture is SDXL
-            else self._block(block, family)
-        )
-        self.width = self._width()
+        self.watched = self._block(block, family)
+        self.width = self.held.width(self.module)
         add_adapters(self.module, tuple(self.parts), ("student", "fake"), rank)
         # The MODEL's class around the twin: it knows the conditioning and what a prediction means.
         self.base = copy.copy(model.model)
@@ -77,25 +71,15 @@ class HostModel(Watched):
         }
         self.base.current_patcher = None
         self._place(model)
-        for part in self._blocks():
-            if self.architecture is SD3:  # the host's checkpoints know nothing of adapters
-                part.forward = partial(part.forward, use_checkpoint=False)
-            if self.architecture is FLUX:
-                part.forward = unshared(part.forward)
+        for part in self.held.blocks(self.module):
+            part.forward = self.held.trainable(part.forward)
             if checkpointing:
                 part.forward = checkpointed(part, part.forward)
 
-    def _blocks(self) -> list[nn.Module]:
-        module = self.module
-        if self.architecture is SD3:
-            return list(module.joint_blocks)
-        if self.architecture is FLUX:
-            return [*module.double_blocks, *module.single_blocks]
-        kinds = (comfy.ldm.modules.attention.BasicTransformerBlock, unet.ResBlock)
-        return [part for part in module.modules() if isinstance(part, kinds)]
-
     def _block(self, block: int | None, family: Family) -> nn.Module:
-        blocks = self.module.joint_blocks if self.architecture is SD3 else self.module.double_blocks
+        blocks = self.held.watched(self.module)
+        if self.held.middle_alone:
+            return blocks[0]
         count = len(blocks)
         block = family.watched_block(count, block)
         if block is None:
@@ -105,13 +89,6 @@ class HostModel(Watched):
                 f"Block {block} does not exist: the model has the blocks 0 to {count - 1}."
             )
         return blocks[block]
-
-    def _width(self) -> int:
-        if self.architecture is SDXL:
-            return self.watched.out_channels
-        if self.architecture is FLUX:
-            return self.module.hidden_size
-        return self.module.final_layer.linear.in_features
 
     def _place(self, model: Any) -> None:
         """Weights onto the MODEL's device, in the number format that it trains in.
@@ -162,10 +139,7 @@ class HostModel(Watched):
         return self.base.apply_model(x, sigma, transformer_options=options, **conds)
 
     def tokens(self, output: Any) -> Tensor:
-        if self.architecture is SDXL:
-            return rearrange(output, "b c h w -> b (h w) c")
-        # SD3 gives (text, picture), FLUX the other way.
-        return output[1] if self.architecture is SD3 else output[0]
+        return self.held.tokens(output)
 
     def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
         """The student's matrices under diffusers' names, as published: alpha equal to the rank."""

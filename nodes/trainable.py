@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import comfy.model_base
-import comfy.utils
 import torch
 from torch import Tensor, nn
 
 from ..swd_core.families import FAMILIES, Family
 from . import _host_model
+from ._host_families import held
 
 
 def check_trainable(model: Any) -> Family:
@@ -89,35 +88,23 @@ def weights_mark(model: Any) -> str:
 
 
 def context_width(model: Any) -> int:
-    """How wide the text tokens are that an SD3.5, FLUX.1 or SDXL MODEL reads."""
-    config = model.model.model_config.unet_config
-    if isinstance(model.model, comfy.model_base.SD3):
-        return config["context_embedder_config"]["params"]["in_features"]
-    return config["context_in_dim" if "context_in_dim" in config else "context_dim"]
+    """How wide the text tokens are that a MODEL which can be trained reads."""
+    return held(model).context_width(model.model.model_config.unet_config)
 
 
 def pooled_width(model: Any) -> int:
-    """How wide the pooled text is that an SD3.5, FLUX.1 or SDXL MODEL reads."""
-    config = model.model.model_config.unet_config
-    if isinstance(model.model, comfy.model_base.SDXL):  # six sizes of 256 features are not text
-        return config["adm_in_channels"] - 6 * 256
-    return config["vec_in_dim" if "vec_in_dim" in config else "adm_in_channels"]
+    """How wide the pooled text is that a MODEL which can be trained reads."""
+    return held(model).pooled_width(model.model.model_config.unet_config)
 
 
 def _published_names(model: Any) -> Iterator[tuple[str, str, int, int]]:
-    """The weights of an SD3.5, FLUX.1 or SDXL MODEL under diffusers' names, by the host's own map.
+    """The weights of a MODEL under diffusers' names, by the host's own map.
 
     Yields:
         (diffusers module, the host's layer, its first row there, number of rows).
     """
-    base, config = model.model, model.model.model_config.unet_config
-    if isinstance(base, comfy.model_base.SD3):
-        names = comfy.utils.mmdit_to_diffusers(config)
-    elif isinstance(base, comfy.model_base.Flux):
-        names = comfy.utils.flux_to_diffusers(config)
-    else:
-        names = comfy.utils.unet_to_diffusers(config)
-    layers = dict(base.diffusion_model.named_modules())
+    names = held(model).published(model.model.model_config.unet_config)
+    layers = dict(model.model.diffusion_model.named_modules())
     for key, place in names.items():
         name, part = (place, None) if isinstance(place, str) else place[:2]
         module, kind = key.rsplit(".", 1)

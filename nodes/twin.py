@@ -86,16 +86,6 @@ def twin(module: nn.Module) -> nn.Module:
     return copied
 
 
-def unshared(plain: Callable) -> Callable:
-    """A FLUX block's forward that keeps its inputs; the host's adds to them in place."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        own = {key: kwargs[key].clone() for key in ("img", "txt") if key in kwargs}
-        return plain(*(tokens.clone() for tokens in args), **{**kwargs, **own})
-
-    return forward
-
-
 def checkpointed(block: nn.Module, plain: Callable) -> Callable:
     """A block's forward that keeps no activations and computes them again with its adapter."""
 

@@ -1,7 +1,9 @@
 """What a model family is: one record each, read by everything that must know it.
 
-A new family is a record here, its detection in nodes/_host_model.py, and where it is trained one
-subclass in distill/diffusers_models.py and one prompt encoder in distill/teachers.py.
+A new family is a record here and a few lines in nodes/_host_families.py: how the host tells it and,
+for a new architecture, holds it. To be trained by the command line too, an architecture needs a
+class in distill/diffusers_models.py, how diffusers' is called, and a prompt encoder in
+distill/teachers.py.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +35,9 @@ class Architecture:
     a model whose noise levels are timesteps. channels: of its latents. pixels: of the picture along
     a side of a latent cell. multiple: the latent's sides must be of it. adapted: endings of the
     host's layers that get an adapter in training. betas: first, last and number of the noise
-    table's, whose square roots are spaced evenly; () for flow matching.
+    table's, whose square roots are spaced evenly; () for flow matching. guided: whether guidance is
+    embedded in it. layers: pattern that finds the name of one of its layers in a LoRA, with _ for
+    every dot; "" if it has no students.
     """
 
     name: str
@@ -45,6 +49,8 @@ class Architecture:
     adapted: tuple[str, ...] = ()
     betas: tuple[float, float, int] | tuple[()] = ()
     diffusers: Diffusers | None = None
+    guided: bool = False
+    layers: str = ""
 
     @property
     def sigma_kind(self) -> str:
@@ -116,6 +122,7 @@ SD3 = Architecture(
     diffusers=Diffusers(
         "StableDiffusion3Pipeline", "SD3Transformer2DModel", "transformer", _ATTENTION_AND_MLP
     ),
+    layers=r"(^|_)joint_blocks_\d|^transformer_blocks_\d+_(attn|attn2|ff|norm1)(_|$)",
 )
 # How FLUX's student was trained isn't published; its file holds more layers than these.
 FLUX = Architecture(
@@ -132,6 +139,8 @@ FLUX = Architecture(
             *(".proj_mlp", ".proj_out"),
         ),
     ),
+    guided=True,
+    layers=r"(^|_)(single_transformer_blocks|single_blocks|double_blocks)_\d",
 )
 SDXL = Architecture(
     "sdxl",
@@ -144,6 +153,7 @@ SDXL = Architecture(
     diffusers=Diffusers(
         "StableDiffusionXLPipeline", "UNet2DConditionModel", "unet", _ATTENTION_AND_MLP
     ),
+    layers=r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_",
 )
 WAN = Architecture("wan", "Wan")
 

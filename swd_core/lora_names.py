@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from .families import ARCHITECTURES, FAMILIES, SD3, SDXL
+from .families import ARCHITECTURES, FAMILIES, FLUX, SD3, SDXL
 
-STUDENTS = ("sd3", "flux", "sdxl")  # the architectures that have published students
 MOST_LETTERS = 256  # of a tensor's name; the longest of a known file has 120
 _PART = re.compile(
     r"(?P<stem>.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<part>A|B|down|up)"
@@ -42,9 +41,6 @@ _WIDTH_LAYERS = (
     "linear1",
 )
 
-_FLUX = re.compile(r"(^|_)(single_transformer_blocks|single_blocks|double_blocks)_\d")
-_JOINT = re.compile(r"(^|_)joint_blocks_\d|^transformer_blocks_\d+_(attn|attn2|ff|norm1)(_|$)")
-_UNET = re.compile(r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_")
 _OLD_UNET = re.compile(r"^(down_blocks_0_attentions|up_blocks_3|input_blocks_[12]_1)_")
 _CROSS = re.compile(r"attn2[._]to_[kv]$")
 _OTHERS = {
@@ -92,7 +88,7 @@ def is_text_encoder(module: str) -> bool:
 
 
 def architecture_of(widths: Mapping[str, int]) -> str:
-    """Which of STUDENTS a LoRA was made for.
+    """Which architecture that has students a LoRA was made for, by name.
 
     Args:
         widths: the input width of each layer, by module name.
@@ -101,21 +97,21 @@ def architecture_of(widths: Mapping[str, int]) -> str:
         ValueError: names the base where it is another known one, the layers where it isn't.
     """
     flat = {_FLAT_PREFIX.sub("", module).replace(".", "_") for module in widths}
-    if any(_FLUX.search(name) for name in flat):
-        return "flux"
-    if any(_JOINT.search(name) for name in flat):
-        # Names alone can't tell SD3 from the double blocks of FLUX, whose width is 3072.
-        return "flux" if base_width(widths) == 3072 else "sd3"
-    if any(_UNET.search(name) for name in flat):
+    students = [a for a in ARCHITECTURES.values() if a.layers]
+    fitting = [a for a in students if any(map(re.compile(a.layers).search, flat))]
+    if SD3 in fitting and (FLUX in fitting or base_width(widths) == 3072):
+        return FLUX.name  # names alone can't tell SD3 from its double blocks, 3072 wide
+    if fitting == [SDXL]:
         context = {width for module, width in widths.items() if _CROSS.search(module)}
         old = any(_OLD_UNET.search(name) for name in flat)
         if context & {768, 1024} or (old and not context):
             raise ValueError("it was made for SD 1.x or 2.x")
-        return "sdxl"
+    if fitting:
+        return fitting[0].name
     for title, pattern in _OTHERS.items():
         if any(pattern.search(name) for name in flat):
             raise ValueError(f"it was made for {title}")
-    known = ", ".join(ARCHITECTURES[name].title for name in STUDENTS)
+    known = ", ".join(architecture.title for architecture in students)
     raise ValueError(f"its layers ({', '.join(list(widths)[:3])}, ...) belong to none of {known}")
 
 

@@ -78,6 +78,15 @@ class DiffusersModel(Watched):
         if self.checkpointing:
             self.module.enable_gradient_checkpointing(self.run_block)
 
+    @staticmethod
+    def conditioning(shape: dict[str, Any], t5_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one picture's conditioning by name, as it is prepared.
+
+        Args:
+            shape: the config of the diffusers model. t5_tokens: where T5 reads the prompt.
+        """
+        raise NotImplementedError
+
     def check(self) -> None:
         """Raises ValueError if the block that is to be looked at does not exist."""
         count = len(self.module.transformer_blocks)

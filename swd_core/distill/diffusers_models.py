@@ -28,6 +28,11 @@ class SD3Model(DiffusersModel):
 
     architecture = SD3
 
+    @staticmethod
+    def conditioning(shape: dict[str, Any], t5_tokens: int) -> dict[str, tuple[int, ...]]:
+        context = (77 + t5_tokens, shape["joint_attention_dim"])
+        return {"context": context, "pooled": (shape["pooled_projection_dim"],)}
+
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
         x, context, pooled = self._cast(x, text.context, text.pooled)
         return self.module(x, context, pooled, sigma * 1000, return_dict=False)[0]
@@ -43,6 +48,11 @@ class FluxModel(DiffusersModel):
 
     architecture = FLUX
     guidance: float = 4.5
+
+    @staticmethod
+    def conditioning(shape: dict[str, Any], t5_tokens: int) -> dict[str, tuple[int, ...]]:
+        context = (t5_tokens, shape["joint_attention_dim"])
+        return {"context": context, "pooled": (shape["pooled_projection_dim"],)}
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
         height, width = x.shape[-2] // 2, x.shape[-1] // 2
@@ -91,6 +101,12 @@ class SDXLModel(DiffusersModel):
         self.process = VarianceExploding()
         self.table = noise_table(self.architecture.betas).float().to(self._device)
         super().__post_init__()
+
+    @staticmethod
+    def conditioning(shape: dict[str, Any], t5_tokens: int) -> dict[str, tuple[int, ...]]:
+        context, sizes = (77, shape["cross_attention_dim"]), 6 * shape["addition_time_embed_dim"]
+        pooled = (shape["projection_class_embeddings_input_dim"] - sizes,)
+        return {"context": context, "pooled": pooled, "size": (2,)}
 
     def check(self) -> None:
         if self.block is not None:

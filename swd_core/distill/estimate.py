@@ -257,25 +257,8 @@ def estimate_settings(settings: Settings) -> Estimate:
     side = settings.data.size // kind.pixels
     sizes = settings.scale_schedule().sizes(side, side, kind.multiple)
     steps = intervals(sizes, schedule_sigmas(settings))
-    channels, text = conditioning_of(kind.name, shape, settings.data.text_tokens)
-    return estimate(model, steps, settings.train, channels, text)
-
-
-def conditioning_of(
-    kind: str, shape: dict[str, Any], t5_tokens: int
-) -> tuple[int, dict[str, tuple[int, ...]]]:
-    """Channels of the latents, and one picture's conditioning as `prepare` writes it."""
-    if kind == "sdxl":
-        sizes = 6 * shape["addition_time_embed_dim"]
-        pooled = shape["projection_class_embeddings_input_dim"] - sizes
-        text = {"context": (77, shape["cross_attention_dim"]), "pooled": (pooled,), "size": (2,)}
-        return shape["in_channels"], text
-    tokens, patch = (t5_tokens, 4) if kind == "flux" else (77 + t5_tokens, 1)
-    text = {
-        "context": (tokens, shape["joint_attention_dim"]),
-        "pooled": (shape["pooled_projection_dim"],),
-    }
-    return shape["in_channels"] // patch, text
+    text = model.conditioning(shape, settings.data.text_tokens)
+    return estimate(model, steps, settings.train, kind.channels, text)
 
 
 def lines(e: Estimate) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..families import FLUX
 from ..files import PART, check_writable
 from ..lora_files import WEIGHTS_NAME
 from ..tensor_files import open_tensors
@@ -52,7 +51,7 @@ def identity(settings: Settings, content: Mapping[str, Any]) -> dict[str, Any]:
     m, schedule = settings.model, settings.scale_schedule()
     told = {k: v for k, v in asdict(settings.train).items() if k not in FREE}
     told |= {"family": m.family, "base": m.base, "rank": m.rank, "block": m.block}
-    if settings.family.architecture is FLUX:
+    if settings.family.architecture.guided:
         told["embedded_guidance"] = m.embedded_guidance
     told |= {"scales": schedule.scales, "sigmas": schedule.sigmas}
     # A checkpoint keeps tuples as they are; a TOML list became one.

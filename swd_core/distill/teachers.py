@@ -139,7 +139,7 @@ def _diffusers_model(settings: Settings, device: torch.device, first: torch.devi
     module = pretrained(names.network, m.base, subfolder=names.part, torch_dtype=dtype).to(first)
     options = {"rank": m.rank, "checkpointing": m.checkpointing, "compile": m.compile}
     options["block"] = watched_block(settings, module)
-    if settings.family.architecture is FLUX:
+    if settings.family.architecture.guided:
         options["guidance"] = m.embedded_guidance
     module.train()  # dropout is 0 in all three; diffusers checkpoints in this mode only
     return wrap(module, **options)

@@ -1,0 +1,181 @@
+"""The seam to ComfyUI: how the host holds the models of each architecture, a class each.
+
+What is data about a family is in swd_core/families.py; this is what takes the host's own code.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as unet
+import comfy.model_base
+import comfy.utils
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..swd_core.families import FLUX, SD3, SDXL, WAN, Architecture
+
+
+class Held:
+    """The MODELs of one class of the host's.
+
+    `config` is a MODEL's unet_config, `net` its diffusion_model or a copy of it.
+
+    middle_alone: whether the losses can look at the middle of the model and nowhere else.
+    """
+
+    architecture: Architecture
+    kind: type
+    middle_alone = False
+
+    def family(self, config: dict[str, Any]) -> str:
+        """The name of its family; "" if no student is known for it."""
+        return self.architecture.name
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        """How wide the text tokens are that it reads. Raises KeyError where that isn't known."""
+        raise KeyError("context")
+
+    def pooled_width(self, config: dict[str, Any]) -> int:
+        """How wide the pooled text is that it reads. Raises KeyError where that isn't known."""
+        raise KeyError("pooled")
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The host's own map from the names of diffusers' weights to places among its own."""
+        return {}
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        """Whose activations may be computed again in the backward pass."""
+        raise NotImplementedError
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        """The blocks whose tokens the losses may compare."""
+        raise NotImplementedError
+
+    def tokens(self, output: Any) -> Tensor:
+        """The picture's tokens (B, N, width) of what such a block returns."""
+        raise NotImplementedError
+
+    def width(self, net: nn.Module) -> int:
+        """Of these tokens."""
+        raise NotImplementedError
+
+    def trainable(self, forward: Callable) -> Callable:
+        """A block's forward as gradients and adapters can pass it."""
+        return forward
+
+
+class HeldSD3(Held):
+    architecture, kind = SD3, comfy.model_base.SD3
+
+    def family(self, config: dict[str, Any]) -> str:
+        context = config.get("context_embedder_config", {}).get("params", {}).get("in_features")
+        if context == 256 and config.get("pos_embed_max_size") is None:
+            return "emoji"
+        if config.get("x_block_self_attn_layers"):
+            return "sd35-medium"
+        return "sd35-large" if config.get("depth", 0) == 38 else "sd3"
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config["context_embedder_config"]["params"]["in_features"]
+
+    def pooled_width(self, config: dict[str, Any]) -> int:
+        return config["adm_in_channels"]
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        return comfy.utils.mmdit_to_diffusers(config)
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.joint_blocks)
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.joint_blocks)
+
+    def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[1]  # (text, picture)
+
+    def width(self, net: nn.Module) -> int:
+        return net.final_layer.linear.in_features
+
+    def trainable(self, forward: Callable) -> Callable:
+        return partial(forward, use_checkpoint=False)  # the host's know nothing of adapters
+
+
+class HeldFlux(Held):
+    architecture, kind = FLUX, comfy.model_base.Flux
+
+    def family(self, config: dict[str, Any]) -> str:
+        return "flux" if config.get("image_model") == "flux" else ""
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config["context_in_dim"]
+
+    def pooled_width(self, config: dict[str, Any]) -> int:
+        return config["vec_in_dim"]
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        return comfy.utils.flux_to_diffusers(config)
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        return [*net.double_blocks, *net.single_blocks]
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.double_blocks)
+
+    def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[0]  # (picture, text)
+
+    def width(self, net: nn.Module) -> int:
+        return net.hidden_size
+
+    def trainable(self, forward: Callable) -> Callable:
+        """It keeps its inputs; the host's adds to them in place."""
+
+        def unshared(*args: Any, **kwargs: Any) -> Any:
+            own = {key: kwargs[key].clone() for key in ("img", "txt") if key in kwargs}
+            return forward(*(tokens.clone() for tokens in args), **{**kwargs, **own})
+
+        return unshared
+
+
+class HeldSDXL(Held):
+    architecture, kind = SDXL, comfy.model_base.SDXL
+    middle_alone = True
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config["context_dim"]
+
+    def pooled_width(self, config: dict[str, Any]) -> int:
+        return config["adm_in_channels"] - 6 * 256  # six sizes of 256 features are not text
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        return comfy.utils.unet_to_diffusers(config)
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        kinds = (comfy.ldm.modules.attention.BasicTransformerBlock, unet.ResBlock)
+        return [part for part in net.modules() if isinstance(part, kinds)]
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return [net.middle_block[-1]]
+
+    def tokens(self, output: Tensor) -> Tensor:
+        return rearrange(output, "b c h w -> b (h w) c")
+
+    def width(self, net: nn.Module) -> int:
+        return net.middle_block[-1].out_channels
+
+
+class HeldWan(Held):
+    architecture, kind = WAN, comfy.model_base.WAN21
+
+    def family(self, config: dict[str, Any]) -> str:
+        return "wan" if config.get("dim") == 1536 else "wan-other"
+
+
+HELD = (HeldSD3(), HeldFlux(), HeldSDXL(), HeldWan())
+
+
+def held(model: Any) -> Held | None:
+    """How the host holds a MODEL; None for an architecture that has no students."""
+    return next((each for each in HELD if isinstance(model.model, each.kind)), None)
