@@ -99,8 +99,9 @@ def architecture_of(widths: Mapping[str, int]) -> str:
     flat = {_FLAT_PREFIX.sub("", module).replace(".", "_") for module in widths}
     students = [a for a in ARCHITECTURES.values() if a.layers]
     fitting = [a for a in students if any(map(re.compile(a.layers).search, flat))]
-    if SD3 in fitting and (FLUX in fitting or base_width(widths) == 3072):
-        return FLUX.name  # names alone can't tell SD3 from its double blocks, 3072 wide
+    if SD3 in fitting:  # others have layers of the same names, and FLUX's double blocks no other
+        others = [a for a in fitting if a is not SD3]
+        fitting = others or ([FLUX] if base_width(widths) == 3072 else fitting)
     if fitting == [SDXL]:
         context = {width for module, width in widths.items() if _CROSS.search(module)}
         old = any(_OLD_UNET.search(name) for name in flat)
