@@ -302,3 +302,22 @@ def test_image_to_image_is_the_hosts_own_at_one_size(pack, small, models):
     rest = sigmas[next(i for i, s in enumerate(sigmas.tolist()) if s <= 1.01 * level) :]
     noise = draw_noise(SEED, (0,), 0, (16, *SIZE))
     assert torch.equal(ours, sample(model, host_sampler("euler"), rest, cond, picture, noise=noise))
+
+
+def test_what_changes_a_mask_by_the_level_is_told_the_full_sizes(pack, small, models):
+    """As Differential Diffusion does, which widens its mask from step to step."""
+    model, told = models["sd35-medium"].clone(), []
+
+    def watch(sigma, mask, extra_options):
+        told.append((float(sigma[0]), tuple(mask.shape[-2:]), extra_options["sigmas"].tolist()))
+        return mask
+
+    model.set_model_denoise_mask_function(watch)
+    schedule, sigmas, *_ = growth(pack, model)
+    picture = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(3))
+    cond, mask = guided(small, "sd35-medium"), torch.full((1, 1, *SIZE), 0.5)
+    sample(model, sampler_of(pack, schedule), sigmas, cond, picture, mask=mask)
+    cut = cut_of(schedule)
+    assert [size for _, size, _ in told] == [SMALL] * cut + [SIZE] * (6 - cut)
+    assert [level for level, *_ in told] == pytest.approx(sigmas.tolist()[:-1], rel=1e-5)
+    assert all(levels == sigmas.tolist() for *_, levels in told)

@@ -4,11 +4,14 @@ As shipped but for the finished size, the seed, and four drafts in place of sixt
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from chain import call
 from conftest import Server
 from graphs import find, models_of, read, to_prompt
 from paper import SEED
@@ -20,6 +23,12 @@ GRAPHS = {
     "swd_any_qwen_image": "QwenImage", "swd_any_flux2_klein": "Flux2",
     "swd_any_wan22_video": "WAN22_T2V",
 }  # fmt: skip
+SMALL = {
+    "ZImage": lambda small: small.other_model("zimage")[0],
+    "QwenImage": lambda small: small.qwen_model(),
+    "Flux2": lambda small: small.flux2_model(),
+    "WAN22_T2V": lambda small: small.wan_model("WAN22_T2V", in_dim=48, out_dim=48),
+}
 LATENTS = ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Wan22ImageToVideoLatent")
 
 
@@ -93,3 +102,29 @@ def test_a_finished_draft_is_the_picture_of_the_plain_graph(host):
     [straight], _ = run(host, small_prompt(host, "swd_any_zimage_turbo"))
     # Drafts run four at a time, the plain graph one: some kernels round by the batch.
     assert np.abs(finished.astype(int) - straight.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_note_says_what_the_schedule_costs_at_the_size_it_has(host, pack, small, graph):
+    """Full-size steps at the shipped size, worked out by the node for the small model."""
+    prompt = to_prompt(read(graph), host.get("/object_info"))
+    model = SMALL[GRAPHS[graph]](small)
+    for node in prompt.values():
+        if node["class_type"] == "ModelSamplingAuraFlow":
+            shift = node["inputs"]["shift"]
+            model = call("comfy_extras.nodes_model_advanced:ModelSamplingAuraFlow", model, shift)
+    widgets = find(prompt, "SwDGrowthSchedule")
+    [size] = [n["inputs"] for n in prompt.values() if n["class_type"] in LATENTS]
+    kind = model.get_model_object("latent_format")
+    pixels = 16 if graph in ("swd_any_flux2_klein", "swd_any_wan22_video") else 8
+    sides = (size["height"] // pixels, size["width"] // pixels)
+    frames = ((size.get("length", 1) - 1) // 4 + 1,) * (kind.latent_dimensions - 2)
+    latent = {"samples": torch.zeros(1, kind.latent_channels, *frames, *sides)}
+    given = {k: v for k, v in widgets.items() if k not in ("model", "latent_image")}
+    table = pack["SwDGrowthSchedule"].execute(model=model, latent_image=latent, **given).args[2]
+    cost = re.search(r"([\d.]+) full-size steps", table).group(1)
+    [note] = [n["widgets_values"][0] for n in read(graph)["nodes"] if n["type"] == "MarkdownNote"]
+    if "drafts" in graph:
+        assert "each at an eighth of a full run's cost" in note and float(cost) == 5
+    else:
+        assert f"cost {float(cost):g} full-size steps" in note
