@@ -15,9 +15,14 @@ LIGHT_GREY = (224, 224, 224)
 FRAME_MS, LAST_MS = 500, 1500
 
 
+def in_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1], of any shape, as uint8; what lies outside is cut off."""
+    return pixels.clamp(0, 1).mul(255).round().byte()
+
+
 def picture_of(pixels: Tensor) -> Image.Image:
-    """A picture in 8 bits of pixels (H, W, 3) in [0, 1]; what lies outside is cut off."""
-    return Image.fromarray(pixels.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+    """A picture of pixels (H, W, 3) in [0, 1]; see `in_bytes`."""
+    return Image.fromarray(in_bytes(pixels).cpu().numpy())
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

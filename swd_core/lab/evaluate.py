@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files import read_json, write_text
+from ..pictures import in_bytes
 from ..scenes.autoencoder import FACTOR
 from ..scenes.captions import plain_caption
 from ..scenes.catalogue import Scene, draw_scene, draw_training_scene, held_out
@@ -82,7 +83,7 @@ def way_painter(run: Path, way: Way, batch: int = 16) -> Painter:
         for i in range(0, len(scenes), batch):
             text = model.encode([plain_caption(scene) for scene in scenes[i : i + batch]])
             latents = generate(model, way, text, seed, range(i, i + len(text.context)))
-            parts.append((model.decode(latents) * 255).round().byte().permute(0, 3, 1, 2))
+            parts.append(in_bytes(model.decode(latents)).permute(0, 3, 1, 2))
             if i // batch % 16 == 15:
                 log.info("%s: %d of %d pictures", way.title, i + batch, len(scenes))
         return torch.cat(parts)

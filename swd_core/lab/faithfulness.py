@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..files import write_text
 from ..noise import SeededNoise
+from ..pictures import in_bytes
 from ..sampling import ScaleState, sample_scalewise
 from ..scenes.autoencoder import FACTOR
 from ..scenes.captions import plain_caption
@@ -42,7 +43,7 @@ def grow(model: SceneStudent, prompts: Sequence[str], first: int) -> list[Tensor
         like=torch.zeros(len(prompts), model.model.channels, SIDES[-1], SIDES[-1]),
         on_step=lambda step, x_t, x0: kept.append(x0),
     )
-    return [(model.decode(x0) * 255).round().byte().permute(0, 3, 1, 2) for x0 in kept]
+    return [in_bytes(model.decode(x0)).permute(0, 3, 1, 2) for x0 in kept]
 
 
 def likeness(drafts: Tensor, finished: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pictures import in_bytes
 from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder
 from ..scenes.student import VAE_FILE
 from ..scenes.text import SceneTokenizer, encode_batch, vocabulary
@@ -68,7 +69,7 @@ def sample(
 def decoded(vae: Autoencoder, latents: Tensor) -> np.ndarray:
     """Latents (B, 16, H, W) as uint8 pictures (B, 8H, 8W, 3)."""
     images = torch.cat([vae.decode(z[None]) for z in latents])
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return in_bytes(images).permute(0, 2, 3, 1).numpy()
 
 
 def tiled(pictures: np.ndarray, columns: int) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..noise import NOISE_VERSION, SeededNoise
-from ..pictures import strip_of, write_animation, write_png
+from ..pictures import picture_of, strip_of, write_animation, write_png
 from ..sampling import ScaleState, sample_scalewise
 from ..schedule import ScaleSchedule
 from .student import SceneStudent, TextConditioning
@@ -50,8 +50,7 @@ class Job:
 
 def to_picture(student: SceneStudent, latent: Tensor) -> Image.Image:
     """Decodes one latent (1, C, H, W)."""
-    pixels = student.decode(latent)[0]
-    return Image.fromarray((pixels * 255).round().byte().cpu().numpy())
+    return picture_of(student.decode(latent)[0])
 
 
 def predict_scales(
