@@ -50,16 +50,22 @@ def sample(
 
 def host_chain(
     model: Any, sampler: Callable[[], Any], sigmas: list[float], cut: int,
-    small: Sequence[int], target: Sequence[int], positive: list, noise: Tensor,
+    small: Sequence[int], target: Sequence[int], positive: Any, noise: Tensor,
+    scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """The first `cut` steps at the small size, the lift, the rest at the target: two host runs."""
+    """The first `cut` steps at the small size, the lift, the rest at the target: two host runs.
+
+    scale: what the model multiplies its noise by. positive: CONDITIONING, or a function that makes
+    it for a size.
+    """
     flow = sigmas[0] <= 1
+    cond = positive if callable(positive) else lambda size: positive
     ratio = math.sqrt(math.prod(target) / math.prod(small))
     own = [sigmas[0], *(own_level(s, ratio, flow) for s in sigmas[1 : cut + 1])]
     base = model.model
     empty = torch.zeros(*noise.shape[:-2], *small)
     out = sample(
-        model, sampler(), torch.tensor(own), positive, empty, noise=grid(noise, small).float()
+        model, sampler(), torch.tensor(own), cond(small), empty, noise=grid(noise, small).float()
     )
     x = base.process_latent_in(out).double()
     before, after = own[cut], sigmas[cut]
@@ -68,10 +74,10 @@ def host_chain(
     # of the run's level.
     signal = ((1 - after) / (1 - before) if flow else 1.0) * ratio
     high = noise.double() - grid(grid(noise, small), target)
-    x = signal * grid(x, target) + after * high
+    x = signal * grid(x, target) + after * scale * high
     given = base.process_latent_out((x / (1 - after) if flow else x).float())
     return sample(
-        model, sampler(), torch.tensor(sigmas[cut:]), positive, given,
+        model, sampler(), torch.tensor(sigmas[cut:]), cond(target), given,
         noise=torch.zeros_like(given),
     )  # fmt: skip
 

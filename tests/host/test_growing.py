@@ -321,3 +321,53 @@ def test_what_changes_a_mask_by_the_level_is_told_the_full_sizes(pack, small, mo
     assert [size for _, size, _ in told] == [SMALL] * cut + [SIZE] * (6 - cut)
     assert [level for level, *_ in told] == pytest.approx(sigmas.tolist()[:-1], rel=1e-5)
     assert all(levels == sigmas.tolist() for *_, levels in told)
+
+
+def test_a_models_own_noise_scale_is_kept(pack, small, models):
+    """HiDream O1's noise is eight times as strong; so is all that a lift adds."""
+    plain = models["sd35-medium"].get_model_object("model_sampling")
+    model = models["sd35-medium"].clone()
+    loud = type(plain)(model.model.model_config)
+    loud.set_parameters(shift=3.0)
+    loud.noise_scale = 8.0
+    noise, empty_one = host_noise(16, SIZE), empty(small, "sd35-medium")
+    if float(loud.noise_scaling(torch.tensor(1.0), noise, empty_one).std()) < 2:
+        pytest.skip("this ComfyUI knows no noise_scale")
+    model.add_object_patch("model_sampling", loud)
+    schedule, sigmas, *_ = growth(pack, model, steps=6)
+    assert schedule.noise_scale == 8
+    cond, cut = guided(small, "sd35-medium"), cut_of(schedule)
+    ours = sample(model, sampler_of(pack, schedule), sigmas, cond, empty_one)
+    theirs = host_chain(
+        model, lambda: host_sampler("euler"), sigmas.tolist(), cut, SMALL, SIZE, cond, noise, 8.0
+    )
+    assert 0 < cut < 6 and relative(ours, theirs) < 2e-4
+
+
+@pytest.mark.parametrize("kind", ["mask", "area", "reference"])
+def test_regions_and_references_are_what_the_host_makes_of_them_at_each_size(
+    pack, small, models, kind
+):
+    """The host's own runs at the two sizes; it fits masks and shares itself, references by hand."""
+    family = "flux" if kind == "reference" else "sd35-medium"
+    model, first, second = models[family], guided(small, family, 3), guided(small, family, 4)
+    picture = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(5))
+    mask = torch.zeros(1, SIZE[0] * 8, SIZE[1] * 8)
+    mask[..., : SIZE[1] * 4] = 1
+
+    def cond(size):
+        if kind == "reference":
+            seen = torch.nn.functional.interpolate(picture, size, mode="bilinear", antialias=True)
+            return [[c, {**more, "reference_latents": [seen]}] for c, more in first]
+        where = {"mask": mask} if kind == "mask" else {"area": ("percentage", 1.0, 0.5, 0.0, 0.0)}
+        return [*([c, {**more, **where}] for c, more in first), *second]
+
+    schedule, sigmas, *_ = growth(pack, model, steps=5)
+    cut = cut_of(schedule)
+    assert 0 < cut < 5
+    ours = sample(model, sampler_of(pack, schedule), sigmas, cond(SIZE), empty(small, family))
+    theirs = host_chain(
+        model, lambda: host_sampler("euler"), sigmas.tolist(), cut, SMALL, SIZE, cond,
+        host_noise(16, SIZE),
+    )  # fmt: skip
+    assert relative(ours, theirs) < 5e-4
