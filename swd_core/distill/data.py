@@ -14,13 +14,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files import parse_json, read_json
-from ..schedule import ScaleSchedule
+from ..schedule import ScaleSchedule, one_line
 from ..tensor_files import open_tensors
 from .conditioning import PROMPT, Conditioning, as_number
 from .interface import Shown
 from .prepare import EMPTY, INDEX, SHARD
 from .scalewise import Interval, intervals
 from .transfer import sent
+
+DIMENSIONS = {"context": 3, "pooled": 2, "mask": 2}  # of a batch of prompts
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,22 @@ class PreparedBatches:
         captions: list[str] = []
         for file in bucket.files:
             if len(captions) < len(chosen):
-                header = self._file(file).metadata()
-                captions += parse_json(header.get("captions") or header["names"], file)
+                captions += self._captions(file)
         real = self._rows(bucket, "latent_{}x{}".format(*steps[-1].size), chosen)
         return Shown(tuple(captions[: len(chosen)]), steps, real, self._text(bucket, chosen))
 
     def unconditional(self, count: int) -> Conditioning:
         return self.empty.map(as_number).expand(count)
+
+    def _captions(self, name: str) -> list[str]:
+        header = self._file(name).metadata()
+        try:
+            found = parse_json(header.get("captions") or header["names"], "its list of captions")
+        except ValueError as error:
+            raise self._damaged(name, str(error)) from error
+        if not isinstance(found, list) or not found or not all(isinstance(c, str) for c in found):
+            raise self._damaged(name, "its captions are no list of texts")
+        return found
 
     def _text(self, bucket: Bucket, chosen: list[int]) -> Conditioning:
         size = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32)
@@ -142,7 +153,11 @@ class PreparedBatches:
         names = [name for name in PROMPT if name in file.keys()]
         if "context" not in names:
             raise self._damaged(EMPTY, "it has no context")
-        return Conditioning(**{name: file.get_tensor(name).to(self.device) for name in names})
+        parts = {name: file.get_tensor(name).to(self.device) for name in names}
+        for name, part in parts.items():
+            if part.ndim != DIMENSIONS[name] or len(part) != 1 or not part.numel():
+                raise self._damaged(EMPTY, f"{name} is {list(part.shape)}, not of one prompt")
+        return Conditioning(**parts)
 
     def _file(self, name: str) -> safe_open:
         if name not in self._open:
@@ -165,14 +180,21 @@ class PreparedBatches:
         """Raises ValueError unless a shard holds the rows that the index says."""
         name, count = shard["file"], shard["count"]
         with self._opened(name) as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            parts = {key: file.get_slice(key) for key in file.keys()}
+            shapes = {key: part.get_shape() for key, part in parts.items()}
+            kinds = {key: part.get_dtype() for key, part in parts.items()}
             header = file.metadata() or {}
-        wanted = {f"latent_{h}x{w}": [h, w] for h, w in sizes}
-        wanted |= {name: [] for name in self.empty.parts}
-        for key, ends in wanted.items():
+        wanted = {f"latent_{h}x{w}": (4, [h, w]) for h, w in sizes}
+        for key, part in self.empty.parts.items():
+            # As many tokens as its text has, but each as wide as everywhere.
+            wanted[key] = (part.ndim, [] if key == "mask" else [part.shape[-1]])
+        for key, (dimensions, ends) in wanted.items():
             shape = shapes.get(key) or [0]
-            if shape[0] != count or shape[len(shape) - len(ends) :] != ends:
+            form = len(shape) == dimensions and all(shape)
+            if not form or shape[0] != count or shape[len(shape) - len(ends) :] != ends:
                 raise self._damaged(name, f"{key} is {shape}, not of {count} pictures")
+            if key != "mask" and not kinds[key].startswith(("F", "BF")):
+                raise self._damaged(name, f"{key} holds {kinds[key]}, which are no such numbers")
         if header.get("key") != shard.get("key", header.get("key")) or "names" not in header:
             raise self._damaged(name, "it is of another prepare than the index")
 
@@ -212,8 +234,11 @@ def _check_index(index: Any) -> None:
             raise ValueError(f"{str(shard['file'])[:60]!r} is no shard of this folder")
         height, width = shard["size"]
         numbers += [height, width, shard["count"]]
-    if not index["shards"] or not isinstance(index["family"], str):
-        raise ValueError("it has no shards or no family")
+    if not index["shards"]:
+        raise ValueError("it has no shards")
+    family = index["family"]
+    if not isinstance(family, str) or family != one_line(family):
+        raise ValueError(f"its family {str(family)[:40]!r} is no name")
     strange = [n for n in numbers if type(n) is not int or not 0 < n < 1 << 32]
     if strange:
         raise ValueError(f"{str(strange[0])[:30]!r} is no number that can be meant")

@@ -141,6 +141,7 @@ def change_index(folder, **values) -> None:
         {"factor": 0},
         {"multiple": "2"},
         {"family": None},
+        {"family": "\ud800"},
         {"schedule": {"scales": [1], "sigmas": [7]}},
     ],
     ids=str,
@@ -167,3 +168,52 @@ def test_shards_hold_what_the_index_says_before_a_training_begins(
         ValueError, match=r"00000\.safetensors is missing or damaged.*prepare again"
     ):
         PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+
+
+BROKEN = {
+    "tokens gone": {"context": lambda x: x[:, :0]},
+    "one dimension too many": {"context": lambda x: x[:, None]},
+    "another width": {"context": lambda x: x[..., :-1]},
+    "text in whole numbers": {"context": lambda x: x.to(torch.int32)},
+    "latents in whole numbers": {"latent_16x16": lambda x: x.to(torch.int8)},
+    "a latent's row too many": {"latent_16x16": lambda x: x[:, None]},
+    "a vector for each token": {"pooled": lambda x: x[:, None]},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_shards_of_another_form_are_damage_before_a_training_begins(
+    source, tmp_path, encoder, kind
+):
+    run(source, tmp_path / "out", encoder)
+    path = tmp_path / "out" / "128x128-00000.safetensors"
+    with safe_open(path, "pt") as file:
+        header, kept = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    broken = {name: change(kept[name]).contiguous() for name, change in BROKEN[kind].items()}
+    save_file({**kept, **broken}, path, header)
+    with pytest.raises(ValueError, match=r"00000\.safetensors is missing or damaged"):
+        PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[0], lambda x: x[:, :0], lambda x: x.repeat(3, 1, 1)]
+)
+def test_an_empty_prompt_of_another_form_is_damage(source, tmp_path, encoder, change):
+    run(source, tmp_path / "out", encoder)
+    path = tmp_path / "out" / "empty.safetensors"
+    kept = load_file(path)
+    save_file({**kept, "context": change(kept["context"]).contiguous()}, path)
+    with pytest.raises(ValueError, match=r"empty\.safetensors is missing or damaged.*context"):
+        PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+
+
+@pytest.mark.parametrize("captions", ["3", "null", "[1, 2]", "[]", '{"a": 1}', "[" * 10**5, "x"])
+def test_captions_that_are_no_list_of_texts_are_damage(source, tmp_path, encoder, captions):
+    run(source, tmp_path / "out", encoder)
+    path = tmp_path / "out" / "128x128-00000.safetensors"
+    with safe_open(path, "pt") as file:
+        header = {**file.metadata(), "captions": captions}
+    save_file(load_file(path), path, header)
+    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas)
+    with pytest.raises(ValueError, match=r"00000\.safetensors is missing or damaged.*captions"):
+        batches.first(1)
