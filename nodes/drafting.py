@@ -285,11 +285,19 @@ def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
     return images.reshape(-1, *images.shape[-3:])
 
 
-def show(drafts: Drafts, images: Tensor, cls: Any) -> tuple[Tensor, dict[str, Any]]:
-    """The sheet as IMAGE (1, H, W, 3), and what the node shows and the page picks from."""
+def show(
+    drafts: Drafts, images: Tensor, cls: Any, share: float | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """The sheet as IMAGE (1, H, W, 3), and what the node shows and the page picks from.
+
+    Args:
+        share: what each has cost of a full run, where that is known.
+    """
     firsts = images[:: images.shape[0] // len(drafts.images)]
     sheet = contact_sheet([picture_of(pixels) for pixels in firsts], drafts.labels())
     image = pixels_of(sheet.picture)[None]
     cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
     cells |= {"sheet": drafts.sheet, "seed": drafts.images[0].seed}
+    cells |= {"labels": drafts.labels(), "share": share, "size": list(firsts.shape[2:0:-1])}
+    cells["drafts"] = ui.PreviewImage(firsts.detach(), cls=cls).as_dict()["images"]
     return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

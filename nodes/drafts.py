@@ -115,7 +115,7 @@ class SwDDrafts(io.ComfyNode):
         whole = "run at full size" if drafts.stretches else "full run"
         say(f"{count} drafts, each {share:.3f} of a {whole}; all of them {count * share:.2f}")
         images = drafting.decode(drafts, vae, model, batch)
-        sheet, shown = drafting.show(drafts, images, cls)
+        sheet, shown = drafting.show(drafts, images, cls, share)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
 
 
@@ -225,7 +225,8 @@ class SwDFinishDrafts(io.ComfyNode):
         scales = drafting.every_scale(done, model)
         if not stop_after:
             return io.NodeOutput({"samples": done.samples}, scales)
-        _, shown = drafting.show(done, drafting.decode(done, vae, model, batch), cls)
+        images = drafting.decode(done, vae, model, batch)
+        _, shown = drafting.show(done, images, cls, sampling.share(done))
         return io.NodeOutput(drafting.to_latent(done), scales, ui=shown)
 
 

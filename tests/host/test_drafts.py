@@ -3,10 +3,13 @@
 import importlib
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from drafts_bench import FAMILIES, SEED, Bench, counting
+from PIL import Image
 
 
 @pytest.fixture(params=FAMILIES)
@@ -213,3 +216,23 @@ def test_a_click_outlives_the_file_and_the_host_s_own_choice_does_not(one, pack)
     changed, _, _ = one.drafts(count=4, seed=SEED + 1)
     with pytest.raises(ValueError, match="another sheet.*Click"):
         one.finish(changed, clicked)
+
+
+def test_the_page_gets_each_draft_at_its_own_size(one, pack, folders):
+    """What it looks at closely: the pixels of `images`, who they are and what they cost."""
+    import folder_paths
+
+    shown = pack["SwDDrafts"].execute(
+        model=one.model, positive=one.cond, schedule=one.schedule, latent_image=one.empty,
+        seed=SEED, count=3, stop_after=1, batch=16, cfg=1.0, upscale_method="bicubic",
+        vae=FlatVAE(),
+    )  # fmt: skip
+    [cells], images = shown.ui["swd_sheet"], shown.args[1]
+    assert cells["size"] == [images.shape[2], images.shape[1]]
+    assert cells["labels"] == [f"seed {SEED}"] * 3
+    for file, pixels in zip(cells["drafts"], images, strict=True):
+        path = Path(folder_paths.get_directory_by_type(file["type"])) / file["filename"]
+        drawn = torch.from_numpy(np.array(Image.open(path).convert("RGB"))) / 255
+        torch.testing.assert_close(drawn, pixels.cpu().float(), rtol=0, atol=1.01 / 255)
+    sides = [(12, 16), (16, 20), (18, 24), (24, 32)]
+    assert cells["share"] == pytest.approx(12 * 16 / sum(h * w for h, w in sides))
