@@ -4,13 +4,16 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-HOST_TESTS = Path(__file__).resolve().parents[1] / "host" / "conftest.py"
+sys.path.append(str(Path(__file__).parent))  # for what tests share
+ROOT = Path(__file__).resolve().parents[2]
+HOST_TESTS = ROOT / "tests" / "host" / "conftest.py"
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -120,3 +123,16 @@ def look(page, request) -> Callable[[str], None]:
             page.screenshot(path=str(Path(folder) / f"{request.node.name}-{name}.png"))
 
     return shoot
+
+
+@pytest.fixture
+def sheet(page, run):
+    """The graph of drafts, run once with nothing picked."""
+    page.keyboard.press("Escape")  # a new user's page begins with the templates dialog open
+    graph = json.loads((ROOT / "workflows" / "swd_drafts_emoji.json").read_text(encoding="utf-8"))
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    entry = run()
+    saver = str(page.evaluate("() => app.graph.nodes.find((n) => n.type === 'SaveImage').id"))
+    assert saver not in entry["outputs"], "nothing was picked"
+    page.wait_for_selector(".swd-grid button", state="visible", timeout=60_000)
+    return page

@@ -3,60 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-
-BUTTONS = ".swd-sheet button"
-PICK = (
-    "() => app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts')"
-    ".widgets.find((w) => w.name === 'pick').value"
-)
-
-
-SEED = (
-    "() => { const w = app.graph.nodes.find((n) => n.type === 'SwDDrafts').widgets"
-    ".find((w) => w.name === 'seed'); return [w.value, w.linkedWidgets[0].value]; }"
-)
-SET_SEED = """([seed, control]) => {
-  const node = app.graph.nodes.find((n) => n.type === 'SwDDrafts');
-  const w = node.widgets.find((w) => w.name === 'seed');
-  w.linkedWidgets[0].value = control;
-  w.value = seed;
-  w.callback?.(seed);
-}"""
-
-
-def numbers(page) -> str:
-    """The picks without the sheet they were clicked on."""
-    return page.evaluate(PICK).partition(" @")[0]
-
-
-def node_id(page, kind: str) -> str:
-    return str(page.evaluate("(k) => app.graph.nodes.find((n) => n.type === k).id", kind))
-
-
-def cached(entry: dict) -> set[str]:
-    [nodes] = [m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached"]
-    return set(nodes)
-
-
-def marked(page) -> list[str]:
-    return page.locator(f'{BUTTONS}[aria-pressed="true"]').evaluate_all(
-        "(all) => all.map((b) => b.title)"
-    )
-
-
-@pytest.fixture
-def sheet(page, browse, run):
-    """The template, run once with nothing picked."""
-    browse()
-    page.get_by_text("swd_drafts_emoji", exact=True).first.click()
-    page.wait_for_function(
-        "() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')", timeout=60_000
-    )
-    page.wait_for_timeout(500)
-    entry = run()
-    assert node_id(page, "SaveImage") not in entry["outputs"], "nothing was picked"
-    page.wait_for_selector(BUTTONS, state="visible", timeout=60_000)
-    return page
+from sheets import BUTTONS, PICK, SEED, SET_SEED, cached, marked, node_id, numbers
 
 
 def test_click_two_run_again_reload(sheet, run, look):
@@ -84,7 +31,7 @@ def test_keyboard_and_typing(sheet):
     page = sheet
     page.get_by_title("Draft 3", exact=True).focus()
     page.keyboard.press("Enter")
-    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
     page.keyboard.press(" ")
     assert numbers(page) == "3,4"
     page.evaluate(

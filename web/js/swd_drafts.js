@@ -2,28 +2,37 @@
 // Without this file the host shows the sheet as a plain picture and the widget is typed into.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { makeSheet } from "./swd_sheet.js";
 
 const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts"];
 const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
 const PASS_ON = ["SwDSaveDrafts", "Reroute"];
-const STYLE = `
-.swd-sheet { position: relative; width: 100%; }
-.swd-sheet img { display: block; width: 100%; height: 100%; border-radius: 4px; }
-.swd-sheet div { position: absolute; inset: 0; display: grid; }
-.swd-sheet button { all: unset; box-sizing: border-box; cursor: pointer; border-radius: 6px; }
-.swd-sheet button:hover { box-shadow: inset 0 0 0 2px #8cf8; }
-.swd-sheet button[aria-pressed="true"] { box-shadow: inset 0 0 0 4px #5ab0ff; background: #5ab0ff22; }
-.swd-sheet button:focus-visible { outline: 3px solid #ffb35a; outline-offset: -3px; }
-`;
+const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
 const sheets = new Map(); // node -> refresh
 
+function linkedTo(node, outputs) {
+  const ids = outputs.flatMap((output) => output?.links ?? []);
+  const links = ids.map((id) => node.graph.links.get?.(id) ?? node.graph.links[id]);
+  return links.map((link) => link && node.graph.getNodeById(link.target_id)).filter(Boolean);
+}
+
 function finishers(node) {
-  return (node.outputs?.[0]?.links ?? []).flatMap((id) => {
-    const link = node.graph.links.get?.(id) ?? node.graph.links[id];
-    const target = link && node.graph.getNodeById(link.target_id);
-    if (target?.type === "SwDFinishDrafts") return [target];
-    return PASS_ON.includes(target?.type) ? finishers(target) : [];
+  return linkedTo(node, [node.outputs?.[0]]).flatMap((target) => {
+    if (target.mode === NEVER) return [];
+    if (target.mode === BYPASS) return target.outputs?.[0]?.type === "LATENT" ? finishers(target) : [];
+    if (target.type === "SwDFinishDrafts") return [target];
+    return PASS_ON.includes(target.type) ? finishers(target) : [];
   });
+}
+
+// The nodes that save or show what comes of a node: what the host is asked to run.
+function resultsOf(node, seen = new Set()) {
+  for (const target of linkedTo(node, node.outputs ?? [])) {
+    if (seen.has(target) || target.mode === NEVER) continue;
+    seen.add(target);
+    resultsOf(target, seen);
+  }
+  return [...seen].filter((n) => n.mode === ALWAYS && n.constructor.nodeData?.output_node);
 }
 
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
@@ -73,76 +82,104 @@ function dropClicks(node) {
   }
 }
 
-function toggle(node, number, cells) {
+function write(finisher, numbers, { count, sheet }) {
+  const widget = pickOf(finisher);
+  const text = numbers.size === count && count > 1 ? "all" : [...numbers].join(",");
+  widget.value = text && sheet ? `${text} @${sheet}` : text;
+  widget.callback?.(widget.value);
+}
+
+// change: what makes of the numbers picked so far those picked now.
+function repick(node, cells, change) {
   fixSeed(node, cells.seed);
   for (const finisher of finishers(node)) {
-    const widget = pickOf(finisher);
-    const numbers = picked(widget.value, cells);
-    if (!numbers.delete(number)) numbers.add(number);
-    const sheet = cells.sheet && numbers.size ? ` @${cells.sheet}` : "";
-    widget.value = [...numbers].join(",") + sheet;
-    widget.callback?.(widget.value);
+    write(finisher, change(picked(pickOf(finisher).value, cells)), cells);
   }
+  node.swdSheet.say(node.swdSaid); // what was refused no longer holds
   node.graph.setDirtyCanvas(true, true);
   refresh();
+}
+
+function toggled(numbers, number) {
+  if (!numbers.delete(number)) numbers.add(number);
+  return numbers;
+}
+
+// Queues once what lies behind the finishing nodes and nothing else: the drafts are the host's from the last run.
+// one: a draft to finish alone; what else is picked stays so.
+let queueing = false;
+async function finish(node, cells, one) {
+  const { say } = node.swdSheet;
+  const behind = finishers(node);
+  const kept = behind.map((finisher) => pickOf(finisher).value);
+  const numbers = one ? [one] : [...picked(kept[0], cells)];
+  const results = [...new Set(behind.flatMap((finisher) => resultsOf(finisher)))];
+  if (queueing) return;
+  if (!numbers.length) return say("Nothing is picked");
+  if (!results.length) return say("Nothing behind Finish SwD Drafts saves or shows a picture");
+  queueing = true;
+  node.swdQueued = numbers.join(", ");
+  say((node.swdSaid = `Queued: ${node.swdQueued}`));
+  if (one) repick(node, cells, () => new Set(numbers));
+  else fixSeed(node, cells.seed);
+  try {
+    if (await app.queuePrompt(0, 1, results.map((n) => String(n.id)))) {
+      if (one) behind.forEach((finisher, i) => (pickOf(finisher).value = kept[i]));
+    } else {
+      // Refused, or behind others that the page is still sending: then what is asked for stays picked.
+      node.swdQueued = node.swdSaid = "";
+      say("Not queued yet");
+    }
+    refresh();
+  } finally {
+    queueing = false;
+  }
 }
 
 function refresh() {
   for (const [node, update] of sheets) node.graph ? update() : sheets.delete(node);
 }
 
-function makeSheet(node) {
-  const root = document.createElement("div");
-  root.className = "swd-sheet";
-  const image = root.appendChild(document.createElement("img"));
-  const grid = root.appendChild(document.createElement("div"));
-  root.addEventListener("pointerdown", (e) => e.button === 0 && e.stopPropagation());
-  root.addEventListener("keydown", (e) => {
-    if ([" ", "Enter"].includes(e.key) && !e.ctrlKey && !e.metaKey) e.stopPropagation();
-  });
+function addSheet(node) {
   let ratio = 1;
-  const getMinHeight = () => (node.size[0] - 20) * ratio;
-  const widget = node.addDOMWidget("swd_sheet", "swd_sheet", root, {
+  const sheet = makeSheet({
+    toggle: (number) => repick(node, node.swdCells, (numbers) => toggled(numbers, number)),
+    all: () => repick(node, node.swdCells, () => picked("all", node.swdCells)),
+    none: () => repick(node, node.swdCells, () => new Set()),
+    finish: () => finish(node, node.swdCells),
+    only: (number) => finish(node, node.swdCells, number),
+    enter: refresh, // a finishing node may have come or gone
+    pass: (event) => app.canvas.processMouseWheel(event),
+    resized(to) {
+      ratio = to;
+      const least = node.computeSize();
+      if (node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
+      node.graph?.setDirtyCanvas(true, true);
+    },
+  });
+  const getMinHeight = () => (node.size[0] - 20) * ratio + sheet.bar;
+  const widget = node.addDOMWidget("swd_sheet", "swd_sheet", sheet.root, {
     serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
   // The host would show the same picture once more.
   node.hideOutputImages = true;
   node.onDrawBackground = undefined;
-  image.onerror = () => (root.hidden = true); // cleared by a restart of the host
-  image.onload = () => {
-    root.hidden = false;
-    ratio = image.naturalHeight / image.naturalWidth;
-    root.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
-    const least = node.computeSize();
-    if (node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
-    node.graph?.setDirtyCanvas(true, true);
-  };
-  return { image, grid };
+  return sheet;
 }
+
+const addressOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 
 function show(node, output) {
   const [cells] = output?.swd_sheet ?? [];
   const [file] = output?.images ?? [];
   if (!cells || !file) return;
-  node.swdSheet ??= makeSheet(node);
-  node.swdSeed = cells.seed;
-  const { image, grid } = node.swdSheet;
-  image.alt = `Contact sheet of ${cells.count} drafts`;
-  image.src = api.apiURL(`/view?${new URLSearchParams(file)}`);
-  grid.style.gridTemplate = `repeat(${cells.rows}, 1fr) / repeat(${cells.columns}, 1fr)`;
-  const buttons = Array.from({ length: cells.count }, (_, i) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.ariaLabel = button.title = `Draft ${i + 1}`;
-    button.onclick = () => toggle(node, i + 1, cells);
-    return button;
-  });
-  grid.replaceChildren(...buttons);
+  node.swdSheet ??= addSheet(node);
+  node.swdCells = { ...cells, drafts: cells.drafts?.map(addressOf) };
+  node.swdSheet.show(addressOf(file), node.swdCells);
   sheets.set(node, () => {
     const [first] = finishers(node);
-    const marked = picked(first && pickOf(first)?.value, cells);
-    buttons.forEach((b, i) => b.setAttribute("aria-pressed", marked.has(i + 1)));
+    node.swdSheet.mark(picked(first && pickOf(first)?.value, cells), Boolean(first));
   });
   refresh();
 }
@@ -168,9 +205,16 @@ function fillIn(node) {
   if (widget && replace) widget.serializeValue = () => replace(app, widget.value);
 }
 
-document.head.appendChild(document.createElement("style")).textContent = STYLE;
 app.registerExtension({
   name: "ComfyUI-SwD.drafts",
+  setup() {
+    api.addEventListener("status", ({ detail }) => {
+      if (detail?.exec_info?.queue_remaining !== 0) return;
+      for (const node of sheets.keys()) {
+        if (node.swdQueued) node.swdSheet.say((node.swdSaid = `Last queued: ${node.swdQueued}`));
+      }
+    });
+  },
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type;
     if (type === "SwDSaveDrafts") fillIn(node);
@@ -187,7 +231,7 @@ app.registerExtension({
     if (widget) {
       widget.callback = function (value) {
         changed?.apply(this, arguments);
-        if (type === "SwDDrafts" && value !== node.swdSeed) dropClicks(node);
+        if (type === "SwDDrafts" && value !== node.swdCells?.seed) dropClicks(node);
         refresh();
       };
     }

@@ -1,0 +1,250 @@
+// A contact sheet as an element: its cells are buttons, and its drafts can be looked at closely in their place. It knows
+// of no graph. Space and Enter mark, as they press any button; so looking closely is Z and the wheel, which belongs to
+// the sheet only while that has the focus, as the host has it for its own widgets: else it zooms the canvas.
+const STYLE = `
+.swd-sheet { display: flex; flex-direction: column; width: 100%; font-size: 13px; }
+.swd-page { position: relative; flex: none; overflow: hidden; border-radius: 4px; }
+.swd-page > img { display: block; width: 100%; height: 100%; }
+.swd-grid, .swd-closer { position: absolute; inset: 0; display: grid; }
+.swd-sheet button { all: unset; box-sizing: border-box; cursor: pointer; border-radius: 6px; }
+.swd-sheet button:focus-visible { outline: 3px solid #ffb35a; outline-offset: -3px; }
+.swd-grid button:hover { box-shadow: inset 0 0 0 2px #8cf8; }
+.swd-grid button[aria-pressed="true"] { box-shadow: inset 0 0 0 4px #5ab0ff; background: #5ab0ff22; }
+.swd-closer { grid-auto-flow: column; grid-auto-columns: 1fr; gap: 4px; background: #1e2227; }
+.swd-closer[hidden] { display: none; }
+.swd-pane { display: flex; flex-direction: column; min-width: 0; cursor: zoom-in; border: 3px solid #0000; }
+.swd-pane.swd-marked { border-color: #5ab0ff; }
+.swd-pane > div { flex: 1; min-height: 0; background-repeat: no-repeat; }
+.swd-pane > p { margin: 0; padding: 3px 6px; color: #f2f2f2; font-size: 14px; line-height: 1.3; }
+.swd-bar { display: flex; flex: none; align-items: center; gap: 6px; height: 34px; }
+.swd-bar button { padding: 3px 9px; white-space: nowrap; color: #f2f2f2; background: #3a4048; }
+.swd-bar button:first-child { background: #2868a8; }
+.swd-bar button:disabled { opacity: 0.5; cursor: default; }
+.swd-bar span { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+`;
+const HINT = "Space marks · A all · X none · Z closer · C compares";
+const BAR = 34;
+
+document.head.appendChild(document.createElement("style")).textContent = STYLE;
+
+function make(kind, parent, props = {}) {
+  return parent.appendChild(Object.assign(document.createElement(kind), props));
+}
+
+// Args: toggle(number), all(), none(), finish(), only(number), numbers from 1; enter(); resized(height over width);
+// pass(event), of the wheel where it is the canvas's.
+export function makeSheet({ toggle, all, none, finish, only, enter, resized, pass }) {
+  const root = document.createElement("div");
+  root.className = "swd-sheet";
+  root.dataset.captureWheel = "true";
+  const page = make("div", root, { className: "swd-page" });
+  const image = make("img", page, { decoding: "async" });
+  const grid = make("div", page, { className: "swd-grid", role: "group" });
+  const closer = make("div", page, { className: "swd-closer", hidden: true, ariaHidden: "true" });
+  const bar = make("div", root, { className: "swd-bar" });
+  const go = make("button", bar, { type: "button", title: "Ctrl+Enter; a double click finishes one" });
+  const zoomer = make("button", bar, { type: "button", textContent: "Closer", title: "Z, or the wheel" });
+  const comparer = make("button", bar, { type: "button", textContent: "Compare", title: "C" });
+  const status = make("span", bar, { role: "status", title: HINT, textContent: HINT });
+
+  let cells = { count: 0, columns: 1 };
+  let buttons = [];
+  let marks = new Set();
+  let current = 0; // the draft with the focus, from 0
+  let look = null; // or { pinned, zoom, x, y }: beside which other, how large, and where, from 0 to 1
+
+  function move(to) {
+    current = Math.max(0, Math.min(cells.count - 1, to));
+    buttons.forEach((button, i) => (button.tabIndex = i === current ? 0 : -1));
+    buttons[current]?.focus({ preventScroll: true });
+    draw();
+  }
+
+  // Alone a draft begins as large as the sheet; beside another both begin at 100 %, a pixel for a pixel.
+  function sizes(pane) {
+    const [width, height] = cells.size;
+    const whole = page.offsetWidth / page.getBoundingClientRect().width; // the canvas may be zoomed
+    const fit = Math.min(pane.offsetWidth / width, pane.offsetHeight / height);
+    const first = look.pinned === null ? fit : whole;
+    const scale = Math.max(Math.min(first, fit), first * look.zoom);
+    return { scale, whole, fit, first, width: width * scale, height: height * scale };
+  }
+
+  function place() {
+    for (const pane of closer.children) {
+      const [picture, caption] = pane.children;
+      const { scale, whole, width, height } = sizes(picture);
+      const spot = (at, long, room) => `${long > room ? at * 100 : 50}%`;
+      picture.style.backgroundSize = `${width}px ${height}px`;
+      picture.style.backgroundPosition = [
+        spot(look.x, width, picture.offsetWidth),
+        spot(look.y, height, picture.offsetHeight),
+      ].join(" ");
+      caption.textContent = `${pane.title} · ${Math.round((scale / whole) * 100)} %`;
+      pane.classList.toggle("swd-marked", marks.has(+pane.dataset.number));
+    }
+  }
+
+  function paneOf(k) {
+    const pane = document.createElement("div");
+    Object.assign(pane, { className: "swd-pane", title: described(k), ...clicks(k) });
+    pane.dataset.number = k + 1;
+    make("div", pane).style.backgroundImage = `url("${cells.drafts[k]}")`;
+    make("p", pane);
+    return pane;
+  }
+
+  function draw() {
+    closer.hidden = !look;
+    zoomer.setAttribute("aria-pressed", look !== null && look.pinned === null);
+    comparer.setAttribute("aria-pressed", look !== null && look.pinned !== null);
+    const shown = !look ? [] : look.pinned === null ? [current] : [look.pinned, current];
+    if (String(shown) !== String([...closer.children].map((pane) => pane.dataset.number - 1))) {
+      closer.replaceChildren(...shown.map(paneOf)); // not those that are being clicked
+    }
+    if (!look) return;
+    place();
+    for (const k of [current - 1, current + 1]) if (cells.drafts[k]) new Image().src = cells.drafts[k];
+  }
+
+  function described(k) {
+    const share = cells.share && `${Math.round(cells.share * 100)} % of a full run`;
+    return [`Draft ${k + 1}`, cells.labels?.[k], share].filter(Boolean).join(" · ");
+  }
+
+  function pressed(k) {
+    toggle(k + 1);
+    if (k !== look?.pinned) move(k);
+  }
+
+  const clicks = (k) => ({ onclick: () => pressed(k), ondblclick: () => only(k + 1) });
+  const begin = (pinned) => (look = { pinned, zoom: 1, x: 0.5, y: 0.5 });
+
+  function closeUp() {
+    if (!cells.drafts) return;
+    look = look?.pinned === null ? null : begin(null);
+    move(current);
+  }
+
+  // What is picked beside the draft with the focus; nothing picked: that one beside the next.
+  function compare() {
+    if (!cells.drafts) return;
+    if (look && look.pinned !== null) look = null;
+    else {
+      const [other = current + 1] = [...marks].filter((number) => number !== current + 1);
+      begin(other - 1);
+      if (other === current + 1) current += current + 1 < cells.count ? 1 : -1;
+    }
+    move(current);
+  }
+
+  const keys = {
+    arrowleft: () => move(current - 1),
+    arrowright: () => move(current + 1),
+    arrowup: () => current >= cells.columns && move(current - cells.columns),
+    arrowdown: () => current + cells.columns < cells.count && move(current + cells.columns),
+    home: () => move(0),
+    end: () => move(cells.count - 1),
+    a: all,
+    x: none,
+    z: closeUp,
+    c: compare,
+    escape: () => ((look = null), move(current)),
+  };
+
+  root.addEventListener("keydown", (e) => {
+    const control = e.ctrlKey || e.metaKey;
+    if (control ? e.key === "Enter" : [" ", "Enter"].includes(e.key)) {
+      e.stopPropagation(); // the host would run the whole graph
+      if (control) {
+        e.preventDefault();
+        if (!e.repeat) finish();
+      }
+      return;
+    }
+    const key = keys[e.key.toLowerCase()];
+    if (!key || control || e.altKey || (e.key === "Escape" && !look)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    key();
+  });
+
+  root.addEventListener(
+    "wheel",
+    (e) => {
+      if (e.ctrlKey || e.metaKey || !cells.drafts || !root.contains(document.activeElement)) return pass(e);
+      e.preventDefault();
+      e.stopPropagation();
+      if (!look) {
+        const under = buttons.indexOf(e.target.closest("button"));
+        if (e.deltaY >= 0 || under < 0) return;
+        begin(null);
+        move(under);
+        return;
+      }
+      look.zoom = Math.min(16, look.zoom * Math.exp(-e.deltaY / 500));
+      const { fit, first } = sizes(closer.firstChild.firstChild);
+      if (look.zoom * first < 0.8 * Math.min(first, fit)) look = null;
+      look ? place() : draw();
+    },
+    { passive: false },
+  );
+
+  closer.addEventListener("pointermove", (e) => {
+    const box = e.target.closest(".swd-pane > div")?.getBoundingClientRect();
+    if (!box) return;
+    look.x = (e.clientX - box.left) / box.width;
+    look.y = (e.clientY - box.top) / box.height;
+    place();
+  });
+  closer.addEventListener("mousedown", (e) => e.preventDefault()); // the focus stays with the draft
+  root.addEventListener("pointerdown", (e) => e.button === 0 && e.stopPropagation());
+  root.addEventListener("pointerenter", enter);
+  go.onclick = finish;
+  zoomer.onclick = closeUp;
+  comparer.onclick = compare;
+  image.onerror = () => (root.hidden = true); // cleared by a restart of the host
+  image.onload = () => {
+    root.hidden = false;
+    page.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
+    resized(image.naturalHeight / image.naturalWidth);
+  };
+
+  return {
+    root,
+    bar: BAR,
+    // cells: rows, columns, count, and where known labels, share, size and drafts, the address of each.
+    show(address, given) {
+      cells = given;
+      look = null;
+      closer.replaceChildren();
+      image.alt = `Contact sheet of ${cells.count} drafts`;
+      image.src = address;
+      grid.ariaLabel = `${cells.count} drafts. Arrows move, ${HINT}, Ctrl+Enter finishes`;
+      grid.style.gridTemplate = `repeat(${cells.rows}, 1fr) / repeat(${cells.columns}, 1fr)`;
+      buttons = Array.from({ length: cells.count }, (_, k) => {
+        const button = document.createElement("button");
+        return Object.assign(button, {
+          type: "button",
+          title: `Draft ${k + 1}`,
+          ariaLabel: described(k),
+          tabIndex: k ? -1 : 0,
+          ...clicks(k),
+        });
+      });
+      grid.replaceChildren(...buttons);
+      current = 0;
+      zoomer.hidden = comparer.hidden = !cells.drafts;
+      draw();
+    },
+    // finishable: whether anything behind the sheet finishes drafts.
+    mark(numbers, finishable) {
+      marks = numbers;
+      buttons.forEach((button, k) => button.setAttribute("aria-pressed", marks.has(k + 1)));
+      go.disabled = !marks.size || !finishable;
+      go.textContent = finishable ? `Finish ${marks.size || ""} picked` : "No Finish SwD Drafts behind";
+      if (look) place();
+    },
+    say: (text) => (status.textContent = text || HINT),
+  };
+}
