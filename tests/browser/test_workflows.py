@@ -2,6 +2,7 @@
 
 import base64
 import json
+from itertools import combinations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,25 @@ OPENED = """async (graph) => {
         links: saved.links.length,
     };
 }"""
+# Where each node is drawn, with its title, in the graph's own units.
+DRAWN = """async (graph) => {
+    await app.loadGraphData(graph);
+    const { ds, canvas } = app.canvas;
+    ds.scale = 0.5;
+    ds.offset = [800, 400];
+    app.canvas.setDirty(true, true);
+    for (let i = 0; i < 8; i++) await new Promise(requestAnimationFrame);
+    const { left, top } = canvas.getBoundingClientRect();
+    return app.graph.nodes.map((node) => {
+        const box = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+        const [x, y] = box ? [(box.left - left) / 0.5 - 800, (box.top - top) / 0.5 - 400]
+            : [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT];
+        const [width, height] = box ? [box.width / 0.5, box.height / 0.5]
+            : [node.size[0], node.size[1] + LiteGraph.NODE_TITLE_HEIGHT];
+        return { name: `${node.id} ${node.type}`, x, y, width, height };
+    });
+}"""
+GAP = 10  # between two nodes, at least
 
 
 def models_of(graph: dict) -> list[str]:
@@ -61,6 +81,29 @@ def test_every_graph_opens_whole(page, look):
         page.wait_for_timeout(300)
         look(name)
     assert own_faults(page) == []
+
+
+def test_no_two_nodes_overlap(page, look):
+    """In the classic editor and in the new one, whose nodes are taller."""
+    page.keyboard.press("Escape")
+    found = []
+    for name, graph in GRAPHS.items():
+        nodes = page.evaluate(DRAWN, graph)
+        assert len(nodes) == len(graph["nodes"])
+        for a, b in combinations(nodes, 2):
+            beside = a["x"] + a["width"] + GAP <= b["x"] or b["x"] + b["width"] + GAP <= a["x"]
+            below = a["y"] + a["height"] + GAP <= b["y"] or b["y"] + b["height"] + GAP <= a["y"]
+            if not (beside or below):
+                found.append((name, a, b))
+        look(name)
+    assert found == []
+
+
+def test_no_note_has_code_in_it():
+    """Blue on brown, in the editor's notes: nobody can read it."""
+    for name, graph in GRAPHS.items():
+        notes = [n["widgets_values"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote"]
+        assert not [note for note in notes if "`" in note], name
 
 
 def test_every_template_opens_by_a_click(page, browse, look):
