@@ -233,3 +233,39 @@ def test_keys_and_looking_closely_on_a_sheet_of_64(many, posted, ended, look, re
     assert numbers(page) == "7", "Ctrl+Enter presses no draft"
     assert not [f for f in page.faults if "swd" in f.lower()]
     record_property("longest_script_ms", page.evaluate("() => window.longest"))
+
+
+# Puts a node into a subgraph, and gives the number of the node that stands for it.
+INTO = """(type) => {
+  const node = app.graph.nodes.find((n) => n.type === type);
+  return String(app.graph.convertToSubgraph(new Set([node])).node.id);
+}"""
+ENTER = """(id) => {
+  const { subgraph } = app.graph.getNodeById(id);
+  app.canvas.setGraph(subgraph);
+  const [node] = subgraph.nodes;
+  app.canvas.ds.scale = 0.75;
+  app.canvas.ds.offset = [200 - node.pos[0], 200 - node.pos[1]];
+}"""
+
+
+def test_in_and_out_of_subgraphs(sheet, posted, ended, run, look):
+    """The finishing node in one, the sheet outside it; then the sheet in another."""
+    page = sheet
+    saver = node_id(page, "SaveImage")
+    page.evaluate(INTO, "SwDFinishDrafts")
+    pick(page, 5)
+    page.locator(GO).click()
+    said(page, "Last queued: 5")
+    assert len(ended()["outputs"][saver]["images"]) == 1
+    page.evaluate(ENTER, page.evaluate(INTO, "SwDDrafts"))
+    run()
+    page.wait_for_selector(BUTTONS, state="visible", timeout=60_000)
+    assert marked(page) == ["Draft 5"]
+    pick(page, 3)
+    look("inside")
+    page.locator(GO).click()
+    said(page, "Last queued: 5, 3")
+    assert len(posted) == 3 and saver in posted[2]["partial_execution_targets"]
+    assert len(ended()["outputs"][saver]["images"]) == 2
+    assert not [f for f in page.faults if "swd" in f.lower()]

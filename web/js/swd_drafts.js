@@ -10,11 +10,49 @@ const PASS_ON = ["SwDSaveDrafts", "Reroute"];
 const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
 const sheets = new Map(); // node -> refresh
 
-function linkedTo(node, outputs) {
-  const ids = outputs.flatMap((output) => output?.links ?? []);
-  const links = ids.map((id) => node.graph.links.get?.(id) ?? node.graph.links[id]);
-  return links.map((link) => link && node.graph.getNodeById(link.target_id)).filter(Boolean);
+// Every graph of the page: the outermost, and those of the subgraphs in it.
+function graphsIn(graph, found = new Set()) {
+  found.add(graph);
+  for (const { subgraph } of graph.nodes) if (subgraph && !found.has(subgraph)) graphsIn(subgraph, found);
+  return [...found];
 }
+
+const allGraphs = () => graphsIn(app.rootGraph ?? app.graph);
+
+// The nodes that stand for a graph in another one: none for the outermost.
+const holdersOf = (graph) => allGraphs().flatMap((g) => g.nodes.filter((n) => n.subgraph === graph));
+
+const linksOf = (graph, ids) =>
+  (ids ?? []).map((id) => graph.links.get?.(id) ?? graph.links[id]).filter(Boolean);
+
+// The nodes that links lead to, into subgraphs and out of them.
+function targetsOf(graph, ids) {
+  return linksOf(graph, ids).flatMap(({ target_id, target_slot }) => {
+    const target = graph.getNodeById(target_id);
+    if (target?.subgraph) return targetsOf(target.subgraph, target.subgraph.inputs[target_slot]?.linkIds);
+    if (target) return [target];
+    return holdersOf(graph).flatMap((n) => targetsOf(n.graph, n.outputs[target_slot]?.links));
+  });
+}
+
+// The node that a link comes from, out of subgraphs and into them.
+function sourceOf(graph, id) {
+  const [link] = linksOf(graph, [id]);
+  if (!link) return undefined;
+  const source = graph.getNodeById(link.origin_id);
+  if (source?.subgraph) return sourceOf(source.subgraph, source.subgraph.outputs[link.origin_slot]?.linkIds[0]);
+  if (source) return source;
+  const [holder] = holdersOf(graph);
+  return holder && sourceOf(holder.graph, holder.inputs[link.origin_slot]?.link);
+}
+
+// What the host calls a node: its number, behind those of the subgraphs it is in.
+function pathOf(node) {
+  const [holder] = holdersOf(node.graph);
+  return holder ? `${pathOf(holder)}:${node.id}` : String(node.id);
+}
+
+const linkedTo = (node, outputs) => outputs.flatMap((output) => targetsOf(node.graph, output?.links));
 
 function finishers(node) {
   return linkedTo(node, [node.outputs?.[0]]).flatMap((target) => {
@@ -63,9 +101,8 @@ function fixSeed(node, seed) {
     return;
   }
   const through = PASS_ON.includes(node?.type) ? 0 : node?.inputs?.findIndex((i) => i.name === "drafts");
-  const link = node?.inputs?.[through]?.link;
-  const { origin_id } = node?.graph.links.get?.(link) ?? node?.graph.links[link] ?? {};
-  if (origin_id !== undefined) fixSeed(node.graph.getNodeById(origin_id), seed);
+  const source = node && sourceOf(node.graph, node.inputs?.[through]?.link);
+  if (source) fixSeed(source, seed);
 }
 
 function keepSeed(widget) {
@@ -123,7 +160,7 @@ async function finish(node, cells, one) {
   if (one) repick(node, cells, () => new Set(numbers));
   else fixSeed(node, cells.seed);
   try {
-    if (await app.queuePrompt(0, 1, results.map((n) => String(n.id)))) {
+    if (await app.queuePrompt(0, 1, results.map(pathOf))) {
       if (one) behind.forEach((finisher, i) => (pickOf(finisher).value = kept[i]));
     } else {
       // Refused, or behind others that the page is still sending: then what is asked for stays picked.
@@ -187,14 +224,14 @@ function show(node, output) {
 // After a reload of the page the sheets come back from what the host remembers of this workflow.
 async function restore() {
   const graph = app.rootGraph ?? app.graph;
-  const nodes = graph.nodes.filter((n) => WITH_SHEET.includes(n.type) && !n.swdSheet);
+  const nodes = allGraphs().flatMap((g) => g.nodes.filter((n) => WITH_SHEET.includes(n.type) && !n.swdSheet));
   if (!nodes.length) return;
   const reply = await api.fetchApi("/history?max_items=64");
   if (!reply.ok) return;
   const runs = Object.values(await reply.json()).sort((a, b) => b.prompt[0] - a.prompt[0]);
   const ours = runs.filter((r) => r.prompt[3]?.extra_pnginfo?.workflow?.id === graph.id);
   for (const node of nodes) {
-    show(node, ours.map((r) => r.outputs?.[node.id]).find((o) => o?.swd_sheet));
+    show(node, ours.map((r) => r.outputs?.[pathOf(node)]).find((o) => o?.swd_sheet));
   }
 }
 
