@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 SIDE = 128  # every picture is shrunk to it by area
 WIDTHS = (32, 64, 128, 192)
 FEATURES = WIDTHS[-1]
+WAVE = 12  # pixels that `melted` moves by
+MELTED = 0.2  # share of the training that shows no thing, only its colours
+UNCOUNTED = 1 - 100  # makes cross_entropy leave a picture's number of things out
 CLASSIFIER_FILE, CHECKPOINT = "scenes_classifier.safetensors", "classifier.pt"
 NAMES = tuple(THINGS)
 
@@ -51,6 +54,11 @@ class Labels:
             torch.tensor([PLACES.index(scene.place) for scene in scenes]),
             torch.tensor([TIMES.index(scene.time) for scene in scenes]),
         )
+
+    def of_some(self, chosen: Tensor) -> "Labels":
+        """Those of some of the pictures, by their numbers (M,)."""
+        fields = (self.things, self.count, self.place, self.time)
+        return Labels(*(field[chosen] for field in fields))
 
     def right(self, truth: "Labels") -> dict[str, Tensor]:
         """Which of N answers (N,) agree with the truth, by part and in "everything"."""
@@ -140,6 +148,35 @@ def jittered(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.02 * torch.randn(x.shape, generator=generator)
 
 
+def melted(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (N, 3, S, S) with the colours of what they show and none of its shapes.
+
+    Every place takes its colour from about a dozen pixels beside it, in smooth waves that are as
+    short, as a model paints that has not learned more; a half also in squares.
+    """
+    count, side = len(pictures), pictures.shape[-1]
+    waves = torch.randn(count, 2, side // WAVE, side // WAVE, generator=generator)
+    moved = F.interpolate(waves, (side, side), mode="bicubic")
+    squares = F.interpolate(waves, (side, side), mode="nearest")
+    smooth = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    shift = torch.where(smooth, moved, squares).permute(0, 2, 3, 1) * (2 * WAVE / side)
+    rows = torch.linspace(-1, 1, side)
+    place = torch.stack(torch.meshgrid(rows, rows, indexing="xy"), -1)
+    return F.grid_sample(pictures, place + shift, padding_mode="reflection", align_corners=True)
+
+
+def lesson(pictures: Tensor, truth: Labels, generator: torch.Generator) -> tuple[Tensor, Labels]:
+    """What is trained on of uint8 pictures (N, 3, S, S): the first of them melted, without things.
+
+    Colours alone must not do: a student's first pictures have them long before they have shapes.
+    """
+    x, bare = jittered(pictures, generator), round(MELTED * len(pictures))
+    x[:bare] = melted(x[:bare], generator)
+    things, count = truth.things.clone(), truth.count.clone()
+    things[:bare], count[:bare] = 0, UNCOUNTED
+    return x, Labels(things, count, truth.place, truth.time)
+
+
 def held_back(assets: Path, count: int, seed: int = 0) -> tuple[Tensor, list[Scene]]:
     """Real pictures uint8 (N, 3, 256, 256) that nothing was trained on, and their scenes."""
     world = World(FluentSprites(assets), seed)
@@ -188,10 +225,10 @@ def train(
             cosine = 0.5 * (1 + math.cos(math.pi * elapsed / (60 * minutes)))
             optimiser.set_lr(min(1.0, (step + 1) / 100) * cosine + 0.005)
             chosen = torch.randint(len(small), (batch,), generator=generator)
+            pictures, wanted = lesson(small[chosen], truth.of_some(chosen), generator)
             with fast_autocast():
-                logits = model(jittered(small[chosen], generator))
-            fields = (truth.things, truth.count, truth.place, truth.time)
-            loss = loss_of(logits, Labels(*(t[chosen] for t in fields)))
+                logits = model(pictures)
+            loss = loss_of(logits, wanted)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from swd_core.lab import evaluate
-from swd_core.lab.classifier import NAMES, Labels, SceneClassifier, loss_of
+from swd_core.lab.classifier import (
+    NAMES,
+    Labels,
+    SceneClassifier,
+    jittered,
+    lesson,
+    loss_of,
+    melted,
+)
 from swd_core.lab.evaluate import asked, measure, repeated
 from swd_core.lab.measures import (
     bootstrap,
@@ -134,6 +142,37 @@ def test_the_classifier_reads_any_size_and_learns_its_labels():
         optimiser.step()
     answers, _ = examined(model, pictures)
     assert prompt_accuracy(answers, scenes)["everything"].value == 1
+
+
+def test_melted_pictures_keep_their_colours_and_lose_their_shapes():
+    generator = torch.Generator().manual_seed(0)
+    disc = (torch.cartesian_prod(torch.arange(128), torch.arange(128)) - 64.0).norm(dim=1) < 30
+    pictures = disc.view(128, 128).float().expand(8, 3, -1, -1)
+    molten = melted(pictures, generator)
+    assert float(molten.mean()) == pytest.approx(float(pictures.mean()), rel=0.1)
+    assert molten.min() >= -0.01 and molten.max() <= 1.01
+
+    def outline(x):
+        return (x[..., 1:] - x[..., :-1]).abs().sum((1, 2, 3))
+
+    assert (outline(molten) > 1.5 * outline(pictures)).all()
+    assert torch.equal(melted(pictures, torch.Generator().manual_seed(0)), molten)
+
+
+def test_a_fifth_of_the_lessons_shows_no_thing_and_counts_none():
+    scenes = [scene_of(0, i) for i in range(10)]
+    truth = Labels.of(scenes)
+    pictures = torch.randint(0, 256, (10, 3, 128, 128), dtype=torch.uint8)
+    x, wanted = lesson(pictures, truth, torch.Generator().manual_seed(0))
+    plain = jittered(pictures, torch.Generator().manual_seed(0))
+    assert torch.equal(x[2:], plain[2:]) and not torch.equal(x[:2], plain[:2])
+    assert not wanted.things[:2].any() and torch.equal(wanted.things[2:], truth.things[2:])
+    assert torch.equal(wanted.place, truth.place) and torch.equal(wanted.time, truth.time)
+    logits = tuple(torch.randn(10, n, generator=torch.Generator().manual_seed(n)).requires_grad_()
+                   for n in (len(NAMES), 2, len(PLACES), len(TIMES)))  # fmt: skip
+    loss_of(logits, wanted).backward()
+    assert not logits[1].grad[:2].any() and logits[1].grad[2:].any(1).all()
+    assert all(part.grad[:2].any() for part in (logits[0], logits[2], logits[3]))
 
 
 def test_prompts_are_trained_on_or_never_were():
