@@ -21,7 +21,7 @@ from ..scenes.catalogue import Scene
 from ..scenes.student import LORA_FOLDER, WEIGHTS, SceneStudent
 from .classifier import CLASSIFIER_FILE, Labels, SceneClassifier, load_classifier
 from .evaluate import asked
-from .measures import bootstrap, examined
+from .measures import examined, mean
 from .ways import STUDENTS
 
 log = logging.getLogger(__name__)
@@ -73,14 +73,11 @@ def measure(
             same = examined(model, draft)[0].right(end)
             row = rows.setdefault(str(stop), {})
             for name, values in {"psnr": psnr, "ssim": ssim, **same}.items():
-                row.setdefault(name, []).append(values.float())
+                row.setdefault(name, []).append(values)
     joined = {stop: {name: torch.cat(v) for name, v in row.items()} for stop, row in rows.items()}
     return {
         stop: {"side": FACTOR * SIDES[int(stop) - 1], "images": len(scenes)}
-        | {
-            name: bootstrap(lambda chosen, v=v: float(v[chosen].mean()), len(scenes)).rounded()
-            for name, v in row.items()
-        }
+        | {name: mean(values).rounded() for name, values in row.items()}
         for stop, row in joined.items()
     }
 

@@ -63,10 +63,15 @@ def examined(model: SceneClassifier, pictures: Tensor) -> tuple[Labels, Tensor]:
 def prompt_accuracy(answers: Labels, scenes: Sequence[Scene]) -> dict[str, Interval]:
     """Share of pictures with everything as prompted, and of each part alone."""
     right = answers.right(Labels.of(scenes))
-    return {
-        part: bootstrap(lambda chosen, v=v: float(v[chosen].float().mean()), len(scenes))
-        for part, v in right.items()
-    }
+    return {part: mean(found) for part, found in right.items()}
+
+
+def mean(values: Tensor) -> Interval:
+    """The mean of (N,); of truths it is a share, and so are its bounds."""
+    found = bootstrap(lambda chosen: float(values[chosen].float().mean()), len(values))
+    if values.dtype != torch.bool:
+        return found
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

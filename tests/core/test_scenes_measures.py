@@ -19,6 +19,7 @@ from swd_core.lab.measures import (
     bootstrap,
     examined,
     frechet_distance,
+    mean,
     nearest,
     precision_recall,
     prompt_accuracy,
@@ -88,6 +89,14 @@ def test_bootstrap_finds_the_interval_of_a_mean():
     assert found.value == pytest.approx(float(values.mean()))
     assert found.high - found.value == pytest.approx(error, rel=0.15)
     assert found.value - found.low == pytest.approx(error, rel=0.15)
+
+
+def test_a_share_has_bounds_that_are_shares():
+    right = torch.arange(40) > 0
+    found = mean(right)
+    assert found.value == pytest.approx(39 / 40) and 0.85 < found.low < 0.95 and found.high <= 1
+    assert mean(~right).low >= 0
+    assert mean(right.float() * 3 - 2).value == pytest.approx(3 * 39 / 40 - 2)
 
 
 def test_bootstrap_of_a_biased_statistic_holds_its_value():
