@@ -82,6 +82,18 @@ def test_another_seed_is_another_sheet_with_nothing_picked(sheet, run):
     assert numbers(page) == "3" and page.evaluate(SEED) == [777, "fixed"]
 
 
+def test_a_linked_pick_is_not_clicked(sheet):
+    """What comes by the link is what is finished, so a click must not seem to count."""
+    page = sheet
+    page.evaluate(
+        "() => { const node = LiteGraph.createNode('PrimitiveString'); app.graph.add(node);"
+        " const to = app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts');"
+        " node.connect(0, to, to.inputs.findIndex((i) => i.name === 'pick')); }"
+    )
+    page.get_by_title("Draft 5", exact=True).click()
+    assert page.evaluate(PICK) == "" and marked(page) == []
+
+
 @pytest.mark.parametrize("node", ["SwDDrafts", "SwDDistillTrain"])
 def test_a_new_node_keeps_its_seed(page, node):
     """While one picks; and a training goes on only with the seed it began with."""

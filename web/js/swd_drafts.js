@@ -54,11 +54,14 @@ function pathOf(node) {
 
 const linkedTo = (node, outputs) => outputs.flatMap((output) => targetsOf(node.graph, output?.links));
 
+// One whose pick comes by a link finishes what that says, whatever is clicked.
+const isLinked = (node, name) => node.inputs?.some((i) => i.name === name && i.link != null);
+
 function finishers(node) {
   return linkedTo(node, [node.outputs?.[0]]).flatMap((target) => {
     if (target.mode === NEVER) return [];
     if (target.mode === BYPASS) return target.outputs?.[0]?.type === "LATENT" ? finishers(target) : [];
-    if (target.type === "SwDFinishDrafts") return [target];
+    if (target.type === "SwDFinishDrafts") return isLinked(target, "pick") ? [] : [target];
     return PASS_ON.includes(target.type) ? finishers(target) : [];
   });
 }
