@@ -127,6 +127,14 @@ def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor], toleran
     assert largest > 0 and worst <= tolerance * largest, (worst, largest)
 
 
+def test_an_interval_begins_at_its_own_noise_level_from_the_size_before():
+    assert [(step.size, step.previous, step.sigma) for step in STEPS] == [
+        ((4, 6), None, 1.0),
+        ((6, 8), (4, 6), 0.8959),
+        ((8, 8), (6, 8), 0.6022),
+    ]
+
+
 @pytest.mark.parametrize("width", [64, 1536])
 def test_one_step_has_the_published_losses_and_gradients(width, drawn):
     ours = trainer_of(small_sd3(width))
