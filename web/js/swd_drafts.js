@@ -162,8 +162,13 @@ async function finish(node, cells, one) {
   say((node.swdSaid = `Queued: ${node.swdQueued}`));
   if (one) repick(node, cells, () => new Set(numbers));
   else fixSeed(node, cells.seed);
+  // The page tells a widget that it was sent; what it answers us is always no on older hosts.
+  let sent = false;
+  const widget = pickOf(behind[0]);
+  widget.afterQueued = () => (sent = true);
   try {
-    if (await app.queuePrompt(0, 1, results.map(pathOf))) {
+    await app.queuePrompt(0, 1, results.map(pathOf));
+    if (sent) {
       if (one) behind.forEach((finisher, i) => (pickOf(finisher).value = kept[i]));
     } else {
       // Refused, or behind others that the page is still sending: then what is asked for stays picked.
@@ -173,6 +178,7 @@ async function finish(node, cells, one) {
     refresh();
   } finally {
     queueing = false;
+    delete widget.afterQueued;
   }
 }
 
