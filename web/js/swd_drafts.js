@@ -277,7 +277,7 @@ app.registerExtension({
     if (widget) {
       widget.callback = function (value) {
         changed?.apply(this, arguments);
-        if (type === "SwDDrafts" && value !== node.swdCells?.seed) dropClicks(node);
+        if (type === "SwDDrafts" && value !== (node.swdCells?.seed ?? value)) dropClicks(node);
         refresh();
       };
     }
