@@ -6,11 +6,13 @@ What is of a MODEL, a LATENT or a LoRA is in _host_model, _host_latent and _host
 import dataclasses
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
@@ -24,6 +26,12 @@ __all__ = ["ComfyExtension", "io", "ui"]
 
 Schedule = io.Custom("SWD_SCHEDULE")
 CATEGORY = "SwD"
+# Their models start from a picture, not from noise; ComfyUI 0.3.64 has the first alone.
+FROM_PICTURES = tuple(
+    getattr(comfy.model_sampling, name)
+    for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
+    if hasattr(comfy.model_sampling, name)
+)
 # "control after generate" at its value for new nodes; older hosts can only say that it is there.
 FIXED = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
 
@@ -129,3 +137,47 @@ def out_of_memory(error: Exception) -> bool:
 
 def to_output_device(samples: Tensor) -> Tensor:
     return samples.to(comfy.model_management.intermediate_device())
+
+
+@contextmanager
+def said_to_train() -> Iterator[None]:
+    """Has the host use the functions that gradients can pass; ComfyUI 0.3.64 knows no others."""
+    management = comfy.model_management
+    before = getattr(management, "in_training", None)
+    if before is not None:
+        management.in_training = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            management.in_training = before
+
+
+def reloadable(patcher: Any, load: Callable[..., Any]) -> None:
+    """Tells the host how to make the weights anew, as its own loaders do.
+
+    It does so for LoRA hooks and torch compile where memory is dynamic, and for other devices;
+    ComfyUI 0.3.64 never does.
+
+    Args:
+        load: gives such a patcher, without dynamic memory if `disable_dynamic` is True.
+    """
+    if hasattr(patcher, "cached_patcher_init"):
+        patcher.cached_patcher_init = (load, ())
+
+
+def end_patches(patcher: Any) -> None:
+    """What the host calls at the end of a run (Flux KV Cache); 0.3.64 has nothing of the kind."""
+    clean_up = getattr(patcher, "model_patches_call_function", None)
+    if clean_up is not None:
+        clean_up("cleanup")
+
+
+def flux2_sigmas(steps: int, cells: int) -> Tensor:
+    """FLUX.2's own SIGMAS (steps + 1,) for a picture of so many latent cells.
+
+    Only for a FLUX.2, which ComfyUI 0.3.64 has not, nor this schedule.
+    """
+    from comfy_extras.nodes_flux import get_schedule
+
+    return get_schedule(steps, cells)

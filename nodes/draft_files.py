@@ -10,7 +10,7 @@ import folder_paths
 
 from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
 from ..swd_core.files import check_name
-from . import drafting, offered
+from . import draft_sheet, drafting, offered
 from ._host import CATEGORY, io, supported
 from .fitting import check_decodes
 from .inputs import checked
@@ -162,8 +162,8 @@ class SwDLoadDrafts(io.ComfyNode):
     def execute(cls, file: str, vae: Any) -> io.NodeOutput:
         drafts = load_drafts(saved_file(file))
         check_decodes(vae, drafts.samples.shape[1], drafts.samples.ndim - 2)
-        images = drafting.decode(drafts, vae, None, SHEET_BATCH)
-        _, shown = drafting.show(drafts, images, cls)
+        images = draft_sheet.decode(drafts, vae, None, SHEET_BATCH)
+        _, shown = draft_sheet.show(drafts, images, cls)
         return io.NodeOutput(drafting.to_latent(drafts), images, ui=shown)
 
 

@@ -1,4 +1,4 @@
-"""Drafts on the host: running a stretch in batches that fit the memory, decoding, the sheet."""
+"""Drafts on the host: run in batches that fit the memory, and carried in a LATENT."""
 
 import logging
 import math
@@ -7,19 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
-import latent_preview
 import torch
 from torch import Tensor
 
-from ..swd_core.contact import contact_sheet
 from ..swd_core.drafts import Draft, Drafts, join
 from ..swd_core.growing import GrowthState
 from ..swd_core.growth import AnySchedule, GrowthSchedule
 from ..swd_core.noise import plain_seed
-from ..swd_core.pictures import picture_of, pixels_of
 from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
-from ._host import ui
 from .checks import check_run
 from .growth_sampler import sampler_of
 
@@ -114,12 +110,11 @@ class Sampling:
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
-        part = self._stretches(drafts)[drafts.step : until]
-        steps, first = sum(stretch.steps for stretch in part), part[0].step
+        ahead = self._stretches(drafts)[drafts.step : until]
+        steps, first = sum(stretch.steps for stretch in ahead), ahead[0].step
         report = None
         while todo.images:
-            ahead = -(-len(todo.images) // size)
-            total = steps * (len(done) + ahead)
+            total = steps * (len(done) + -(-len(todo.images) // size))
             report = report or _host.preview_callback(self.model, total)
             tell = _offset(report, steps * len(done) - first, total)
             part = todo.choose(range(min(size, len(todo.images))))
@@ -173,7 +168,7 @@ class Sampling:
         shape = (
             (channels, *drafts.size) if drafts.latent is None else tuple(drafts.latent.shape[1:])
         )
-        noise = torch.zeros((count, *shape))
+        noise = torch.zeros((count, *shape))  # for its shape: the sampler draws the drafts' own
         latent = (
             noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
         )
@@ -185,7 +180,7 @@ class Sampling:
             kept = map(_host.to_output_device, (state.x_t, x0))
             states.append(GrowthState(*kept, state.stretches))
 
-        begin = (x if x is None else x.to(self.model.load_device) for x in drafts.grown)
+        begin = (x if x is None else x.to(self.model.load_device) for x in drafts.held)
         sampler = sampler_of(
             drafts.schedule,
             drafts.method,
@@ -257,47 +252,3 @@ def every_scale(drafts: Drafts, model: Any) -> list[dict[str, Tensor]]:
     return [
         {"samples": model.model.process_latent_out(x0.to(torch.float32))} for x0 in drafts.scales
     ]
-
-
-def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
-    """IMAGE (N, H, W, 3) of the latents by the host's linear map, for where there is no VAE.
-
-    A video has a picture for each of its latent frames.
-    """
-    factors = latent_format.latent_rgb_factors
-    x0 = drafts.scales[-1].float().cpu()
-    if x0.ndim == 5:
-        x0 = x0.movedim(2, 1).flatten(0, 1)  # BCTHW -> (B T)CHW
-    if factors is None:
-        grey = x0.mean(1)
-        low, high = grey.amin((-2, -1), keepdim=True), grey.amax((-2, -1), keepdim=True)
-        return ((grey - low) / (high - low).clamp(min=1e-6))[..., None].expand(*grey.shape, 3)
-    more = (getattr(latent_format, f"latent_rgb_factors_{k}", None) for k in ("bias", "reshape"))
-    previewer = latent_preview.Latent2RGBPreviewer(factors, *(m for m in more if m is not None))
-    return torch.stack([pixels_of(previewer.decode_latent_to_preview(row[None])) for row in x0])
-
-
-def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
-    """IMAGE (N, H, W, 3) of the drafts; a video's frames follow one another."""
-    if vae is None:
-        return rough_images(drafts, model.get_model_object("latent_format"))
-    images = torch.cat([vae.decode(part.samples) for part in drafts.batches(batch)])
-    return images.reshape(-1, *images.shape[-3:])
-
-
-def show(
-    drafts: Drafts, images: Tensor, cls: Any, share: float | None = None
-) -> tuple[Tensor, dict[str, Any]]:
-    """The sheet as IMAGE (1, H, W, 3), and what the node shows and the page picks from.
-
-    Args:
-        share: what each has cost of a full run, where that is known.
-    """
-    firsts = images[:: images.shape[0] // len(drafts.images)]
-    sheet = contact_sheet([picture_of(pixels) for pixels in firsts], drafts.labels())
-    image = pixels_of(sheet.picture)[None]
-    cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
-    cells |= {"sheet": drafts.sheet, "seed": drafts.images[0].seed}
-    cells |= {"labels": drafts.labels(), "share": share, "size": list(firsts.shape[2:0:-1])}
-    cells["drafts"] = ui.PreviewImage(firsts.detach(), cls=cls).as_dict()["images"]
-    return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

@@ -9,7 +9,7 @@ from ..swd_core.growth import AnySchedule
 from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS
-from . import drafting
+from . import draft_sheet, drafting
 from ._host import CATEGORY, FIXED, Schedule, io, say, supported
 from .drafting import KEY, Sampling
 from .finished import LATELY
@@ -114,8 +114,8 @@ class SwDDrafts(io.ComfyNode):
         share = sampling.share(drafts)
         whole = "run at full size" if drafts.stretches else "full run"
         say(f"{count} drafts, each {share:.3f} of a {whole}; all of them {count * share:.2f}")
-        images = drafting.decode(drafts, vae, model, batch)
-        sheet, shown = drafting.show(drafts, images, cls, share)
+        images = draft_sheet.decode(drafts, vae, model, batch)
+        sheet, shown = draft_sheet.show(drafts, images, cls, share)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
 
 
@@ -225,8 +225,8 @@ class SwDFinishDrafts(io.ComfyNode):
         scales = drafting.every_scale(done, model)
         if not stop_after:
             return io.NodeOutput({"samples": done.samples}, scales)
-        images = drafting.decode(done, vae, model, batch)
-        _, shown = drafting.show(done, images, cls, sampling.share(done))
+        images = draft_sheet.decode(done, vae, model, batch)
+        _, shown = draft_sheet.show(done, images, cls, sampling.share(done))
         return io.NodeOutput(drafting.to_latent(done), scales, ui=shown)
 
 

@@ -19,13 +19,7 @@ from ..swd_core.process import Process
 from ..swd_core.stretches import Stretch, step_numbers
 from .conditioning import mask_at
 from .sized import SizedModel
-from .solvers import (
-    TREE,
-    PathNoise,
-    StepNoise,
-    draws_noise,
-    walks,
-)  # fmt: skip
+from .solvers import TREE, PathNoise, StepNoise, draws_noise, walks
 from .ways import Report
 
 
@@ -208,5 +202,7 @@ class GrowthWay:
 def used_models_kept() -> Iterator[None]:
     """Has the host bring back what the run uses, where a VAE took its place on the device."""
     used = comfy.model_management.loaded_models(only_currently_used=True)
-    yield
-    comfy.model_management.load_models_gpu(used)
+    try:
+        yield
+    finally:
+        comfy.model_management.load_models_gpu(used)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..swd_core.growth import DELTAS, MOST_SIZES, GrowthSchedule
 from ..swd_core.schedule import MAX_STEPS
-from . import _host_latent, _host_model, solvers
+from . import _host, _host_latent, _host_model, solvers
 from ._host import CATEGORY, Schedule, io, supported, ui
 from .fitting import check_vae
 from .growth_sampler import PixelGrowth
@@ -37,9 +37,8 @@ def model_sigmas(
     if scheduler != AUTO:
         return _plain_sigmas(model, solver, scheduler, steps), f"sigmas: {scheduler}"
     if type(model.model).__name__ == "Flux2":  # not by its latents, which ERNIE-Image has too
-        from comfy_extras.nodes_flux import get_schedule  # ComfyUI 0.3.64 has no FLUX.2
-
-        return get_schedule(steps, size[0] * size[1]), "sigmas: auto, FLUX.2's own for this size"
+        sigmas = _host.flux2_sigmas(steps, size[0] * size[1])
+        return sigmas, "sigmas: auto, FLUX.2's own for this size"
     return _plain_sigmas(model, solver, "simple", steps), "sigmas: auto, simple"
 
 
@@ -228,10 +227,18 @@ class SwDGrowthSchedule(io.ComfyNode):
         falling = growth_levels(given)
         lift, why = chosen_lift(lift, len(falling), vae)
         schedule = GrowthSchedule(
-            falling, start_size, sizes,
-            DELTAS.get(tolerance, custom_tolerance), law, lift, sampler_name,
-            levels.kind, levels.top, levels.noise_scale, f"growth, {tolerance}",
-        )  # fmt: skip
+            sigmas=falling,
+            start=start_size,
+            count=sizes,
+            delta=DELTAS.get(tolerance, custom_tolerance),
+            law=law,
+            lift=lift,
+            solver=sampler_name,
+            kind=levels.kind,
+            top=levels.top,
+            noise_scale=levels.noise_scale,
+            name=f"growth, {tolerance}",
+        )
         if lift == "pixels":
             schedule = PixelGrowth(**vars(schedule), vae=vae)
         text, picture = _shown(schedule, model, target, [made, why, whose])

@@ -35,7 +35,7 @@ class GrowthSampler(ScaleWiseSampler):
 
     Args:
         solver: a KSAMPLER of the host's that makes the steps; None is the schedule's own.
-        vae: for lifts through pixels; None is the one that comes with the schedule.
+        vae: for lifts through pixels, where none comes with the schedule.
 
     Raises:
         ValueError: if the solver can't be cut where the size changes, or there is no VAE for a lift
@@ -99,9 +99,19 @@ class GrowthSampler(ScaleWiseSampler):
         if source is None and (draws_noise(self.solver) or self.schedule.lift != "spectral"):
             source = self._seeded(noise, sized.extra_args)
         return GrowthWay(
-            sized, process, self.schedule, self.solver, begin, source, sized.start, levels,
-            stretches, self.method, report, self.vae,
-        )  # fmt: skip
+            sized=sized,
+            process=process,
+            schedule=self.schedule,
+            solver=self.solver,
+            begin=begin,
+            source=source,
+            start=sized.start,
+            levels=levels,
+            stretches=stretches,
+            method=self.method,
+            report=report,
+            vae=self.vae,
+        )
 
 
 def sampler_of(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..swd_core.distill.adapters import active_adapter, add_adapters
 from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.watch import Watched
-from ..swd_core.families import FAMILIES, Family
+from ..swd_core.families import FAMILIES, Family, existing_block
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
 from . import _host, _host_model
@@ -81,14 +81,7 @@ class HostModel(Watched):
         if self.held.middle_alone:
             return blocks[0]
         count = len(blocks)
-        block = family.watched_block(count, block)
-        if block is None:
-            block = (count - 1) // 2
-        if not 0 <= block < count:
-            raise ValueError(
-                f"Block {block} does not exist: the model has the blocks 0 to {count - 1}."
-            )
-        return blocks[block]
+        return blocks[existing_block(count, family.watched_block(count, block))]
 
     def _place(self, model: Any) -> None:
         """Weights onto the MODEL's device, in the number format that it trains in.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from . import _host
+
 
 def begin_anew(guider: Any, model_options: dict[str, Any]) -> None:
     """Has them keep nothing of the steps before, as at the start of a run.
@@ -14,7 +16,4 @@ def begin_anew(guider: Any, model_options: dict[str, Any]) -> None:
         fresh = cache.clone().prepare_timesteps(guider.inner_model.model_sampling)
         fresh.total_steps_skipped = cache.total_steps_skipped  # the host's log names the run's
         vars(cache).update(vars(fresh))
-    # What the host calls at the end of a run (Flux KV Cache); 0.3.64 has nothing of the kind.
-    clean_up = getattr(guider.model_patcher, "model_patches_call_function", None)
-    if clean_up is not None:
-        clean_up("cleanup")
+    _host.end_patches(guider.model_patcher)

@@ -8,13 +8,7 @@ import comfy.model_sampling
 
 from ..swd_core.growth import GrowthSchedule
 from ..swd_core.process import FlowMatching, Levels, VarianceExploding
-
-# Their models start from a picture, not from noise; ComfyUI 0.3.64 has the first alone.
-_FROM_PICTURES = tuple(
-    getattr(comfy.model_sampling, name)
-    for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
-    if hasattr(comfy.model_sampling, name)
-)
+from . import _host
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ def model_levels(model: Any) -> ModelLevels:
         ValueError: if it doesn't start from noise.
     """
     sampling = model.get_model_object("model_sampling")
-    if isinstance(sampling, _FROM_PICTURES):
+    if isinstance(sampling, _host.FROM_PICTURES):
         raise ValueError(
             "This model starts from a picture instead of noise, so there is nothing to grow. "
             "Sample it at one size with the host's own sampler."

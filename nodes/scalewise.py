@@ -139,14 +139,16 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
             if callback is not None:
                 callback(step, x0, x_t, steps)
 
-        def noise_of(step: int, shape: Sequence[int]) -> Tensor:
-            fresh = way.noise(step, shape)
-            model.noise = fresh.to(noise.device, noise.dtype, non_blocking=True)
-            return model.noise
-
         pure = levels[0] if self.max_denoise(guider, sigmas) else None
         process = _host_model.HostProcess(guider.inner_model.model_sampling, pure)
         way = self._way(sized, process, stretches, levels, noise, report)
+
+        def noise_of(step: int, shape: Sequence[int]) -> Tensor:
+            fresh = way.noise(step, shape)
+            # The host's inpainting covers what a mask keeps with the same noise.
+            model.noise = fresh.to(noise.device, noise.dtype, non_blocking=True)
+            return model.noise
+
         try:
             state = sample_growing(
                 way.solve,
@@ -184,12 +186,19 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         Args:
             noise: of the target's size, as the guider gives it. levels: with the last one.
         """
-        draw = self.noise
-        if draw is None:
-            numbers = step_numbers(levels[:-1], self.table(sized.guider.model_patcher))
-            seeded = self._seeded(noise, sized.extra_args)
-            draw = lambda step, shape: seeded(numbers[step], shape)  # noqa: E731
-        return StudentWay(sized, process, draw, self.method, report)
+        return StudentWay(
+            sized,
+            process,
+            draw=self.noise or self._by_number(levels, noise, sized),
+            method=self.method,
+            report=report,
+        )
+
+    def _by_number(self, levels: list[float], noise: Tensor, sized: SizedModel) -> Noise:
+        """Noise by the number that a step of the run has in the schedule."""
+        numbers = step_numbers(levels[:-1], self.table(sized.guider.model_patcher))
+        seeded = self._seeded(noise, sized.extra_args)
+        return lambda step, shape: seeded(numbers[step], shape)
 
     def _seeded(self, noise: Tensor, extra_args: dict[str, Any]) -> SeededNoise:
         seed, indices = extra_args.get("seed") or 0, self.indices

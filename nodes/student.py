@@ -1,7 +1,6 @@
 """SwDEmojiStudent: the embedded student as MODEL, CLIP and VAE, without a download."""
 
 import logging
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
 from ..swd_core.lora_files import read_lora
 from ..swd_core.presets import presets
 from ..swd_core.scenes.student import read_weights
-from ._host import CATEGORY, Schedule, io, supported
+from ._host import CATEGORY, Schedule, io, reloadable, supported
 from ._host_lora import apply_lora
 from .inputs import checked
 
@@ -86,18 +85,6 @@ class HostTextEncoder(nn.Module):
         ids = torch.tensor([[token[0] for token in row] for row in tokens["emoji"]])
         with torch.no_grad():
             return self.encoder(ids.to(self.encoder.words.weight.device))
-
-
-def reloadable(patcher: Any, load: Callable[..., Any]) -> None:
-    """Tells the host how to make the weights anew, as its own loaders do.
-
-    It does so for LoRA hooks and torch compile where memory is dynamic, and for other devices.
-
-    Args:
-        load: gives such a patcher, without dynamic memory if `disable_dynamic` is True.
-    """
-    if hasattr(patcher, "cached_patcher_init"):  # unknown to ComfyUI 0.3.64
-        patcher.cached_patcher_init = (load, ())
 
 
 def load_model(disable_dynamic: bool = False) -> Any:

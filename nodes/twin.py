@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..swd_core.distill.adapters import active_adapter, adapter
+from . import _host
 
 
 @contextmanager
@@ -24,14 +25,10 @@ def training_mode() -> Iterator[None]:
     """
     management = comfy.model_management
     management.unload_all_models()
-    before = getattr(management, "in_training", None)  # unknown to ComfyUI 0.3.64
-    if before is not None:
-        management.in_training = True
     try:
-        yield
+        with _host.said_to_train():
+            yield
     finally:
-        if before is not None:
-            management.in_training = before
         gc.collect()  # the trained twin has cycles, and the memory of a graphics card
         management.soft_empty_cache()
 

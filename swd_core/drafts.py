@@ -37,7 +37,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class DraftNoise:
-    """`noise(step, shape)` for images of several seeds: what `sample_scalewise` draws from."""
+    """`noise(step, shape)` for images of several seeds: what the loops draw from."""
 
     images: tuple[Draft, ...]
 
@@ -97,7 +97,7 @@ class Drafts:
         return ScaleState(self.scales[-1], self.step) if self.scales else ScaleState()
 
     @property
-    def grown(self) -> tuple[Tensor | None, Tensor | None]:
+    def held(self) -> tuple[Tensor | None, Tensor | None]:
         """What `sample_growing` goes on from: x_t and x0, which for a student are the same."""
         x0 = self.scales[-1] if self.scales else None
         return (x0 if self.x_t is None else self.x_t), x0

@@ -64,7 +64,7 @@ class Family:
 
     name: in presets, drafts and configs. preset: the schedule it is trained for unless another is
     asked for. width: of its tokens, where it tells families of one architecture apart by a LoRA.
-    block: whose middle tokens the paper's losses compare, counted from 0, in a model of `depth`
+    block: whose tokens the paper's losses compare, counted from 0, in a model of `depth`
     such blocks. mmd_sigma: least and largest noise level of the patch loss. encoders: whose VAE and
     text encoders it reads, so that prepared data of one serves the other; the architecture's if "".
     """
@@ -110,6 +110,21 @@ class Family:
         if chosen is not None:
             return chosen
         return self.block if self.depth and self.depth == count else None
+
+
+def existing_block(count: int, block: int | None) -> int:
+    """The number of a block in a model with `count` of them; None is the middle one.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+    if block is None:
+        return (count - 1) // 2
+    if not 0 <= block < count:
+        raise ValueError(
+            f"Block {block} does not exist: the model has the blocks 0 to {count - 1}."
+        )
+    return block
 
 
 SD3 = Architecture(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..families import Architecture
+from ..families import Architecture, existing_block
 from ..lora import LoraLayer
 from ..process import FlowMatching
 from .adapters import active_adapter, adapter, add_adapters
@@ -89,13 +89,7 @@ class DiffusersModel(Watched):
 
     def check(self) -> None:
         """Raises ValueError if the block that is to be looked at does not exist."""
-        count = len(self.module.transformer_blocks)
-        if self.block is None:
-            self.block = (count - 1) // 2
-        if not 0 <= self.block < count:
-            raise ValueError(
-                f"Block {self.block} does not exist: the model has the blocks 0 to {count - 1}."
-            )
+        self.block = existing_block(len(self.module.transformer_blocks), self.block)
 
     def level(self, t: Tensor) -> Tensor:
         """Noise level of the process for times 0..1."""

@@ -1,4 +1,4 @@
-"""The discriminator: a small head on the tokens of a middle block."""
+"""The discriminator: a small head on the tokens of the watched block."""
 
 import torch
 from torch import nn

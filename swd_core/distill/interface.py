@@ -26,7 +26,7 @@ class DistillModel(Protocol):
         """x0 from x_t with the active adapter."""
 
     def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """Tokens (B, N, width) of the middle block with the active adapter."""
+        """Tokens (B, N, width) of the watched block with the active adapter."""
 
     def predict_with_features(
         self, x: Tensor, sigma: Tensor, text: Conditioning

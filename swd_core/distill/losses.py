@@ -14,7 +14,7 @@ def mmd_linear(real: Tensor, fake: Tensor, c: float = HUBER_C) -> Tensor:
     the length of the whole difference would be the square root of D times stronger.
 
     Args:
-        real, fake: tokens (B, N, D) of one middle block; the numbers of tokens may differ.
+        real, fake: tokens (B, N, D) of one block; the numbers of tokens may differ.
         c: width of the quadratic part of sqrt(d^2 + c^2) - c, for a channel's difference d.
 
     Returns:

@@ -28,7 +28,7 @@ class Seen:
     real, x0: real latents and the student's prediction (B, C, H, W). text: their conditioning.
     draws: what is drawn at random in this step. teacher, fake: what the guided
     teacher and the fake score make of x0 with noise of `dmd_sigma` on it, without gradient.
-    logits: the discriminator's of the same. real_tokens, tokens: the middle block's (B, N, width)
+    logits: the discriminator's of the same. real_tokens, tokens: the watched block's (B, N, width)
     of both with noise of `mmd_sigma` on them.
     """
 
@@ -151,7 +151,7 @@ class Objective:
     def of_others(
         self, real: Tensor, x0: Tensor, text: Conditioning, draws: Draws
     ) -> dict[str, Tensor]:
-        """How x0 differs from the real latents, in the middle block's tokens and by itself."""
+        """How x0 differs from the real latents, in the watched block's tokens and by itself."""
         seen = Seen(self.config, real, x0, text, draws)
         if _needs(self.others):
             sigma, (noisy_real, noisy) = self.renoise(self.config.mmd_sigma, draws, real, x0)

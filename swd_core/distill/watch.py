@@ -1,4 +1,4 @@
-"""The tokens that leave a model's middle block, seen from outside by a hook."""
+"""The tokens that leave the watched block of a model, seen from outside by a hook."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +11,7 @@ from .conditioning import Conditioning
 
 
 class Enough(Exception):
-    """Ends a forward pass behind the middle block."""
+    """Ends a forward pass behind the watched block."""
 
 
 def go_on(output: Any) -> None:
@@ -57,7 +57,7 @@ def watch(
 
 
 class Watched:
-    """What a `DistillModel` says of its middle tokens, given `predict` and where to look."""
+    """What a `DistillModel` says of the watched block, given `predict` and where to look."""
 
     watched: nn.Module
 

@@ -167,7 +167,7 @@ def test_a_growing_run_is_kept_with_what_its_solver_holds(grown, tmp_path):
     loaded = load_drafts(path)
     assert (loaded.schedule, loaded.images) == (grown.schedule, grown.images)
     assert (loaded.stretches, loaded.step, loaded.last) == (2, 1, 2)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.grown, grown.grown, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.held, grown.held, strict=True))
     with safe_open(path, "pt") as opened:  # which older packs refuse by its number
         assert json.loads(opened.metadata()["swd_drafts"])["version"] == 2
 
