@@ -185,6 +185,15 @@ def start_server(tmp_path):
         one.stop()
 
 
+@pytest.fixture(autouse=True)
+def without_gradients(request):
+    """As in the host; where weights ask for gradients, graphs that nobody reads fill the memory."""
+    import torch
+
+    with torch.set_grad_enabled("distill" in request.module.__name__):
+        yield
+
+
 @pytest.fixture
 def as_the_host_runs_its_nodes():
     import torch
