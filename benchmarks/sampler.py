@@ -35,7 +35,7 @@ STEP = "the host's own step at full size"
 
 def timed_resolving() -> list[float]:
     """Collects the seconds of each run that go into conditioning worked out anew for a size."""
-    module = sys.modules["swd_pack.nodes.scalewise"]
+    module = sys.modules["swd_pack.nodes.sized"]
     resolve, spent = module.resolve_conds, [0.0]
 
     def timed(*inputs: Any) -> Any:
