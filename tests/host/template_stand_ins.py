@@ -30,9 +30,6 @@ def random(*shape: int) -> Tensor:
 class PictureVAE(PlainVAE):
     """A fixed linear map of 8 x 8 pixels to a latent cell."""
 
-    def __init__(self, channels: int):
-        self.channels = channels
-
     def spacial_compression_encode(self) -> int:
         return 8
 
