@@ -20,19 +20,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
-    "test_templates", "test_conditioning", "test_inpaint", "test_latents", "test_video",
-    "test_video_conditioning", "test_kept_between_steps", "test_wrapped_samplers",
-    "test_large", "test_faults", "test_live",
+    "test_templates", "test_conditioning", "test_references", "test_patches", "test_inpaint",
+    "test_latents", "test_video", "test_video_conditioning", "test_kept_between_steps",
+    "test_wrapped_samplers", "test_growing", "test_growing_models", "test_large", "test_faults",
+    "test_live",
 )  # fmt: skip
 TITLES = {
     "test_templates": "The host's own template graphs, with our sampler in them (a real server)",
-    "test_conditioning": "Prompts, regions, ControlNets, patches, guiders",
+    "test_conditioning": "Prompts, regions, ControlNets",
+    "test_references": "Reference latents",
+    "test_patches": "Patches and guiders",
     "test_inpaint": "Inpainting, image to image, cut SIGMAS",
     "test_latents": "Kinds of latents, sizes, weights",
     "test_video": "Videos in space and time (one test through a real server)",
     "test_video_conditioning": "What videos are made from, in space and time",
     "test_kept_between_steps": "What patches keep between steps",
     "test_wrapped_samplers": "SAMPLERs around ours",
+    "test_growing": "Growing runs by the host's own solvers",
+    "test_growing_models": "Growing runs of models without a student",
     "test_large": "Targets from 256 to 4096 pixels",
     "test_faults": "Faults and bad input",
     "test_live": "Progress, previews, interrupt (a real server)",
