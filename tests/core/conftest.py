@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from swd_core import commands
 from swd_core.distill.mmdit import published_layers
+from swd_core.distill.teachers import EmojiEncoder
 from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
 from swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
 from swd_core.lab.train_autoencoder import export as export_autoencoder
@@ -81,3 +83,30 @@ def run_cli():
 @pytest.fixture(scope="session")
 def tokenizer() -> EmojiTokenizer:
     return EmojiTokenizer(build_vocabulary())
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path, random_weights):
+    """Runs the command line in this process, which is faster: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = commands.main([*arguments, "--weights", str(random_weights)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def encoder(random_weights):
+    return EmojiEncoder(random_weights)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of pictures with captions."""
+    from prepared_pictures import fill
+
+    fill(tmp_path / "pictures")
+    return tmp_path / "pictures"

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swd_core import commands
-from swd_core.emoji.student import LORA_FOLDER, PRESET, WEIGHTS, EmojiStudent
+from swd_core.emoji.student import PRESET, EmojiStudent
 from swd_core.noise import SeededNoise
 from swd_core.presets import presets
 from swd_core.sampling import ScaleState, sample_scalewise
@@ -17,19 +16,6 @@ from swd_core.sampling import ScaleState, sample_scalewise
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
-
-
-@pytest.fixture
-def main(monkeypatch, capsys, tmp_path, random_weights):
-    """Runs the command line in this process, which is faster: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = commands.main([*arguments, "--weights", str(random_weights)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_picture_is_the_sampler_s_with_the_named_seed(main, tmp_path, random_weights):
@@ -177,10 +163,6 @@ def test_help_teaches_and_does_not_wait_for_torch(run_cli, tmp_path):
     assert run_cli("--help", cwd=tmp_path)[0] == 0
 
 
-@pytest.mark.skipif(
-    not (WEIGHTS / LORA_FOLDER).is_dir(),
-    reason=f"there is no {WEIGHTS.name}/{LORA_FOLDER}: the student is not trained yet",
-)
 def test_embedded_student_draws_a_red_apple(run_cli, tmp_path):
     code, out, err = run_cli(
         "generate", "red apple", "--seed", "7", "--out", "apple.png", "--strip", cwd=tmp_path

@@ -7,21 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from swd_core import commands, draft_files
+from swd_core import draft_files
 from swd_core.drafts import Draft, Drafts
 from swd_core.growth import GrowthSchedule
-
-
-@pytest.fixture
-def main(monkeypatch, capsys, tmp_path, random_weights):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = commands.main([*arguments, "--weights", str(random_weights)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def pixels_of(path):

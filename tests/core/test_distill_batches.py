@@ -5,24 +5,12 @@ import random
 
 import pytest
 import torch
-from prepared_pictures import SCHEDULE, fill, rows, run
+from prepared_pictures import SCHEDULE, rows, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swd_core.distill.data import PreparedBatches
-from swd_core.distill.teachers import EmojiEncoder
-
-
-@pytest.fixture(scope="module")
-def encoder(random_weights):
-    return EmojiEncoder(random_weights)
-
-
-@pytest.fixture
-def source(tmp_path):
-    fill(tmp_path / "pictures")
-    return tmp_path / "pictures"
 
 
 def test_batches_pair_the_sizes_of_the_same_picture(source, tmp_path, encoder):

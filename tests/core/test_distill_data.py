@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prepared_pictures import SCHEDULE, SIZES, fill, picture, rows, run
+from prepared_pictures import SCHEDULE, SIZES, picture, rows, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,17 +18,6 @@ from swd_core.distill.data import PreparedBatches
 from swd_core.distill.prepare import prepare
 from swd_core.distill.teachers import EmojiEncoder
 from swd_core.schedule import ScaleSchedule
-
-
-@pytest.fixture(scope="module")
-def encoder(random_weights):
-    return EmojiEncoder(random_weights)
-
-
-@pytest.fixture
-def source(tmp_path):
-    fill(tmp_path / "pictures")
-    return tmp_path / "pictures"
 
 
 def test_every_size_is_the_encoded_area_mean_of_the_picture(source, tmp_path, encoder):
