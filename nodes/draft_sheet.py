@@ -49,8 +49,15 @@ def show(
     firsts = images[:: images.shape[0] // len(drafts.images)]
     sheet = contact_sheet([picture_of(pixels) for pixels in firsts], drafts.labels())
     image = pixels_of(sheet.picture)[None]
-    cells = {"columns": sheet.columns, "rows": sheet.rows, "count": sheet.count}
-    cells |= {"sheet": drafts.sheet, "seed": drafts.images[0].seed}
-    cells |= {"labels": drafts.labels(), "share": share, "size": list(firsts.shape[2:0:-1])}
-    cells["drafts"] = ui.PreviewImage(firsts.detach(), cls=cls).as_dict()["images"]
+    cells = {
+        "columns": sheet.columns,
+        "rows": sheet.rows,
+        "count": sheet.count,
+        "sheet": drafts.sheet,
+        "seed": drafts.images[0].seed,
+        "labels": drafts.labels(),
+        "share": share,
+        "size": list(firsts.shape[2:0:-1]),
+        "drafts": ui.PreviewImage(firsts.detach(), cls=cls).as_dict()["images"],
+    }
     return image, {**ui.PreviewImage(image, cls=cls).as_dict(), "swd_sheet": [cells]}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ class Sampling:
             tell = _offset(report, steps * len(done) - first, total)
             part = todo.choose(range(min(size, len(todo.images))))
             try:
-                finished = self._run_batch(part, until, tell)
+                finished = self._run_batch(part, ahead, until, tell)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not _host.out_of_memory(error):
                     raise
@@ -162,7 +162,13 @@ class Sampling:
             )
         return found
 
-    def _run_batch(self, drafts: Drafts, until: int, callback: Callable[..., None]) -> Drafts:
+    def _run_batch(
+        self,
+        drafts: Drafts,
+        ahead: Sequence[Stretch],
+        until: int,
+        callback: Callable[..., None],
+    ) -> Drafts:
         count = len(drafts.images)
         channels = self.model.get_model_object("latent_format").latent_channels
         shape = (
@@ -193,8 +199,7 @@ class Sampling:
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
         guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
-        part = self._stretches(drafts)[drafts.step : until]
-        _host.make_room_for(guider, max((stretch.size for stretch in part), key=math.prod))
+        _host.make_room_for(guider, max((stretch.size for stretch in ahead), key=math.prod))
         guider.sample(
             noise,
             latent,

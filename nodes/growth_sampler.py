@@ -11,7 +11,6 @@ from ..swd_core.growth import AnySchedule, GrowthSchedule
 from ..swd_core.lifts import size_ratio
 from ..swd_core.process import Process
 from ..swd_core.stretches import Stretch
-from . import _host_model
 from .growing import GrowthWay
 from .scalewise import ScaleWiseSampler
 from .sized import SizedModel
@@ -63,18 +62,8 @@ class GrowthSampler(ScaleWiseSampler):
                 "lift spectral."
             )
 
-    def stretches(
-        self, model: Any, levels: list[float], target: tuple[int, ...]
-    ) -> tuple[Stretch, ...]:
-        *frames, height, width = target
-        return self.schedule.stretches(
-            height,
-            width,
-            _host_model.patch_multiple(model),
-            frames=frames[0] if frames else None,
-            sigmas=levels,
-            shortest=shortest(self.solver),
-        )
+    def _cut(self, model: Any) -> dict[str, Any]:
+        return {"shortest": shortest(self.solver)}
 
     def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
         if self.schedule.lift != "spectral":

@@ -217,8 +217,12 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
             _host_model.patch_multiple(model),
             frames=frames[0] if frames else None,
             sigmas=levels,
-            table=self.table(model),
+            **self._cut(model),
         )
+
+    def _cut(self, model: Any) -> dict[str, Any]:
+        """What else decides where the run is cut into stretches."""
+        return {"table": self.table(model)}
 
     def sizes(
         self, model: Any, levels: list[float], target: tuple[int, ...]

@@ -27,8 +27,8 @@ TREE = 1 << 32  # the number of the step that a Brownian tree is drawn as
 
 def solver_names() -> list[str]:
     """The host's samplers that can be cut, by name."""
-    names = comfy.samplers.KSampler.SAMPLERS
-    return [name for name in names if name not in ("dpm_fast", "dpm_adaptive", "ar_video")]
+    names, made = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.sampler_object
+    return [name for name in names if function_name(made(name)) not in _REFUSED]
 
 
 def solver_named(name: str) -> comfy.samplers.KSAMPLER:
