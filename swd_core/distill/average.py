@@ -1,16 +1,28 @@
 """Exponential moving average of weights that forgets the random start."""
 
+from copy import deepcopy
+
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 
-def ema_of(model: nn.Module, decay: float) -> AveragedModel:
-    """EMA whose decay grows from 0 with the number of steps up to `decay`."""
+class Average(nn.Module):
+    """EMA of a model's parameters in `module`, whose decay grows from 0 with the steps to `decay`.
+
+    Other than torch's AveragedModel it never waits for a graphics card: the count stays on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__()
+        self.module = deepcopy(model)
+        self.decay = decay
+        self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, values, 1 - now)
-
-    return AveragedModel(model, multi_avg_fn=update)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes in the parameters after another step; the first ones as they are."""
+        count = int(self.n_averaged)
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        averages = [p.detach() for p in self.module.parameters()]
+        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - decay)
+        self.n_averaged += 1

@@ -1,25 +1,30 @@
 """The paper's ablation on the teacher of scenes: every variant from every seed, one table.
 
-Hours of CPU time. Finished rows are kept in a file, so a stopped run goes on.
+Hours of CPU time, minutes of a large GPU. Finished rows are kept in a file, so a stopped run goes
+on.
 """
 
 import argparse
 import json
 import logging
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..distill.interface import DistillConfig
 from ..files import read_json, write_text
 from ..scenes.autoencoder import FACTOR
-from .classifier import CLASSIFIER_FILE
-from .evaluate import NEW, Test, asked, real_painter, way_painter
+from .classifier import CLASSIFIER_FILE, load_classifier
+from .evaluate import NEW, Test, asked, compute_options, real_painter, way_painter
 from .latents import LatentShards
 from .pictures import shrunk
 from .train_student import begin_run, steps_for, train
@@ -93,44 +98,109 @@ def steps_of(variant: Variant, steps: int, config: DistillConfig) -> int:
     return steps_for(pictures, variant.student, config)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every row needs: training data and the test."""
+
+    data: LatentShards
+    test: Test
+
+    @classmethod
+    def make(cls, a: argparse.Namespace) -> "Bench":
+        side = SIDE * FACTOR
+        test = Test.make(
+            real_painter(a.assets, side, a.workers),
+            load_classifier(a.scenes / CLASSIFIER_FILE, a.device),
+            a.count,
+            a.new,
+            a.run / f"real_{side}_{a.count}.pt",
+        )
+        return cls(LatentShards(a.scenes, device=a.device, count=a.pictures), test)
+
+    def row(self, a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
+        """Trains a student and measures it.
+
+        Raises:
+            Stopped: if the training was stopped; half a student is not measured.
+        """
+        config = config_of(a, variant, seed)
+        steps = steps_of(variant, a.steps, config)
+        name = name_of(variant, seed, steps)
+        reached = train(
+            self.data, a.run, variant.student, config, name, steps=steps, **variant.training
+        )
+        if reached < steps:
+            raise Stopped(f"{variant.title}, seed {seed}: stopped at step {reached} of {steps}.")
+        way = variant.way(name)
+        measured = self.test.row(way_painter(a.run, way, a.batch, a.device))
+        return {
+            "variant": variant.name, "title": variant.title, "seed": seed, "steps": steps,
+            "pictures": a.count, "calls": way.calls, **measured,
+        }  # fmt: skip
+
+
+class Stopped(Exception):
+    """A training ended before its last step."""
+
+
+def config_of(a: argparse.Namespace, variant: Variant, seed: int) -> DistillConfig:
+    return DistillConfig(seed=seed, **RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses)
+
+
+_bench: Bench  # of one of several processes
+
+
+def _begin(a: argparse.Namespace) -> None:
+    global _bench
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    _bench = Bench.make(a)
+
+
+def _row(a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
+    return _bench.row(a, variant, seed)
+
+
+def measured_rows(
+    a: argparse.Namespace, wanted: list[tuple[Variant, int]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of variants and seeds as they are finished, `a.jobs` at a time."""
+    bench = Bench.make(a)
+    if a.jobs == 1:
+        yield from (bench.row(a, *each) for each in wanted)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(a.jobs, context, _begin, (a,)) as pool:
+        for future in as_completed([pool.submit(_row, a, *each) for each in wanted]):
+            yield future.result()
+
+
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
     """Trains and measures what the table's file does not hold yet; returns all rows.
 
     Raises:
-        SystemExit: if a training was stopped; half a student is not measured.
+        SystemExit: if a training was stopped.
     """
     path = a.out or a.run / TABLE
     rows = read_json(path) if path.is_file() else []
     done = {(r["variant"], r["seed"], r["steps"], r["pictures"]) for r in rows}
     begin_run(a.run, a.scenes)
-    data = LatentShards(a.scenes)
-    test = Test.make(a.assets, a.scenes / CLASSIFIER_FILE, SIDE * FACTOR, a.count, a.new)
+    wanted = []
     for seed in range(a.train_seeds):
         for variant in VARIANTS:
-            if variant.name not in a.variants or seed >= variant.seeds:
-                continue
-            config = DistillConfig(
-                seed=seed, **RECIPE | {"batch_tokens": a.batch_tokens} | variant.losses
-            )
-            steps = steps_of(variant, a.steps, config)
-            if (variant.name, seed, steps, a.count) in done:
-                continue
-            name = name_of(variant, seed, steps)
-            reached = train(
-                data, a.run, variant.student, config, name, steps=steps, **variant.training
-            )
-            if reached < steps:
-                raise SystemExit(
-                    f"{variant.title}, seed {seed}: stopped at step {reached} of {steps}. The "
-                    "same command goes on from there."
-                )
-            way = variant.way(name)
-            rows.append(
-                {"variant": variant.name, "title": variant.title, "seed": seed, "steps": steps,
-                 "pictures": a.count, "calls": way.calls, **test.row(way_painter(a.run, way))}
-            )  # fmt: skip
+            steps = steps_of(variant, a.steps, config_of(a, variant, seed))
+            chosen = variant.name in a.variants and seed < variant.seeds
+            if chosen and (variant.name, seed, steps, a.count) not in done:
+                wanted.append((variant, seed))
+    if not wanted:
+        return rows
+    try:
+        for row in measured_rows(a, wanted):
+            rows.append(row)
             write_text(path, json.dumps(rows, indent=1) + "\n")
-            log.info("%s seed %d: %s", variant.title, seed, json.dumps(rows[-1]))
+            log.info("%s seed %d: %s", row["title"], row["seed"], json.dumps(row))
+    except Stopped as stopped:
+        raise SystemExit(f"{stopped} The same command goes on from there.") from stopped
     return rows
 
 
@@ -173,9 +243,9 @@ def write_sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None
     """Unpicked pictures of every variant that is trained, and real ones of the same prompts."""
     scenes, rows = asked(count, seed, held=False), []
     for variant in [v for v in VARIANTS if v.name in a.variants]:
-        config = DistillConfig(**RECIPE | {"batch_tokens": a.batch_tokens})
-        name = name_of(variant, 0, steps_of(variant, a.steps, config))
-        rows.append((variant.title, way_painter(a.run, variant.way(name))(scenes, seed)))
+        name = name_of(variant, 0, steps_of(variant, a.steps, config_of(a, variant, 0)))
+        paint = way_painter(a.run, variant.way(name), a.batch, a.device)
+        rows.append((variant.title, paint(scenes, seed)))
     rows.append(("real pictures", real_painter(a.assets, SIDE * FACTOR)(scenes, seed)))
     sheet(rows).save(a.sheet, optimize=True)
 
@@ -192,6 +262,9 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of training")
     parser.add_argument("--out", type=Path, help="the table's file; RUN/ablation.json by default")
     parser.add_argument("--sheet", type=Path, help="PNG of what the first seed's students make")
+    parser.add_argument("--pictures", type=int, help="training pictures at most; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    compute_options(parser)
     names = [v.name for v in VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     a = parser.parse_args()

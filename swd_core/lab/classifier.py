@@ -3,8 +3,9 @@
 import argparse
 import logging
 import math
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distill.average import ema_of
+from ..distill.average import Average
 from ..distill.checkpoint import resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..scenes.catalogue import PLACES, THINGS, TIMES, Scene, scene_of
-from ..scenes.sprites import FluentSprites
-from ..scenes.world import World
 from ..tensor_files import read_tensors, save_tensors
-from .pictures import HELD_BACK, SHARD, load_pictures, picture_path, shrunk
+from .pictures import HELD_BACK, SHARD, load_pictures, paint_numbered, picture_path, shrunk
 
 log = logging.getLogger(__name__)
 SIDE = 128  # every picture is shrunk to it by area
@@ -57,8 +56,14 @@ class Labels:
 
     def of_some(self, chosen: Tensor) -> "Labels":
         """Those of some of the pictures, by their numbers (M,)."""
+        return self._each(lambda field: field[chosen])
+
+    def to(self, device: torch.device | str) -> "Labels":
+        return self._each(lambda field: field.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Labels":
         fields = (self.things, self.count, self.place, self.time)
-        return Labels(*(field[chosen] for field in fields))
+        return Labels(*map(function, fields))
 
     def right(self, truth: "Labels") -> dict[str, Tensor]:
         """Which of N answers (N,) agree with the truth, by part and in "everything"."""
@@ -105,6 +110,10 @@ class SceneClassifier(nn.Module):
         self.place = nn.Linear(2 * FEATURES, len(PLACES))
         self.time = nn.Linear(2 * FEATURES, len(TIMES))
 
+    @property
+    def device(self) -> torch.device:
+        return self.things.weight.device
+
     def features(self, pictures: Tensor) -> Tensor:
         """Mean and largest activations (N, 2 * FEATURES) of the last layer."""
         if pictures.shape[-2:] != (SIDE, SIDE):
@@ -136,16 +145,16 @@ def loss_of(logits: tuple[Tensor, ...], truth: Labels) -> Tensor:
 
 def jittered(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 pictures (N, 3, S, S) in [0, 1], mirrored, shifted and a little blurred at random."""
-    x = pictures.float() / 255
-    if torch.rand((), generator=generator) < 0.5:
+    x, rng = pictures.float() / 255, random.Random(generator.initial_seed())
+    if rng.random() < 0.5:
         x = x.flip(3)
-    dy, dx = torch.randint(-6, 7, (2,), generator=generator).tolist()
+    dy, dx = rng.randint(-6, 6), rng.randint(-6, 6)
     x = F.pad(x, (6, 6, 6, 6), mode="replicate")[
         ..., 6 + dy : 6 + dy + SIDE, 6 + dx : 6 + dx + SIDE
     ]
-    if torch.rand((), generator=generator) < 0.3:
+    if rng.random() < 0.3:
         x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-    return x + 0.02 * torch.randn(x.shape, generator=generator)
+    return x + 0.02 * torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def melted(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,12 +164,13 @@ def melted(pictures: Tensor, generator: torch.Generator) -> Tensor:
     short, as a model paints that has not learned more; a half also in squares.
     """
     count, side = len(pictures), pictures.shape[-1]
-    waves = torch.randn(count, 2, side // WAVE, side // WAVE, generator=generator)
+    drawn = {"generator": generator, "device": pictures.device}
+    waves = torch.randn(count, 2, side // WAVE, side // WAVE, **drawn)
     moved = F.interpolate(waves, (side, side), mode="bicubic")
     squares = F.interpolate(waves, (side, side), mode="nearest")
-    smooth = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    smooth = torch.rand(count, 1, 1, 1, **drawn) < 0.5
     shift = torch.where(smooth, moved, squares).permute(0, 2, 3, 1) * (2 * WAVE / side)
-    rows = torch.linspace(-1, 1, side)
+    rows = torch.linspace(-1, 1, side, device=pictures.device)
     place = torch.stack(torch.meshgrid(rows, rows, indexing="xy"), -1)
     return F.grid_sample(pictures, place + shift, padding_mode="reflection", align_corners=True)
 
@@ -177,56 +187,63 @@ def lesson(pictures: Tensor, truth: Labels, generator: torch.Generator) -> tuple
     return x, Labels(things, count, truth.place, truth.time)
 
 
-def held_back(assets: Path, count: int, seed: int = 0) -> tuple[Tensor, list[Scene]]:
+def held_back(
+    assets: Path, count: int, seed: int = 0, workers: int = 1
+) -> tuple[Tensor, list[Scene]]:
     """Real pictures uint8 (N, 3, 256, 256) that nothing was trained on, and their scenes."""
-    world = World(FluentSprites(assets), seed)
-    pictures = [world.picture(HELD_BACK + i) for i in range(count)]
-    pixels = torch.stack([torch.from_numpy(p.pixels) for p in pictures])
-    return pixels.permute(0, 3, 1, 2).contiguous(), [p.scene for p in pictures]
+    pictures = paint_numbered(assets, HELD_BACK, count, seed, workers)
+    return pictures, [scene_of(seed, HELD_BACK + i) for i in range(count)]
 
 
 def accuracy(model: SceneClassifier, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of uint8 pictures (N, 3, H, W) answered right, by part and in everything."""
     right: dict[str, list[Tensor]] = {}
     for i in range(0, len(scenes), 64):
-        answers = model.answers(pictures[i : i + 64].float() / 255)
+        answers = model.answers(pictures[i : i + 64].to(model.device).float() / 255).to("cpu")
         for part, values in answers.right(Labels.of(scenes[i : i + 64])).items():
             right.setdefault(part, []).append(values)
     return {part: round(float(torch.cat(v).float().mean()), 4) for part, v in right.items()}
 
 
-def load_classifier(path: Path) -> SceneClassifier:
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> SceneClassifier:
     model = SceneClassifier()
     model.load_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
-    return model.eval().requires_grad_(False)
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def train(
-    assets: Path, out: Path, minutes: float, lr: float = 2e-3, batch: int = 48, seed: int = 0
+    assets: Path,
+    out: Path,
+    minutes: float,
+    lr: float = 2e-3,
+    batch: int = 48,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
 ) -> None:
     """Trains on the painted shards for `minutes` of wall time in all; resumes where it stopped."""
     shards = 0
     while picture_path(out, shards).is_file():
         shards += 1
-    small = torch.cat([shrunk(load_pictures(out, i), SIDE) for i in range(shards)])
-    scenes = [scene_of(seed, i) for i in range(SHARD * shards)]
-    truth = Labels.of(scenes)
-    test, test_scenes = held_back(assets, 1000, seed)
+    device = torch.device(device)
+    small = torch.cat([shrunk(load_pictures(out, i).to(device), SIDE) for i in range(shards)])
+    truth = Labels.of([scene_of(seed, i) for i in range(SHARD * shards)]).to(device)
+    test, test_scenes = held_back(assets, 1000, seed, workers)
     torch.manual_seed(seed)
-    model = SceneClassifier().to(memory_format=torch.channels_last)
-    average = ema_of(model, 0.998)
+    model = SceneClassifier().to(device, memory_format=torch.channels_last)
+    average = Average(model, 0.998)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01)
     parts = {"model": model, "average": average, "optimiser": optimiser}
     step, spent = resume_training(out / CHECKPOINT, parts)
     start, last_save = time.monotonic() - spent, time.monotonic()
     with stoppable() as stopped:
         while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
             cosine = 0.5 * (1 + math.cos(math.pi * elapsed / (60 * minutes)))
             optimiser.set_lr(min(1.0, (step + 1) / 100) * cosine + 0.005)
-            chosen = torch.randint(len(small), (batch,), generator=generator)
+            chosen = torch.randint(len(small), (batch,), generator=generator, device=device)
             pictures, wanted = lesson(small[chosen], truth.of_some(chosen), generator)
-            with fast_autocast():
+            with fast_autocast(device):
                 logits = model(pictures)
             loss = loss_of(logits, wanted)
             optimiser.zero_grad()
@@ -252,10 +269,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that paint")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(a.assets, a.out, a.minutes, a.lr, seed=a.seed)
+    train(a.assets, a.out, a.minutes, a.lr, a.batch, a.seed, a.device, a.workers)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class PictureDetail:
         side, chosen = x0.shape[-1], seen.text.pictures[: self.count]
         cells = min(self.crop, side)
         y, x = torch.randint(side - cells + 1, (2,), generator=seen.draws.generator).tolist()
-        with fast_autocast():
+        with fast_autocast(x0.device):
             made = self.vae.decode(x0[: self.count, :, y : y + cells, x : x + cells].float())
         top, left, size = (FACTOR * n for n in (y, x, cells))
         real = self.pictures[FACTOR * side][chosen, :, top : top + size, left : left + size]

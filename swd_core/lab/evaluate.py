@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distill.checkpoint import load_checkpoint, save_checkpoint
 from ..files import read_json, write_text
 from ..pictures import in_bytes
 from ..scenes.autoencoder import FACTOR
 from ..scenes.captions import plain_caption
 from ..scenes.catalogue import Scene, draw_scene, draw_training_scene, held_out
-from ..scenes.sprites import FluentSprites
 from ..scenes.student import LORA_FOLDER, SceneStudent
-from ..scenes.world import World
 from .classifier import CLASSIFIER_FILE, SceneClassifier, load_classifier
 from .classifier import SIDE as CLASSIFIED
 from .measures import (
@@ -32,7 +32,7 @@ from .measures import (
     spread,
     top_octave,
 )
-from .pictures import HELD_BACK, load_pictures, picture_path, shrunk
+from .pictures import HELD_BACK, load_pictures, paint_scenes, picture_path, shrunk
 from .sheet import tiled
 from .train_student import begin_run
 from .ways import SIDE, STUDENTS, Way, generate, teacher_way
@@ -56,14 +56,12 @@ def asked(count: int, seed: int, held: bool) -> list[Scene]:
     return scenes
 
 
-def real_painter(assets: Path, side: int) -> Painter:
+def real_painter(assets: Path, side: int, workers: int = 1) -> Painter:
     """Real pictures of the scenes, none of which was trained on."""
-    world = World(FluentSprites(assets), seed=0)
 
     def paint(scenes: Sequence[Scene], seed: int) -> Tensor:
         first = HELD_BACK + 1_000_000 * seed
-        pictures = [world.picture_of(scene, first + i).pixels for i, scene in enumerate(scenes)]
-        return shrunk(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), side)
+        return shrunk(paint_scenes(assets, scenes, first, workers), side)
 
     return paint
 
@@ -73,9 +71,11 @@ def student_folder(run: Path, lora: str) -> str:
     return LORA_FOLDER if lora == "scalewise4" and not (run / lora).is_dir() else lora
 
 
-def way_painter(run: Path, way: Way, batch: int = 16) -> Painter:
+def way_painter(
+    run: Path, way: Way, batch: int = 16, device: torch.device | str = "cpu"
+) -> Painter:
     """What a way to sample makes of the weights in `run`, in batches of `batch`."""
-    model = SceneStudent.load(run, lora=student_folder(run, way.lora) or None)
+    model = SceneStudent.load(run, device, lora=student_folder(run, way.lora) or None)
 
     @torch.inference_mode()
     def paint(scenes: Sequence[Scene], seed: int) -> Tensor:
@@ -83,7 +83,7 @@ def way_painter(run: Path, way: Way, batch: int = 16) -> Painter:
         for i in range(0, len(scenes), batch):
             text = model.encode([plain_caption(scene) for scene in scenes[i : i + batch]])
             latents = generate(model, way, text, seed, range(i, i + len(text.context)))
-            parts.append(in_bytes(model.decode(latents)).permute(0, 3, 1, 2))
+            parts.append(in_bytes(model.decode(latents)).permute(0, 3, 1, 2).cpu())
             if i // batch % 16 == 15:
                 log.info("%s: %d of %d pictures", way.title, i + batch, len(scenes))
         return torch.cat(parts)
@@ -142,10 +142,17 @@ class Test:
     real: Reference
 
     @classmethod
-    def make(cls, assets: Path, classifier: Path, side: int, count: int, new: int) -> "Test":
-        model, scenes = load_classifier(classifier), asked(count, 0, held=False)
-        _, real = measure(model, real_painter(assets, side), scenes, None)
-        return cls(model, scenes, asked(new, 0, held=True), real)
+    def make(
+        cls, paint_real: Painter, model: SceneClassifier, count: int, new: int, kept: Path
+    ) -> "Test":
+        """The real pictures are painted once and then kept in the file `kept`."""
+        scenes = asked(count, 0, held=False)
+        if not kept.is_file():
+            _, real = measure(model, paint_real, scenes, None)
+            save_checkpoint(kept, vars(real))
+        return cls(
+            model, scenes, asked(new, 0, held=True), Reference(**load_checkpoint(kept, mmap=True))
+        )
 
     def row(self, paint: Painter) -> Row:
         """All measures; of the prompts never trained on the share with everything right."""
@@ -155,10 +162,10 @@ class Test:
             row[NEW] = prompt_accuracy(answers, self.new)["everything"].rounded()
         return row
 
-    def floor(self, assets: Path, side: int) -> Row:
+    def floor(self, paint_real: Painter) -> Row:
         """Real pictures against real ones: as good as a row can be."""
         others = self.scenes[:VARIED] + asked(len(self.scenes) - VARIED, 1, held=False)
-        return measure(self.model, real_painter(assets, side), others, self.real, seed=2)[0]
+        return measure(self.model, paint_real, others, self.real, seed=2)[0]
 
 
 def ways(guidance: float, side: int = SIDE) -> list[Way]:
@@ -195,6 +202,13 @@ def beside_nearest(
     return torch.cat([part for row in rows for part in row]).permute(0, 2, 3, 1).numpy()
 
 
+def compute_options(parser: argparse.ArgumentParser) -> None:
+    """What measuring is told on the command line about the machine."""
+    parser.add_argument("--device", default="cpu", help="that draws and measures, such as cuda")
+    parser.add_argument("--batch", type=int, default=16, help="pictures drawn at a time")
+    parser.add_argument("--workers", type=int, default=1, help="processes that paint")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
@@ -218,6 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--nearest", type=Path, help="PNG of 16 outputs of the student above the nearest pictures"
     )
+    compute_options(parser)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     begin_run(a.run, a.scenes)
@@ -230,18 +245,26 @@ def main() -> None:
             if a.out:
                 write_text(a.out, json.dumps(table, indent=1) + "\n")
 
-    test = Test.make(a.assets, a.scenes / CLASSIFIER_FILE, a.size, a.count, a.new)
-    keep("real pictures", lambda: test.floor(a.assets, a.size))
+    real = real_painter(a.assets, a.size, a.workers)
+    test = Test.make(
+        real,
+        load_classifier(a.scenes / CLASSIFIER_FILE, a.device),
+        a.count,
+        a.new,
+        a.run / f"real_{a.size}_{a.count}.pt",
+    )
+    keep("real pictures", lambda: test.floor(real))
+    painter = partial(way_painter, a.run, batch=a.batch, device=a.device)
     for way in ways(a.guidance, a.size // FACTOR):
         known = not way.lora or (a.run / student_folder(a.run, way.lora)).is_dir()
         if known and way.sides[-1] * FACTOR == a.size:
             keep(
                 way.title,
-                lambda way=way: {"calls": way.calls} | test.row(way_painter(a.run, way)),
+                lambda way=way: {"calls": way.calls} | test.row(painter(way)),
             )
     if a.nearest:
         way = Way("student", "scalewise4", *STUDENTS["scalewise4"])
-        pixels = way_painter(a.run, way)(asked(16, 7, held=False), 7)
+        pixels = painter(way)(asked(16, 7, held=False), 7)
         tiled(beside_nearest(test.model, pixels, a.scenes), 8).save(a.nearest)
 
 

@@ -40,10 +40,12 @@ def grow(model: SceneStudent, prompts: Sequence[str], first: int) -> list[Tensor
         ScaleState(),
         SeededNoise(SEED, tuple(range(first, first + len(prompts)))),
         process=model.process,
-        like=torch.zeros(len(prompts), model.model.channels, SIDES[-1], SIDES[-1]),
+        like=torch.zeros(
+            len(prompts), model.model.channels, SIDES[-1], SIDES[-1], device=model.device
+        ),
         on_step=lambda step, x_t, x0: kept.append(x0),
     )
-    return [in_bytes(model.decode(x0)).permute(0, 3, 1, 2) for x0 in kept]
+    return [in_bytes(model.decode(x0)).permute(0, 3, 1, 2).cpu() for x0 in kept]
 
 
 def likeness(drafts: Tensor, finished: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +91,14 @@ def main() -> None:
     parser.add_argument("--lora", default=LORA_FOLDER, help="the student's folder in it")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--out", type=Path, help="JSON for the figures")
+    parser.add_argument("--device", default="cpu", help="that draws, such as cuda")
+    parser.add_argument("--batch", type=int, default=16)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    student = SceneStudent.load(a.run, lora=a.lora)
+    student = SceneStudent.load(a.run, a.device, lora=a.lora)
     scenes = asked(a.prompts, 0, held=False)
-    rows = measure(student, load_classifier(a.scenes / CLASSIFIER_FILE), scenes)
+    model = load_classifier(a.scenes / CLASSIFIER_FILE, a.device)
+    rows = measure(student, model, scenes, a.batch)
     if a.out:
         write_text(a.out, json.dumps(rows, indent=1) + "\n")
     for stop, row in rows.items():

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import random
 from pathlib import Path
 
 import torch
@@ -9,103 +10,168 @@ from torch import Tensor
 
 from ..distill.precision import fast_autocast
 from ..scenes.autoencoder import FACTOR, Autoencoder
-from ..scenes.catalogue import Scene, scene_of
+from ..scenes.captions import caption
+from ..scenes.catalogue import scene_of
 from ..scenes.student import VAE_FILE
+from ..scenes.text import PAD, SceneTokenizer, vocabulary
 from ..tensor_files import read_tensors, save_tensors
-from .pictures import SHARD, load_pictures, paint_shards, shrunk
+from .pictures import SHARD, load_pictures, options, paint_shards, shrunk
 
 log = logging.getLogger(__name__)
 LATENT_SIDES = (16, 20, 24, 32)
+CAPTIONS = 8  # drawn for each picture
 
 
 def latent_path(folder: Path, side: int, shard: int) -> Path:
     return folder / f"latents_{side}_{shard:03d}.safetensors"
 
 
-def load_autoencoder(path: Path) -> Autoencoder:
+def prompt_path(folder: Path, shard: int) -> Path:
+    return folder / f"prompts_{shard:03d}.safetensors"
+
+
+def load_autoencoder(path: Path, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder of a weight file, in float32."""
-    return Autoencoder.from_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
+    state = {k: v.float() for k, v in read_tensors(path)[0].items()}
+    return Autoencoder.from_state_dict(state).to(device)
 
 
 @torch.inference_mode()
 def encoded(images: Tensor, vae: Autoencoder, side: int) -> Tensor:
-    """uint8 pictures (N, 3, H, W), downscaled by area, as float16 latents (N, 16, side, side)."""
-    parts = []
-    for batch in shrunk(images, side * FACTOR).split(16):
-        pixels = (batch.float() / 255).to(memory_format=torch.channels_last)
-        with fast_autocast():
+    """uint8 pictures (N, 3, H, W), downscaled by area, as float16 latents (N, 16, side, side).
+
+    They are encoded, and stay, on the device of the autoencoder.
+    """
+    parts, device = [], next(vae.parameters()).device
+    for batch in images.split(16 if device.type == "cpu" else 250):
+        small = shrunk(batch.to(device), side * FACTOR)
+        pixels = (small.float() / 255).to(memory_format=torch.channels_last)
+        with fast_autocast(device):
             parts.append(vae.encode(pixels).half())
     return torch.cat(parts).contiguous()
 
 
-def encode_shards(assets: Path, folder: Path, count: int, seed: int = 0) -> None:
-    """Paints and encodes pictures 0..count - 1, the smallest size of all first.
+def drawn_prompts(shard: int, seed: int) -> Tensor:
+    """Token ids (1000, CAPTIONS, T), int16, of captions of a shard's pictures."""
+    tokenizer, rng = SceneTokenizer(vocabulary()), random.Random(f"{seed} {shard}")
+    scenes = [scene_of(seed, SHARD * shard + i) for i in range(SHARD)]
+    rows = [[tokenizer.encode(caption(scene, rng))[0] for _ in range(CAPTIONS)] for scene in scenes]
+    return torch.tensor(rows, dtype=torch.int16)
 
-    Shards that are there are left alone, so a training can begin with the first one.
+
+def encode_shards(
+    assets: Path,
+    folder: Path,
+    count: int,
+    seed: int = 0,
+    workers: int = 1,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Paints and encodes pictures 0..count - 1 and draws their captions, shard by shard.
+
+    Files that are there are left alone, and a training can begin with the first shard.
     """
-    vae = load_autoencoder(folder / VAE_FILE)
-    for side in LATENT_SIDES:
-        for shard in range(-(-count // SHARD)):
-            path = latent_path(folder, side, shard)
-            if path.is_file():
-                continue
-            paint_shards(assets, folder, (shard + 1) * SHARD, seed)
-            latents = encoded(load_pictures(folder, shard), vae, side)
-            save_tensors(path, {"latents": latents})
-            log.info("encoded %s, standard deviation %.3f", path, latents.float().std())
+    vae = load_autoencoder(folder / VAE_FILE, device)
+    for shard in paint_shards(assets, folder, count, seed, workers):
+        if not prompt_path(folder, shard).is_file():
+            save_tensors(prompt_path(folder, shard), {"prompts": drawn_prompts(shard, seed)})
+        paths = {side: latent_path(folder, side, shard) for side in LATENT_SIDES}
+        missing = [side for side, path in paths.items() if not path.is_file()]
+        images = load_pictures(folder, shard) if missing else None
+        for side in missing:
+            latents = encoded(images, vae, side).cpu()
+            save_tensors(paths[side], {"latents": latents})
+            log.info("encoded %s, standard deviation %.3f", paths[side], latents.float().std())
 
 
 class LatentShards:
     """The shards in a folder, those that appear while it is used included.
 
+    Args:
+        device: where the latents are kept. count: how many pictures are taken at most.
+
     Attributes:
-        latents: shards, float16 (1000, 16, side, side), by side. scenes: what each picture shows.
+        latents: float16 (N, 16, side, side) by side. prompts: token ids (N, CAPTIONS, T).
     """
 
-    def __init__(self, folder: Path, seed: int = 0):
-        self.folder, self.seed = folder, seed
-        self.latents: dict[int, list[Tensor]] = {side: [] for side in LATENT_SIDES}
-        self.scenes: list[Scene] = []
+    def __init__(
+        self,
+        folder: Path,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        count: int | None = None,
+    ):
+        self.folder, self.seed, self.device = folder, seed, torch.device(device)
+        self.most = count
+        self.prompts: Tensor | None = None
+        self.latents: dict[int, Tensor] = {}
         self.refresh()
-        if not self.latents[LATENT_SIDES[0]]:
+        if LATENT_SIDES[0] not in self.latents:
             raise FileNotFoundError(
                 f"{folder} has no latents: run `python -m swd_core.lab.latents` first."
             )
 
     def refresh(self) -> None:
         """Takes in shards that have been written since."""
-        for side, shards in self.latents.items():
-            while (path := latent_path(self.folder, side, len(shards))).is_file():
-                shards.append(read_tensors(path)[0]["latents"])
-        for number in range(len(self.scenes), SHARD * max(map(len, self.latents.values()))):
-            self.scenes.append(scene_of(self.seed, number))
-        log.info("pictures by side: %s", {s: SHARD * len(x) for s, x in self.latents.items()})
+        before = self.counts
+        self.prompts = self._grown(self.prompts, "prompts", lambda n: prompt_path(self.folder, n))
+        for side in LATENT_SIDES:
+            found = self._grown(
+                self.latents.get(side), "latents", lambda n, s=side: latent_path(self.folder, s, n)
+            )
+            if found is not None:
+                self.latents[side] = found
+        if self.counts != before:
+            log.info("pictures by side: %s", self.counts)
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many pictures there are, by side."""
+        return {side: len(latents) for side, latents in self.latents.items()}
+
+    def _grown(self, tensor: Tensor | None, name: str, path) -> Tensor | None:
+        """A tensor with the rows of the shards that follow those it has."""
+        parts = [] if tensor is None else [tensor]
+        have = sum(map(len, parts))
+        while (file := path(have // SHARD)).is_file() and have < (self.most or have + 1):
+            parts.append(read_tensors(file)[0][name].to(self.device))
+            have += len(parts[-1])
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return torch.cat(parts)
 
     def weights(self, smallest: float) -> list[float]:
         """How often to train each size: `smallest` for the first one, 0 where there is nothing."""
         share = (1 - smallest) / 4
         wanted = (smallest, share, share, 2 * share)
-        return [w * bool(self.latents[side]) for side, w in zip(LATENT_SIDES, wanted, strict=True)]
+        return [w * (side in self.latents) for side, w in zip(LATENT_SIDES, wanted, strict=True)]
 
     def batch(
-        self, count: int, side: int, generator: torch.Generator
-    ) -> tuple[Tensor, list[Scene]]:
-        """Random latents (count, 16, side, side) in float32 and what they show."""
-        shards = self.latents[side]
-        chosen = torch.randint(SHARD * len(shards), (count,), generator=generator).tolist()
-        x0 = torch.stack([shards[i // SHARD][i % SHARD] for i in chosen]).float()
-        return x0, [self.scenes[i] for i in chosen]
+        self, count: int, side: int, generator: torch.Generator, without: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Random latents (count, 16, side, side) in float32, and the token ids (count, T) of one of
+        each one's captions.
+
+        Args:
+            generator: of the device that the latents are on.
+            without: share of the captions that are empty instead.
+        """
+        device = self.device
+        most = min(len(self.latents[side]), len(self.prompts))
+        chosen = torch.randint(most, (count,), generator=generator, device=device)
+        which = torch.randint(CAPTIONS, (count,), generator=generator, device=device)
+        empty = torch.rand(count, generator=generator, device=device) < without
+        ids = self.prompts[chosen, which].long().masked_fill(empty[:, None], PAD)
+        return self.latents[side][chosen].float(), ids
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assets", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
-    parser.add_argument("--count", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
+    options(parser)
+    parser.add_argument("--device", default="cpu", help="that encodes, such as cuda")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    encode_shards(a.assets, a.out, a.count, a.seed)
+    encode_shards(a.assets, a.out, a.count, a.seed, a.workers, a.device)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,15 @@ def bootstrap(
 
 @torch.inference_mode()
 def examined(model: SceneClassifier, pictures: Tensor) -> tuple[Labels, Tensor]:
-    """The classifier's answers about uint8 pictures (N, 3, H, W), and their features (N, D)."""
+    """The classifier's answers about uint8 pictures (N, 3, H, W), and their features (N, D).
+
+    Both come back on the CPU, whatever device the classifier is on.
+    """
     answers, features = [], []
     for part in pictures.split(64):
-        x = part.float() / 255
-        answers.append(model.answers(x))
-        features.append(model.features(x))
+        x = part.to(model.device).float() / 255
+        answers.append(model.answers(x).to("cpu"))
+        features.append(model.features(x).cpu())
     names = ("things", "count", "place", "time")
     whole = Labels(*(torch.cat([getattr(a, name) for a in answers]) for name in names))
     return whole, torch.cat(features)

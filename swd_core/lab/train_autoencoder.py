@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.average import ema_of
+from ..distill.average import Average
 from ..distill.checkpoint import load_checkpoint, resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
+from ..distill.transfer import sent
 from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
 from ..scenes.student import VAE_FILE
 from ..spectrum import top_octave_ratio
@@ -47,7 +48,7 @@ def random_crops(images: Tensor, count: int, generator: torch.Generator) -> Tens
 @torch.no_grad()
 def quality(model: Autoencoder, images: Tensor) -> dict[str, float]:
     """Mean PSNR in dB over pictures (N, 3, H, W), uint8, and the ratio of their top octaves."""
-    x = images.float() / 255
+    x = images.to(next(model.parameters()).device).float() / 255
     out = torch.cat([model.decode(model.encode(b)).clamp(0, 1) for b in x.split(8)])
     decibels = -10 * (out - x).square().mean((1, 2, 3)).log10()
     return {
@@ -93,6 +94,7 @@ def train(
     seed: int = 0,
     detail: float = 2.0,
     smooth: float = 0.03,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Trains for `minutes` of wall time in all; resumes where a killed run stopped.
 
@@ -107,14 +109,14 @@ def train(
     whole = torch.cat([load_pictures(out, shard) for shard in range(shards)])
     sides = {side: shrunk(whole, side) for side in SIDES}
     torch.manual_seed(seed)
-    model = start_model(out, freeze_encoder, begin)
+    model, device = start_model(out, freeze_encoder, begin).to(device), torch.device(device)
     path = out / ("decoder.pt" if freeze_encoder else CHECKPOINT)
-    average = ema_of(model, 0.998)
+    average = Average(model, 0.998)
     optimiser = Optimisers(model, lr=lr)
     parts = {"model": model, "average": average, "optimiser": optimiser}
     step, spent = resume_training(path, parts)
     start = time.monotonic() - spent
-    running, last_log, last_save = 0.0, step, time.monotonic()
+    running, last_log, last_save = torch.zeros((), device=device), step, time.monotonic()
     with stoppable() as stopped:
         while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -123,9 +125,11 @@ def train(
                 min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress)) + 0.01
             )
             side = SIDES[int(torch.randint(len(SIDES), (), generator=generator))]
-            x = random_crops(sides[side], BATCH, generator).to(memory_format=torch.channels_last)
+            x = sent(random_crops(sides[side], BATCH, generator), device)
+            x = x.to(memory_format=torch.channels_last)
             cells = CROP // FACTOR
-            noise = NOISE * torch.randn(BATCH, LATENT_CHANNELS, cells, cells, generator=generator)
+            noise = torch.randn(BATCH, LATENT_CHANNELS, cells, cells, generator=generator)
+            noise = NOISE * sent(noise, device)
             if freeze_encoder:
                 loss = decoder_loss(model, x, noise, detail)
             else:
@@ -136,11 +140,11 @@ def train(
             optimiser.step()
             average.update_parameters(model)
             step += 1
-            running += loss.item()
+            running = running + loss.detach()
             if step % 100 == 0:
-                mean = running / (step - last_log)
+                mean = float(running) / (step - last_log)
                 log.info("step %d %.1f min loss %.4f", step, elapsed / 60, mean)
-                running, last_log = 0.0, step
+                running, last_log = torch.zeros((), device=device), step
             if time.monotonic() - last_save > 180:
                 save_training(path, parts, step, elapsed)
                 last_save = time.monotonic()
@@ -151,9 +155,9 @@ def train(
 
 
 def decoder_loss(model: Autoencoder, x: Tensor, noise: Tensor, detail: float) -> Tensor:
-    with torch.no_grad(), fast_autocast():
+    with torch.no_grad(), fast_autocast(x.device):
         z = model.encode(x).float()
-    with fast_autocast():
+    with fast_autocast(x.device):
         output = model.decode(z + noise).float()
     return reconstruction_loss(output, x) + detail * detail_loss(output, x)
 
@@ -166,13 +170,13 @@ def whole_loss(
     resized: decodes the latent at half its size against the half-size picture too, so that resizing
     a latent means resizing the picture: what the scale-wise sampler relies on.
     """
-    with fast_autocast():
+    with fast_autocast(x.device):
         z = model.encode(x).float()
         output = model.decode(z + noise).float()
     loss = reconstruction_loss(output, x) + detail * detail_loss(output, x)
     if resized:
         small = F.interpolate(z, scale_factor=0.5, mode="bicubic", antialias=True)
-        with fast_autocast():
+        with fast_autocast(x.device):
             output = model.decode(small).float()
         loss = loss + 0.5 * reconstruction_loss(output, F.avg_pool2d(x, 2))
     loss = loss + smooth * laplacian(z).square().mean()
@@ -198,9 +202,21 @@ def main() -> None:
     parser.add_argument("--smooth", type=float, default=0.03)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(a.out, a.minutes, a.shards, a.freeze_encoder, a.begin, a.lr, a.seed, a.detail, a.smooth)
+    train(
+        a.out,
+        a.minutes,
+        a.shards,
+        a.freeze_encoder,
+        a.begin,
+        a.lr,
+        a.seed,
+        a.detail,
+        a.smooth,
+        a.device,
+    )
 
 
 if __name__ == "__main__":

@@ -25,18 +25,19 @@ from ..distill.objective import Loss
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
 from ..distill.trainer import PATCH, Trainer
+from ..distill.transfer import sent
 from ..families import FAMILIES
 from ..lora import schedule_header
 from ..lora_files import read_lora, write_peft
 from ..lora_sd3 import sd3_modules
 from ..resample import downscale, upscale
 from ..scenes.captions import caption
+from ..scenes.catalogue import scene_of
 from ..scenes.model import MMDiT
 from ..scenes.student import MODEL_FILE, TEXT_FILE, VAE_FILE, load_text_encoder, read_weights
 from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer
 from ..schedule import ScaleSchedule
 from .latents import LatentShards
-from .pictures import SHARD
 from .train_teacher import export, load_teacher
 from .ways import STUDENTS
 
@@ -73,7 +74,7 @@ class SceneBatches:
     def __post_init__(self) -> None:
         sides = sorted({step.size[0] for step in self.schedule})
         needed = sides[-1:] if self.latent_space else sides
-        self.count = SHARD * min(len(self.data.latents[side]) for side in needed)
+        self.count = min(self.data.counts.get(side, 0) for side in needed)
         if not self.count:
             raise ValueError(
                 f"{self.data.folder} has no pictures that are encoded at all of {needed} cells: "
@@ -88,26 +89,25 @@ class SceneBatches:
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
         """See `Batches`."""
         chosen = [rng.randrange(self.count) for _ in range(count)]
-        prompts = [caption(self.data.scenes[i], rng) for i in chosen][part]
+        prompts = [caption(scene_of(self.data.seed, i), rng) for i in chosen][part]
         real = self._latents(interval.size, chosen[part])
         previous = self._latents(interval.previous, chosen[part]) if interval.previous else None
         return real, previous, self._encoded(prompts)
 
     def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
         side = self.schedule[-1].size[0] if self.latent_space else size[0]
-        shards = self.data.latents[side]
-        # One by one to float32: autocast knows no torch.stack of half precision.
-        rows = torch.stack([shards[i // SHARD][i % SHARD].float() for i in chosen])
-        return downscale(rows, size)
+        rows = sent(torch.tensor(chosen), self.data.device)
+        return downscale(self.data.latents[side][rows].float(), size)
 
     @torch.no_grad()
     def _encoded(self, prompts: list[str]) -> Conditioning:
         ids = torch.tensor([self.tokenizer.encode(prompt)[0] for prompt in prompts])
-        return Conditioning(*self.text(ids))
+        return Conditioning(*self.text(sent(ids, self.data.device)))
 
     @torch.no_grad()
     def unconditional(self, count: int) -> Conditioning:
-        return Conditioning(*self.text(torch.full((count, MAX_TOKENS), PAD)))
+        ids = torch.full((count, MAX_TOKENS), PAD, device=self.data.device)
+        return Conditioning(*self.text(ids))
 
 
 class NoiseFirst(Trainer):
@@ -197,6 +197,7 @@ def distil(
     minutes: float = math.inf,
     steps: int | None = None,
     begin: Path | None = None,
+    device: torch.device | str = "cpu",
     extra: Mapping[str, Loss] | None = None,
     kind: type[Trainer] = Trainer,
 ) -> int:
@@ -208,6 +209,7 @@ def distil(
         state: weights of the teacher's MMDiT. schedule: written into the LoRA's header, as is
             `base`, the teacher's name.
         begin: folder of a student's LoRA to begin from; the fake score begins there, too.
+        device: where it is trained, and where `batches` gives its tensors.
 
     Returns:
         the steps done in all: fewer than `steps` if the time or a signal ended it.
@@ -217,6 +219,7 @@ def distil(
     add_adapters(module, FAMILIES["emoji"].adapted, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
+    module.to(device)
     trainer = kind(MMDiTModel(module), batches, config, extra=extra or {})
 
     def write() -> None:
@@ -264,17 +267,18 @@ def train(
     noise_first: bool = False,
     **budget: Any,
 ) -> int:
-    """Distils the teacher in `run` and writes the LoRA to `run/name`; see `distil`."""
+    """Distils the teacher in `run` on the device of `data`, writes the LoRA to `run/name`."""
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
     steps_of = intervals([(side, side) for side in sides], sigmas)
     return distil(
         read_weights(run / MODEL_FILE),
-        SceneBatches(data, tokenizer, text, steps_of, latent_space),
+        SceneBatches(data, tokenizer, text.to(data.device), steps_of, latent_space),
         config,
         schedule_of(student),
         run / name,
         "swd-scenes",
+        device=data.device,
         kind=NoiseFirst if noise_first else Trainer,
         **budget,
     )
@@ -315,12 +319,14 @@ def main() -> None:
     parser.add_argument(
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
+    parser.add_argument("--pictures", type=int, help="training pictures at most; all by default")
+    parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
     options(parser)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     begin_run(a.run, a.scenes)
     train(
-        LatentShards(a.scenes),
+        LatentShards(a.scenes, device=a.device, count=a.pictures),
         a.run,
         a.student,
         config_of(a),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -12,16 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distill.average import ema_of
+from ..distill.average import Average
 from ..distill.checkpoint import load_checkpoint, resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..files import read_json, write_text
-from ..scenes.captions import caption
 from ..scenes.model import MMDiT
-from ..scenes.student import MODEL_FILE, TEXT_FILE
-from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer, vocabulary
+from ..scenes.student import MODEL_FILE, TEXT_FILE, read_weights
+from ..scenes.text import SceneTextEncoder, vocabulary
 from ..tensor_files import save_tensors
 from .latents import LATENT_SIDES, LatentShards
 
@@ -31,6 +31,8 @@ NOT_MUON = ("adaLN", "embed", "final_layer", "words")
 BANDS = (0.0, 0.4, 0.7, 0.9, 1.0)  # of sigma, for the log
 WITHOUT_PROMPT = 0.1
 WARM_UP = 200  # steps
+EVENLY = 0.3  # share of the smallest size's steps while the rate falls
+SAVE_SECONDS, LOOK_SECONDS = 240, 5
 
 
 class Teacher(nn.Module):
@@ -53,111 +55,111 @@ class Teacher(nn.Module):
 
 def sample_sigma(count: int, side: int, generator: torch.Generator) -> Tensor:
     """Logit-normal noise levels, shifted up with the size (Esser et al., section 5.3.2)."""
-    u = torch.sigmoid(torch.randn(count, generator=generator))
-    uniform = torch.rand(count, generator=generator)
-    u = torch.where(torch.rand(count, generator=generator) < 0.15, uniform, u)
+    drawn = {"generator": generator, "device": generator.device}
+    u = torch.sigmoid(torch.randn(count, **drawn))
+    uniform = torch.rand(count, **drawn)
+    u = torch.where(torch.rand(count, **drawn) < 0.15, uniform, u)
     shift = 3.0 * side / max(LATENT_SIDES)
     return shift * u / (1 + (shift - 1) * u)
 
 
-def draw_prompts(scenes: list, tokenizer: SceneTokenizer, rng: random.Random) -> Tensor:
-    """Token ids (B, MAX_TOKENS) of a caption for each scene; a tenth of them is empty."""
-    empty = [PAD] * MAX_TOKENS
-    rows = [
-        empty if rng.random() < WITHOUT_PROMPT else tokenizer.encode(caption(scene, rng))[0]
-        for scene in scenes
-    ]
-    return torch.tensor(rows)
-
-
 @dataclass
 class Progress:
-    """Losses since the last line of the log, by size and by noise level."""
+    """Losses since the last line of the log, by size and by noise level.
 
-    sums: dict[str, list[float]] = field(default_factory=dict)
+    They stay where they were computed until they are asked for: a graphics card is not waited for.
+    """
+
+    steps: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     def add(self, side: int, sigma: Tensor, losses: Tensor) -> None:
-        for low, high in zip(BANDS, BANDS[1:], strict=False):
-            inside = losses[(sigma >= low) & (sigma < high)]
-            self._take(f"{low}-{high}", float(inside.sum()), len(inside))
-        self._take(str(side), float(losses.sum()), len(losses))
-
-    def _take(self, name: str, total: float, count: int) -> None:
-        entry = self.sums.setdefault(name, [0.0, 0])
-        entry[0] += total
-        entry[1] += count
+        self.steps.append((side, sigma, losses))
 
     def means(self) -> dict[str, float]:
         """The means by name, and a new beginning."""
-        found = {k: round(total / max(n, 1), 4) for k, (total, n) in sorted(self.sums.items())}
-        self.sums = {}
-        return found
+        sigma, losses = (torch.cat([s[i] for s in self.steps]).cpu() for i in (1, 2))
+        sides = torch.cat([torch.full((len(s[1]),), s[0]) for s in self.steps])
+        self.steps.clear()
+        parts = {
+            f"{low}-{high}": (sigma >= low) & (sigma < high)
+            for low, high in zip(BANDS, BANDS[1:], strict=False)
+        } | {str(side): sides == side for side in sorted(set(sides.tolist()))}
+        return {k: round(float(losses[v].mean()), 4) for k, v in parts.items() if v.any()}
 
 
-def rate(step: int, begun: int | None, steps: int | None) -> float:
-    """Share of the full rate: warm-up, constant, and from step `begun` on a fall over `steps`."""
-    factor = min(1.0, (step + 1) / WARM_UP)
-    if begun is not None:
-        factor *= max(0.0, 1 - (step - begun) / steps)
-    return factor
+def rate(step: int, minutes_left: float, fall: float) -> float:
+    """Share of the full rate: warm-up, constant, and a fall to nothing over the last minutes."""
+    falling = min(1.0, max(0.0, minutes_left) / fall) if fall else 1.0
+    return min(1.0, (step + 1) / WARM_UP) * falling
+
+
+def begin_from(teacher: Teacher, folder: Path) -> None:
+    """Copies the weights that `export` wrote into a teacher of the same shape."""
+    teacher.model.load_state_dict(read_weights(folder / MODEL_FILE))
+    teacher.text.load_state_dict(read_weights(folder / TEXT_FILE))
 
 
 def train(
     data: LatentShards,
     out: Path,
-    minutes: float,
+    minutes: float = math.inf,
     depth: int = 4,
     lr: float = 2e-3,
     tokens: int = 4096,
     smallest: float = 0.85,
-    decay: int | None = None,
+    fall: float = 0.0,
+    steps: int | None = None,
+    begin: Path | None = None,
     seed: int = 0,
     compiled: bool = False,
 ) -> None:
-    """Trains for `minutes` of wall time in this run; goes on from a checkpoint if there is one.
+    """Trains for `minutes` of wall time in this run or `steps` in all, whichever ends first.
+
+    It goes on from a checkpoint if there is one, and computes where `data` is.
 
     Args:
         tokens: picture tokens per step, which fixes the batch at each size.
         smallest: share of the steps at the smallest size; what a prompt looks like is learned
             there, where a picture costs a fifth.
-        decay: lets the rate fall to nothing over so many steps and ends there; also where a run
-            with the same `decay` was stopped. None goes on at a constant rate.
+        fall: the last minutes of this run, over which the rate falls to nothing and the sizes are
+            trained more evenly. The rate is constant before.
+        begin: folder of a teacher's weights to begin from if there is no checkpoint.
         compiled: by torch.compile, which needs a C++ compiler and half a minute for each size, and
             then is 1.5 times as fast on a CPU.
     """
     meanings = vocabulary()
-    tokenizer = SceneTokenizer(meanings)
     torch.manual_seed(seed)
     model = Teacher(len(meanings), depth)
-    average = ema_of(model, 0.9985)
+    if begin is not None:
+        begin_from(model, begin)
+    model = model.to(data.device)
+    average = Average(model, 0.9985)
     optimiser = Optimisers(model, lr=lr, weight_decay=0.01, adamw_only=NOT_MUON)
     forward = torch.compile(model, dynamic=False) if compiled else model
     path = out / CHECKPOINT
     parts = {"model": model, "average": average, "optimiser": optimiser}
-    first, spent = resume_training(path, parts)
+    step, spent = resume_training(path, parts)
     record = load_record(out)
-    if decay is not None:
-        record.setdefault("decay_from", first)
-    else:
-        record.pop("decay_from", None)
-    begun = record.get("decay_from")
-    step, start, last_save = first, time.monotonic(), time.monotonic()
+    start = last_save = last_look = time.monotonic()
     progress, seen = Progress(), 0
     with stoppable() as stopped:
         while (elapsed := time.monotonic() - start) < 60 * minutes and not stopped():
-            if begun is not None and step - begun >= decay:
+            if steps is not None and step >= steps:
                 break
             rng = random.Random(seed * 1_000_003 + step)
-            generator = torch.Generator().manual_seed(rng.getrandbits(62))
-            optimiser.set_lr(rate(step, begun, decay))
-            side = rng.choices(LATENT_SIDES, data.weights(smallest))[0]
+            generator = torch.Generator(data.device).manual_seed(rng.getrandbits(62))
+            factor = rate(step, minutes - elapsed / 60, fall)
+            optimiser.set_lr(factor)
+            falling = minutes - elapsed / 60 < fall
+            side = rng.choices(
+                LATENT_SIDES, data.weights(min(smallest, EVENLY) if falling else smallest)
+            )[0]
             batch = tokens // (side // 2) ** 2
-            x0, scenes = data.batch(batch, side, generator)
-            noise = torch.randn(x0.shape, generator=generator)
+            x0, ids = data.batch(batch, side, generator, WITHOUT_PROMPT)
+            noise = torch.randn(x0.shape, generator=generator, device=data.device)
             sigma = sample_sigma(batch, side, generator)
             level = sigma[:, None, None, None]
-            ids = draw_prompts(scenes, tokenizer, rng)
-            with fast_autocast():
+            with fast_autocast(data.device):
                 velocity = forward((1 - level) * x0 + level * noise, sigma, ids)
             losses = F.mse_loss(velocity.float(), noise - x0, reduction="none").mean((1, 2, 3))
             optimiser.zero_grad()
@@ -178,16 +180,18 @@ def train(
                     seen / (time.monotonic() - start),
                     progress.means(),
                 )
-            if time.monotonic() - last_save > 240:
+            if time.monotonic() - last_save > SAVE_SECONDS:
                 save(path, parts, step, spent + elapsed, record)
                 last_save = time.monotonic()
+            if time.monotonic() - last_look > LOOK_SECONDS:
                 data.refresh()
+                last_look = time.monotonic()
     save(path, parts, step, spent + time.monotonic() - start, record)
     export(average.module, out)
 
 
 def load_record(out: Path) -> dict[str, int]:
-    """Pictures seen so far by latent side, and where the rate began to fall, if it did."""
+    """Pictures seen so far by latent side."""
     path = out / RECORD
     return read_json(path) if path.is_file() else {}
 
@@ -232,17 +236,32 @@ def main() -> None:
     parser.add_argument(
         "--smallest", type=float, default=0.85, help="share of the smallest size's steps"
     )
+    parser.add_argument("--steps", type=int, help="in all, instead of minutes or besides")
     parser.add_argument(
-        "--decay", type=int, help="end with so many steps of a falling rate; default is a constant"
+        "--fall", type=float, default=0.0, help="the last minutes, over which the rate falls"
     )
+    parser.add_argument("--begin", type=Path, help="folder of a teacher to begin from")
+    parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
     parser.add_argument(
         "--compile", action="store_true", help="needs a C++ compiler; 1.5 times as fast"
     )
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data = LatentShards(a.out, a.seed)
-    train(data, a.out, a.minutes, a.depth, a.lr, a.tokens, a.smallest, a.decay, a.seed, a.compile)
+    train(
+        LatentShards(a.out, a.seed, a.device),
+        a.out,
+        a.minutes,
+        a.depth,
+        a.lr,
+        a.tokens,
+        a.smallest,
+        a.fall,
+        a.steps,
+        a.begin,
+        a.seed,
+        a.compile,
+    )
 
 
 if __name__ == "__main__":

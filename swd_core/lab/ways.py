@@ -84,7 +84,7 @@ def sample_noise_first(
     """Scale-wise steps that enlarge what is already noisy: its noise then is no longer white."""
     process, before = FlowMatching(), like.new_zeros(*like.shape[:2], sides[0], sides[0])
     for step, (sigma, side) in enumerate(zip(sigmas, sides, strict=True)):
-        noisy = process.add_noise(before, noise(step, before.shape), sigma)
+        noisy = process.add_noise(before, noise(step, before.shape).to(before), sigma)
         before = denoise(upscale(noisy, (side, side)), sigma)
     return before
 
@@ -96,9 +96,10 @@ def generate(
     """Latents (B, 16, side, side): row k is image indices[k] of `seed`, for row k of `text`."""
     denoise = model.denoiser(text, guidance=way.guidance)
     noise = SeededNoise(seed, tuple(indices))
-    like = torch.zeros(len(indices), model.model.channels, way.sides[-1], way.sides[-1])
+    shape = (len(indices), model.model.channels, way.sides[-1], way.sides[-1])
+    like = torch.zeros(shape, device=model.device)
     if way.euler:
-        return euler(denoise, way.sigmas, noise(0, like.shape))
+        return euler(denoise, way.sigmas, noise(0, shape).to(like))
     if way.noise_first:
         return sample_noise_first(denoise, way.sigmas, way.sides, noise, like)
     return sample_scalewise(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from swd_core.distill.adapters import adapter, adapter_parameters, adapter_state, add_adapters
-from swd_core.distill.average import ema_of
+from swd_core.distill.average import Average
 from swd_core.distill.checkpoint import load_checkpoint, save_checkpoint
 from swd_core.distill.draws import Draws
 from swd_core.distill.losses import (
@@ -252,7 +252,7 @@ def test_adapter_is_left_when_the_body_fails():
 
 def test_average_follows_its_formula():
     model = nn.Linear(1, 1, bias=False)
-    average, expected = ema_of(model, 0.5), None
+    average, expected = Average(model, 0.5), None
     for step in range(12):
         with torch.no_grad():
             model.weight.fill_(float(step))

@@ -16,7 +16,7 @@ from swd_core.distill.interface import DistillConfig
 from swd_core.distill.scalewise import Interval, intervals
 from swd_core.lab import ablation, evaluate, faithfulness, latents, train_student, ways
 from swd_core.lab.classifier import SceneClassifier
-from swd_core.lab.latents import LatentShards, latent_path
+from swd_core.lab.latents import LatentShards, drawn_prompts, latent_path, prompt_path
 from swd_core.lab.pictures import picture_path
 from swd_core.lab.train_autoencoder import export as export_autoencoder
 from swd_core.lab.train_student import NoiseFirst, SceneBatches, begin_run, steps_for, train
@@ -36,13 +36,13 @@ SHARD = 8
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Shards of eight pictures: two of them at 16 and 20 cells, one at 24 and 32."""
-    for module in (latents, train_student):
-        monkeypatch.setattr(module, "SHARD", SHARD)
+    monkeypatch.setattr(latents, "SHARD", SHARD)
     generator = torch.Generator().manual_seed(5)
     for side, shards in {16: 2, 20: 2, 24: 1, 32: 1}.items():
         for shard in range(shards):
             rows = torch.randn(SHARD, 16, side, side, generator=generator).half()
             save_file({"latents": rows}, latent_path(tmp_path, side, shard))
+            save_file({"prompts": drawn_prompts(shard, 0)}, prompt_path(tmp_path, shard))
     return tmp_path
 
 
@@ -70,7 +70,7 @@ def batches(folder, sides=(16, 20, 24, 32), **options) -> SceneBatches:
 def test_a_pair_is_one_picture_at_two_sizes_with_its_own_caption(folder):
     data = batches(folder)
     real, previous, text = data.draw(data.schedule[2], 40, random.Random(3))
-    large, small = (data.data.latents[side][0].float() for side in (24, 20))
+    large, small = (data.data.latents[side].float() for side in (24, 20))
     which = [next(i for i in range(SHARD) if torch.equal(large[i], row)) for row in real]
     assert set(which) == set(range(SHARD)), "only pictures that there are at every size"
     assert torch.equal(previous, small[which])
@@ -102,7 +102,7 @@ def test_in_latent_space_small_latents_are_shrunk_ones(folder):
     data = batches(folder, latent_space=True)
     real, previous, _ = data.draw(data.schedule[1], 5, random.Random(3))
     rng = random.Random(3)
-    largest = data.data.latents[32][0][[rng.randrange(SHARD) for _ in range(5)]].float()
+    largest = data.data.latents[32][[rng.randrange(SHARD) for _ in range(5)]].float()
     for found, side in ((real, 20), (previous, 16)):
         wanted = F.interpolate(largest, (side, side), mode="bilinear", antialias=True)
         torch.testing.assert_close(found, wanted)
@@ -221,9 +221,10 @@ def measured(monkeypatch, run):
     monkeypatch.setattr(evaluate, "VARIED", 1)
     monkeypatch.setattr(evaluate, "EACH", 2)
     monkeypatch.setattr(evaluate, "ROUNDS", 2)
-    monkeypatch.setattr(evaluate, "load_classifier", lambda _: SceneClassifier().eval())
+    for module in (evaluate, ablation):
+        monkeypatch.setattr(module, "load_classifier", lambda *_: SceneClassifier().eval())
 
-    def painter(assets, side):
+    def painter(assets, side, workers=1):
         def paint(scenes, seed):
             generator = torch.Generator().manual_seed(seed)
             small = torch.randint(0, 256, (len(scenes), 3, side // 8, side // 8),
@@ -250,7 +251,8 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     monkeypatch.setattr(SceneBatches, "draw", draw_and_stop)
     options = argparse.Namespace(
         assets=folder, scenes=folder, run=run, out=folder / "table.json", steps=3, train_seeds=2,
-        variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64,
+        variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64, pictures=None, jobs=1,
+        device="cpu", batch=4, workers=1,
     )  # fmt: skip
     with pytest.raises(SystemExit, match="then a jump, seed 0: stopped at step [12] of 3"):
         ablation.run_ablation(options)

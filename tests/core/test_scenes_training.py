@@ -1,7 +1,6 @@
 """The laboratory of scenes: shards that grow, a training that goes on, sampling that arrives."""
 
 import json
-import random
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swd_core.distill.checkpoint import load_checkpoint
-from swd_core.lab.latents import LatentShards, encoded, latent_path
+from swd_core.lab.latents import LatentShards, drawn_prompts, encoded, latent_path, prompt_path
 from swd_core.lab.pictures import load_pictures, picture_path, shrunk
 from swd_core.lab.sheet import sample, tiled
 from swd_core.lab.train_autoencoder import WIDTHS, random_crops, whole_loss
@@ -18,15 +17,14 @@ from swd_core.lab.train_teacher import (
     MODEL_FILE,
     RECORD,
     TEXT_FILE,
-    draw_prompts,
     load_teacher,
     rate,
     sample_sigma,
     train,
 )
 from swd_core.scenes.autoencoder import Autoencoder
-from swd_core.scenes.catalogue import scene_of
-from swd_core.scenes.text import PAD, SceneTokenizer, vocabulary
+from swd_core.scenes.catalogue import PLACES, THINGS, TIMES, scene_of
+from swd_core.scenes.text import MAX_TOKENS, PAD, SceneTokenizer, vocabulary
 
 
 def write_shard(folder, side: int, shard: int) -> torch.Tensor:
@@ -34,10 +32,13 @@ def write_shard(folder, side: int, shard: int) -> torch.Tensor:
     numbers = torch.arange(1000 * shard, 1000 * (shard + 1)) / 1000
     latents = numbers.half()[:, None, None, None].expand(-1, 16, side, side)
     save_file({"latents": latents.contiguous()}, latent_path(folder, side, shard))
+    prompts = torch.arange(1000, dtype=torch.int16) % 50
+    prompts = prompts[:, None, None].expand(-1, 8, MAX_TOKENS).contiguous()
+    save_file({"prompts": prompts}, prompt_path(folder, shard))
     return latents
 
 
-def test_shards_that_appear_are_taken_in_with_their_scenes(tmp_path):
+def test_shards_that_appear_are_taken_in_with_their_captions(tmp_path):
     write_shard(tmp_path, 16, 0)
     data = LatentShards(tmp_path, seed=4)
     assert data.weights(0.8) == [0.8, 0, 0, 0]
@@ -45,11 +46,12 @@ def test_shards_that_appear_are_taken_in_with_their_scenes(tmp_path):
     write_shard(tmp_path, 32, 0)
     data.refresh()
     assert data.weights(0.8) == pytest.approx([0.8, 0, 0, 0.1])
-    x0, scenes = data.batch(200, 16, torch.Generator().manual_seed(0))
+    x0, ids = data.batch(200, 16, torch.Generator().manual_seed(0))
     numbers = (x0[:, 0, 0, 0] * 1000).round().int().tolist()
     assert max(numbers) > 1000 and len(set(numbers)) > 150 and x0.dtype == torch.float32
     # Half precision names a number below 1.0 to a quarter of a thousandth, above to a half.
-    assert [scene_of(4, n) for n in numbers] == scenes
+    assert ids[:, 0].tolist() == [n % 50 for n in numbers]
+    assert LatentShards(tmp_path, count=1000).counts == {16: 1000, 32: 1000}
 
 
 def test_no_latents_say_what_to_do(tmp_path):
@@ -61,18 +63,31 @@ def test_no_latents_say_what_to_do(tmp_path):
         load_teacher(tmp_path)
 
 
-def test_a_tenth_of_the_prompts_is_empty():
-    scenes = [scene_of(0, i) for i in range(1500)]
-    ids = draw_prompts(scenes, SceneTokenizer(vocabulary()), random.Random(0))
-    empty = (ids == PAD).all(1).float().mean()
-    assert 0.08 < float(empty) < 0.13
+def test_a_share_of_the_captions_is_empty(tmp_path):
+    write_shard(tmp_path, 16, 1)
+    write_shard(tmp_path, 16, 0)
+    data = LatentShards(tmp_path)
+    _, ids = data.batch(1500, 16, torch.Generator().manual_seed(0), without=0.1)
+    assert 0.08 < float((ids == PAD).all(1).float().mean()) < 0.13
+
+
+def test_captions_name_what_their_pictures_show():
+    prompts, known = drawn_prompts(shard=3, seed=2), SceneTokenizer(vocabulary())
+    assert len(prompts) == 1000 and len({tuple(row.tolist()) for row in prompts[:, 0]}) > 500
+    meanings = known.meanings
+    for number in range(0, 1000, 99):
+        scene = scene_of(2, 3000 + number)
+        wrong = {m for m in (*PLACES, *TIMES, *THINGS) if m not in scene.things} - {
+            scene.place, scene.time}  # fmt: skip
+        for ids in prompts[number].tolist():
+            assert not wrong & {meanings[i] for i in ids}
 
 
 def test_the_rate_warms_up_stays_and_falls():
-    assert rate(0, None, None) == pytest.approx(1 / 200)
-    assert rate(199, None, None) == rate(100_000, None, None) == 1
-    falling = [rate(step, 1000, 500) for step in (1000, 1250, 1500, 1600)]
-    assert falling == pytest.approx([1, 0.5, 0, 0])
+    assert rate(0, 100, 0) == pytest.approx(1 / 200)
+    assert rate(199, 100, 0) == rate(100_000, 0.1, 0) == 1
+    falling = [rate(1000, left, fall=20) for left in (100, 20, 10, 0, -1)]
+    assert falling == pytest.approx([1, 1, 0.5, 0, 0])
 
 
 def test_noise_levels_rise_with_the_size():
@@ -87,19 +102,26 @@ def test_noise_levels_rise_with_the_size():
 def test_training_goes_on_where_it_was_stopped(tmp_path):
     write_shard(tmp_path, 16, 0)
     data = LatentShards(tmp_path)
-    train(data, tmp_path, minutes=1, depth=1, tokens=256, decay=3)
-    record = json.loads((tmp_path / RECORD).read_text())
+    train(data, tmp_path, steps=3, depth=1, tokens=256)
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
-    assert record == {"decay_from": 0, "16": 3 * 4}
-    train(data, tmp_path, minutes=1, depth=1, tokens=256, decay=5)
+    assert json.loads((tmp_path / RECORD).read_text()) == {"16": 3 * 4}
+    train(data, tmp_path, steps=5, depth=1, tokens=256)
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 5
-    train(data, tmp_path, minutes=0, depth=1, tokens=256)
-    assert "decay_from" not in json.loads((tmp_path / RECORD).read_text())
+    assert json.loads((tmp_path / RECORD).read_text()) == {"16": 5 * 4}
     teacher = load_teacher(tmp_path)
     exported = load_file(tmp_path / MODEL_FILE)
     for name, value in teacher.model.state_dict().items():
         assert torch.equal(exported[name], value.half()), name
     assert load_file(tmp_path / TEXT_FILE)["words.weight"].shape[0] == len(vocabulary())
+
+
+def test_a_training_begins_from_weights_that_another_wrote(tmp_path):
+    write_shard(tmp_path, 16, 0)
+    data, other = LatentShards(tmp_path), tmp_path / "other"
+    train(data, tmp_path, steps=1, depth=1, tokens=256, seed=1)
+    train(data, other, steps=0, depth=1, tokens=256, seed=2, begin=tmp_path)
+    for name, value in load_file(tmp_path / MODEL_FILE).items():
+        assert torch.equal(load_file(other / MODEL_FILE)[name], value), name
 
 
 def test_sampling_arrives_where_the_velocity_points():
