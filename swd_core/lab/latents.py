@@ -2,7 +2,10 @@
 
 import argparse
 import logging
+import math
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,10 +117,14 @@ class LatentShards:
     def refresh(self) -> None:
         """Takes in shards that have been written since."""
         before = self.counts
-        self.prompts = self._grown(self.prompts, "prompts", lambda n: prompt_path(self.folder, n))
+        most = math.inf if self.most is None else self.most
+        self.prompts = self._grown(self.prompts, "prompts", partial(prompt_path, self.folder), most)
         for side in LATENT_SIDES:
             found = self._grown(
-                self.latents.get(side), "latents", lambda n, s=side: latent_path(self.folder, s, n)
+                self.latents.get(side),
+                "latents",
+                partial(latent_path, self.folder, side),
+                0 if self.prompts is None else len(self.prompts),
             )
             if found is not None:
                 self.latents[side] = found
@@ -129,11 +136,13 @@ class LatentShards:
         """How many pictures there are, by side."""
         return {side: len(latents) for side, latents in self.latents.items()}
 
-    def _grown(self, tensor: Tensor | None, name: str, path) -> Tensor | None:
-        """A tensor with the rows of the shards that follow those it has."""
+    def _grown(
+        self, tensor: Tensor | None, name: str, path: Callable[[int], Path], most: float
+    ) -> Tensor | None:
+        """A tensor with the rows of the shards that follow those it has, until it has `most`."""
         parts = [] if tensor is None else [tensor]
         have = sum(map(len, parts))
-        while (file := path(have // SHARD)).is_file() and have < (self.most or have + 1):
+        while have < most and (file := path(have // SHARD)).is_file():
             parts.append(read_tensors(file)[0][name].to(self.device))
             have += len(parts[-1])
         if len(parts) < 2:
@@ -157,7 +166,7 @@ class LatentShards:
             without: share of the captions that are empty instead.
         """
         device = self.device
-        most = min(len(self.latents[side]), len(self.prompts))
+        most = len(self.latents[side])
         chosen = torch.randint(most, (count,), generator=generator, device=device)
         which = torch.randint(CAPTIONS, (count,), generator=generator, device=device)
         empty = torch.rand(count, generator=generator, device=device) < without
