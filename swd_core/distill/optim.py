@@ -7,19 +7,21 @@ from .precision import has_fast_bfloat16
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix (Jordan et al., 2024).
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix (Jordan et al., 2024), for
+    one matrix or a stack of them (..., R, C).
 
     torch.optim.Muon does the same for matrices only, and always in bfloat16, which is hopeless on
     processors without bfloat16 instructions; the autoencoder has convolutions.
     """
     fast = torch.bfloat16 if has_fast_bfloat16(matrix.device) else torch.float32
-    x = (matrix / matrix.norm().clamp(min=1e-7)).to(fast)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    length = matrix.norm(dim=(-2, -1), keepdim=True)
+    x = (matrix / length.clamp(min=1e-7)).to(fast)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,18 +37,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
-                update = orthogonalise(update) * (0.4 * max(update.shape) ** 0.5)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p), alpha=-group["lr"])
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for parameters in alike.values():
+                self._step(parameters, **group)
+
+    def _step(self, parameters: list[Tensor], lr, momentum, weight_decay, **_) -> None:
+        """Moves parameters of one shape, at once: a graphics card waits for few large products."""
+        for p in parameters:
+            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        gradients = [p.grad for p in parameters]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, momentum)
+        stack = torch.stack([update.flatten(1) for update in ahead])
+        moves = orthogonalise(stack) * (0.4 * max(stack.shape[1:]) ** 0.5)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, [m.view(parameters[0].shape) for m in moves], alpha=-lr)
 
 
 class Optimisers:
@@ -61,7 +70,9 @@ class Optimisers:
         if matrices:
             self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
         if others:
-            self.parts.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0))
+            self.parts.append(
+                torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+            )
         self.lr = lr
 
     def set_lr(self, factor: float) -> None:
