@@ -35,9 +35,13 @@ def _begin(assets: Path, seed: int) -> None:
     _world = World(FluentSprites(assets), seed)
 
 
-def _paint(first: int) -> np.ndarray:
-    """Pictures first..first + CHUNK - 1, uint8 (CHUNK, 256, 256, 3)."""
-    return np.stack([_world.picture(first + i).pixels for i in range(CHUNK)])
+def _paint(numbers: range) -> np.ndarray:
+    """Pictures by their numbers, uint8 (N, 256, 256, 3)."""
+    return np.stack([_world.picture(number).pixels for number in numbers])
+
+
+def _chunks(numbers: range) -> list[range]:
+    return [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
 
 
 def _paint_scene(scene_and_number: tuple) -> np.ndarray:
@@ -61,8 +65,8 @@ def painters(assets: Path, seed: int, workers: int) -> Iterator[Callable[..., It
 def paint_numbered(assets: Path, first: int, count: int, seed: int = 0, workers: int = 1) -> Tensor:
     """Pictures first..first + count - 1 as uint8 (N, 3, 256, 256)."""
     with painters(assets, seed, workers) as painted:
-        chunks = list(painted(_paint, range(first, first + count, CHUNK)))
-    return torch.from_numpy(np.concatenate(chunks)[:count]).permute(0, 3, 1, 2).contiguous()
+        chunks = list(painted(_paint, _chunks(range(first, first + count))))
+    return torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).contiguous()
 
 
 def paint_scenes(assets: Path, scenes: Iterable, first: int, workers: int = 1) -> Tensor:
@@ -83,12 +87,12 @@ def paint_shards(
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-count // SHARD))
     missing = [shard for shard in shards if not picture_path(folder, shard).is_file()]
-    firsts = [SHARD * shard + i for shard in missing for i in range(0, SHARD, CHUNK)]
+    parts = {shard: _chunks(range(SHARD * shard, SHARD * (shard + 1))) for shard in missing}
     with painters(assets, seed, workers) as painted:
-        chunks = painted(_paint, firsts)
+        chunks = painted(_paint, [part for shard in missing for part in parts[shard]])
         for shard in shards:
             if shard in missing:
-                pictures = np.concatenate(list(islice(chunks, SHARD // CHUNK)))
+                pictures = np.concatenate(list(islice(chunks, len(parts[shard]))))
                 with written_whole(picture_path(folder, shard)) as file:
                     np.save(file, pictures)
                 log.info("painted %s", picture_path(folder, shard))

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from swd_core.distill.checkpoint import load_checkpoint
+from swd_core.lab import latents, pictures
 from swd_core.lab.latents import LatentShards, drawn_prompts, encoded, latent_path, prompt_path
 from swd_core.lab.pictures import load_pictures, picture_path, shrunk
 from swd_core.lab.sheet import sample, tiled
-from swd_core.lab.train_autoencoder import WIDTHS, random_crops, whole_loss
+from swd_core.lab.train_autoencoder import WIDTHS, export, random_crops, whole_loss
 from swd_core.lab.train_teacher import (
     CHECKPOINT,
     MODEL_FILE,
@@ -23,19 +25,21 @@ from swd_core.lab.train_teacher import (
     train,
 )
 from swd_core.scenes.autoencoder import Autoencoder
-from swd_core.scenes.catalogue import PLACES, THINGS, TIMES, scene_of
+from swd_core.scenes.catalogue import PLACES, PROPS, SEATED, THINGS, TIMES, scene_of
+from swd_core.scenes.sprites import FluentSprites
+from swd_core.scenes.student import VAE_FILE
 from swd_core.scenes.text import MAX_TOKENS, PAD, SceneTokenizer, vocabulary
+from swd_core.scenes.world import World
 
 
-def write_shard(folder, side: int, shard: int) -> torch.Tensor:
+def write_shard(folder, side: int, shard: int) -> None:
     """1,000 latents, each filled with its own number in thousandths."""
     numbers = torch.arange(1000 * shard, 1000 * (shard + 1)) / 1000
-    latents = numbers.half()[:, None, None, None].expand(-1, 16, side, side)
-    save_file({"latents": latents.contiguous()}, latent_path(folder, side, shard))
+    rows = numbers.half()[:, None, None, None].expand(-1, 16, side, side)
+    save_file({"latents": rows.contiguous()}, latent_path(folder, side, shard))
     prompts = torch.arange(1000, dtype=torch.int16) % 50
     prompts = prompts[:, None, None].expand(-1, 8, MAX_TOKENS).contiguous()
     save_file({"prompts": prompts}, prompt_path(folder, shard))
-    return latents
 
 
 def test_shards_that_appear_are_taken_in_with_their_captions(tmp_path):
@@ -124,6 +128,55 @@ def test_a_training_begins_from_weights_that_another_wrote(tmp_path):
         assert torch.equal(load_file(other / MODEL_FILE)[name], value), name
 
 
+@pytest.fixture
+def assets(tmp_path):
+    """A disc of its own colour for every figure."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    codes = sorted({thing.code for thing in THINGS.values()} | set(PROPS.values()) | {SEATED})
+    for number, code in enumerate(codes):
+        picture = Image.new("RGBA", (64, 64))
+        ImageDraw.Draw(picture).ellipse((4, 4, 60, 60), (number, 255 - number, 90, 255))
+        picture.save(folder / f"{code}.webp", lossless=True)
+    return folder
+
+
+def test_several_processes_paint_what_one_paints(tmp_path, assets, monkeypatch):
+    monkeypatch.setattr(pictures, "SHARD", 3)
+    monkeypatch.setattr(pictures, "CHUNK", 2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert list(pictures.paint_shards(assets, one, 6, seed=2)) == [0, 1]
+    two.mkdir()
+    np.save(picture_path(two, 0), np.zeros(1))
+    assert list(pictures.paint_shards(assets, two, 6, seed=2, workers=2)) == [0, 1]
+    assert np.load(picture_path(two, 0)).tolist() == [0], "what is there stays"
+    painted = np.load(picture_path(one, 1))
+    assert np.array_equal(np.load(picture_path(two, 1)), painted)
+    world = World(FluentSprites(assets), 2)
+    assert all((world.picture(3 + i).pixels == painted[i]).all() for i in range(3))
+    again = pictures.paint_numbered(assets, 3, 3, seed=2, workers=2)
+    assert np.array_equal(again.permute(0, 2, 3, 1).numpy(), painted)
+    scenes = [scene_of(0, number) for number in (5, 6)]
+    found = pictures.paint_scenes(assets, scenes, 40, workers=2).permute(0, 2, 3, 1).numpy()
+    world = World(FluentSprites(assets), 0)
+    assert all((world.picture_of(s, 40 + i).pixels == found[i]).all() for i, s in enumerate(scenes))
+
+
+def test_shards_are_encoded_at_every_size_with_their_captions(tmp_path, assets, monkeypatch):
+    for module in (pictures, latents):
+        monkeypatch.setattr(module, "SHARD", 2)
+    torch.manual_seed(0)
+    export(Autoencoder(WIDTHS), tmp_path / VAE_FILE)
+    latents.encode_shards(assets, tmp_path, 4)
+    data = LatentShards(tmp_path)
+    assert data.counts == {16: 4, 20: 4, 24: 4, 32: 4} and data.prompts.shape[:2] == (4, 8)
+    whole = torch.cat([load_pictures(tmp_path, shard) for shard in range(2)])
+    vae = latents.load_autoencoder(tmp_path / VAE_FILE)
+    with torch.no_grad():
+        wanted = vae.encode(shrunk(whole, 160).float() / 255)
+    torch.testing.assert_close(data.latents[20].float(), wanted, atol=0.05, rtol=0.05)
+
+
 def test_sampling_arrives_where_the_velocity_points():
     """With the exact velocity (x - x0) / sigma every number of steps ends at x0."""
     x0 = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -147,19 +200,19 @@ def test_guidance_goes_past_the_prompted_velocity():
 
 
 def test_pictures_are_shrunk_by_area_and_encoded(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    np.save(picture_path(tmp_path, 0), pictures)
+    drawn = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    np.save(picture_path(tmp_path, 0), drawn)
     images = load_pictures(tmp_path, 0)
-    blocks = pictures.reshape(2, 128, 2, 128, 2, 3).astype(float).mean((2, 4))
+    blocks = drawn.reshape(2, 128, 2, 128, 2, 3).astype(float).mean((2, 4))
     small = shrunk(images, 128)
     assert np.abs(small.permute(0, 2, 3, 1).numpy() - blocks).max() <= 0.5
     torch.manual_seed(0)
     vae = Autoencoder(WIDTHS)
-    latents = encoded(images, vae, 16)
-    assert latents.shape == (2, 16, 16, 16) and latents.dtype == torch.float16
+    found = encoded(images, vae, 16)
+    assert found.shape == (2, 16, 16, 16) and found.dtype == torch.float16
     with torch.no_grad():
         expected = vae.encode(small.float() / 255)
-    torch.testing.assert_close(latents.float(), expected, atol=0.02, rtol=0.05)
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.05)
 
 
 def test_the_autoencoder_has_a_gradient_everywhere_and_prefers_smooth_latents():

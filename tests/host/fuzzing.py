@@ -45,9 +45,9 @@ def raw(error: Exception) -> str:
 
 FAR = (2**31, -(2**31), 2**63, -(2**63) - 1, 2**64, 10**400)
 any_int = st.sampled_from((-1, 0, 1, 2, *FAR)) | st.integers()
-any_float = st.sampled_from(
-    (-1.0, -0.0, 0.0, 5e-324, 1e308, math.nan, math.inf, -math.inf)
-) | st.floats()
+any_float = (
+    st.sampled_from((-1.0, -0.0, 0.0, 5e-324, 1e308, math.nan, math.inf, -math.inf)) | st.floats()
+)
 NUMBERS = (
     "0", "1", "0.25", "0.5", "0.75", "0.9", "2", "64", "512", "1000", "999", "-1", "nan", "inf",
     "1e-320", "1e999", "0.1.2", "x", ",", "[", "٣",
