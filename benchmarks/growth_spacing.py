@@ -72,12 +72,12 @@ def multistep(x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
     return x_t, x0
 
 
-def full(growth: GrowthSchedule) -> tuple[Stretch, ...]:
-    return growth.stretches(SIDE, SIDE)
+def full(growth: GrowthSchedule, side: int = SIDE) -> tuple[Stretch, ...]:
+    return growth.stretches(side, side)
 
 
-def published(growth: GrowthSchedule) -> tuple[Stretch, ...]:
-    small, large = full(growth)
+def published(growth: GrowthSchedule, side: int = SIDE) -> tuple[Stretch, ...]:
+    small, large = full(growth, side)
     given = (*growth.sigmas, 0.0)[: small.steps + 1]
     raised = PROCESS.gain(given[-1], 2) * given[-1]
     return (
@@ -86,8 +86,8 @@ def published(growth: GrowthSchedule) -> tuple[Stretch, ...]:
     )
 
 
-def proportional(growth: GrowthSchedule) -> tuple[Stretch, ...]:
-    small, large = published(growth)
+def proportional(growth: GrowthSchedule, side: int = SIDE) -> tuple[Stretch, ...]:
+    small, large = published(growth, side)
     factor = large.sigmas[0] / small.sigmas[-1]
     rest = tuple(factor * s for s in (*growth.sigmas, 0.0)[large.step :])
     return small, Stretch(large.size, rest, large.step)

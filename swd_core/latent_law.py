@@ -82,6 +82,10 @@ _SPEED = "arXiv 2605.18736, github.com/howardhx/speed"
 PUBLISHED = {
     "FLUX.1": LatentLaw(203.615097, 1.915461, vae="FLUX.1", source=_SPEED),
     "Wan 2.1": LatentLaw(219.484718, 2.422687, vae="Wan 2.1", source=_SPEED),
+    # Standard errors by `fit_latents`: amplitude 1.7 %, exponent .010, safe sides .6 %.
+    "scenes": LatentLaw(
+        19.9, 2.13, cells=32 * 32, vae="scenes", source="measured on 512 of its pictures"
+    ),
 }
 
 

@@ -1,0 +1,79 @@
+"""What `make bench-growth` compares with and measures by, against formulas of its own."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swd_core.lab.measures import frechet_distance
+from swd_core.stretches import Stretch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from growth import frechet_to  # noqa: E402
+from growth_ways import res_multistep  # noqa: E402
+from published_growth import activation, enlarged, sample  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("delta", "level"), [(0.01, 0.853), (0.05, 0.718), (0.1, 0.638), (0.2, 0.544)]
+)
+def test_the_published_levels_for_a_half_of_1024_pixels(delta, level):
+    assert activation(64, delta) == pytest.approx(level, abs=1e-3)
+
+
+def test_the_published_constants_know_nothing_of_the_size():
+    """At 2048 pixels the half is left at .54, where the law of that size says .72 again."""
+    assert activation(128, 0.05) == pytest.approx(0.545, abs=1e-3)
+
+
+def test_the_published_lift_keeps_a_picture_and_makes_noise_of_one_level():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((1, 1, 8, 8), 3.0)
+    sigma = 0.6
+    after = 2 * sigma / (1 + sigma)
+    x = (1 - sigma) * flat + sigma * torch.randn(64, 16, 8, 8, generator=generator)
+    lifted, level = enlarged(x, sigma, 16, generator)
+    assert level == pytest.approx(after)
+    assert lifted.mean().item() == pytest.approx((1 - after) * 3.0, abs=0.01)
+    assert lifted.std().item() == pytest.approx(after, rel=0.01)
+
+
+def test_the_published_run_overwrites_one_level():
+    called = []
+
+    def solve(x, stretch):
+        called.append(stretch)
+        return x, x
+
+    sigmas = [1.0, 0.9, 0.8, 0.7, 0.4, 0.0]
+    _, run = sample(solve, sigmas, (1, 16, 128, 128), 64, 0.05, seed=0)
+    raised = 2 * 0.7 / 1.7
+    assert called == list(run)
+    assert run[0] == Stretch((64, 64), (1.0, 0.9, 0.8, 0.7), 0)
+    assert run[1].size == (128, 128)
+    assert run[1].sigmas == pytest.approx((raised, 0.4, 0.0))
+
+
+@pytest.mark.parametrize("count", [24, 80])
+def test_the_quick_distance_is_the_plain_one(count):
+    generator = torch.Generator().manual_seed(1)
+    some, real = (torch.randn(n, 40, generator=generator) for n in (count, 100))
+    assert frechet_to(real)(some * 2 + 1) == pytest.approx(
+        frechet_distance(some * 2 + 1, real), rel=1e-6
+    )
+
+
+def test_the_multistep_solver_is_of_second_order():
+    """Halving its steps makes its error four times less: dx/ds = (x - cos s) / s, from 1 to .5."""
+
+    def end(steps):
+        levels = tuple(1 - i / (2 * steps) for i in range(steps + 1))
+        solve = res_multistep(lambda x, sigma: torch.full_like(x, math.cos(sigma)))
+        return float(solve(torch.zeros((), dtype=torch.float64), Stretch((1, 1), levels, 0))[0])
+
+    exact = end(4096)
+    errors = [abs(end(steps) - exact) for steps in (16, 32, 64)]
+    assert errors[0] / errors[1] > 3.5 and errors[1] / errors[2] > 3.5
