@@ -105,7 +105,7 @@ class SwDGrowthSchedule(io.ComfyNode):
                     options=solvers.solver_names(),
                     default="euler",
                     tooltip="Makes the steps, as in KSampler. One with options of its own goes "
-                    "into the sampler input of SwD Sample or SwD Sampler.",
+                    "into the sampler input.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -175,6 +175,12 @@ class SwDGrowthSchedule(io.ComfyNode):
                     tooltip="From any scheduler node, down to 0; in place of scheduler and steps.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The model's, for the lift pixels."),
+                io.Sampler.Input(
+                    "sampler",
+                    optional=True,
+                    tooltip="A sampler with options of its own, in place of sampler_name; it goes "
+                    "along with the schedule, to drafts, too.",
+                ),
             ],
             outputs=[
                 Schedule.Output(
@@ -214,7 +220,11 @@ class SwDGrowthSchedule(io.ComfyNode):
         latent_image: Any = None,
         sigmas: Any = None,
         vae: Any = None,
+        sampler: Any = None,
     ) -> io.NodeOutput:
+        options: dict[str, float | str] = {}
+        if sampler is not None:
+            sampler_name, options = solvers.settings_of(sampler)
         levels = model_levels(model)
         target = _target(model, latent_image)
         given, made = (
@@ -234,6 +244,7 @@ class SwDGrowthSchedule(io.ComfyNode):
             law=law,
             lift=lift,
             solver=sampler_name,
+            options=options,
             kind=levels.kind,
             top=levels.top,
             noise_scale=levels.noise_scale,
@@ -265,7 +276,7 @@ def _shown(
         height,
         width,
         _host_model.patch_multiple(model),
-        shortest=solvers.shortest(solvers.solver_named(schedule.solver)),
+        shortest=solvers.shortest(solvers.solver_of(schedule)),
         frames=frames[0] if frames else None,
     )
     steps = [part.size for part in run for _ in range(part.steps)]

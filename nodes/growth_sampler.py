@@ -14,7 +14,7 @@ from ..swd_core.stretches import Stretch
 from .growing import GrowthWay
 from .scalewise import ScaleWiseSampler
 from .sized import SizedModel
-from .solvers import check_solver, draws_noise, shortest, solver_named
+from .solvers import check_solver, draws_noise, shortest, solver_of
 from .ways import Report, Way
 
 
@@ -52,7 +52,7 @@ class GrowthSampler(ScaleWiseSampler):
         **more: Any,
     ):
         super().__init__(schedule, method, indices, **more)
-        self.solver = solver_named(schedule.solver) if solver is None else solver
+        self.solver = solver_of(schedule) if solver is None else solver
         check_solver(self.solver)
         self.vae = getattr(schedule, "vae", None) or vae
         if schedule.lift == "pixels" and self.vae is None:

@@ -9,6 +9,7 @@ import torch
 from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler
 from torch import Tensor
 
+from ..swd_core.growth import GrowthSchedule, is_plain
 from ..swd_core.lifts import regrid
 from ..swd_core.sampling import Noise
 
@@ -21,6 +22,7 @@ _REFUSED = {
 }
 # Take no step at all where they are given one.
 _SHORTEST = {"sample_unipc": 2, "sample_unipc_bh2": 2}
+_OURS = ("extra_args", "callback", "disable", "noise_sampler")  # given to every solver by the run
 ELSE = "Choose euler, res_multistep, dpmpp_2m or another of the host's samplers."
 TREE = 1 << 32  # the number of the step that a Brownian tree is drawn as
 
@@ -31,17 +33,48 @@ def solver_names() -> list[str]:
     return [name for name in names if function_name(made(name)) not in _REFUSED]
 
 
-def solver_named(name: str) -> comfy.samplers.KSAMPLER:
-    """The host's sampler of a name.
+def solver_of(schedule: GrowthSchedule) -> comfy.samplers.KSAMPLER:
+    """The host's sampler of a schedule, with the options it has there.
 
     Raises:
-        ValueError: if it has none, or it can't be cut.
+        ValueError: if there is none of that name, it has no such option, or it can't be cut.
     """
-    if name not in comfy.samplers.KSampler.SAMPLERS:
-        raise ValueError(f"This ComfyUI has no sampler {name[:40]!r}. {ELSE}")
-    solver = comfy.samplers.sampler_object(name)
+    if schedule.solver not in comfy.samplers.KSampler.SAMPLERS:
+        raise ValueError(f"This ComfyUI has no sampler {schedule.solver[:40]!r}. {ELSE}")
+    solver = comfy.samplers.sampler_object(schedule.solver)
+    known = inspect.signature(solver.sampler_function).parameters
+    for name, value in schedule.options:
+        usual = known[name].default if name in known and name not in _OURS else inspect.Parameter
+        if isinstance(usual, type) or isinstance(value, str) != isinstance(usual, str):
+            raise ValueError(
+                f"This ComfyUI's sampler {schedule.solver} has no option {name} = {value!r}. {ELSE}"
+            )
+    solver.extra_options = {**solver.extra_options, **dict(schedule.options)}
     check_solver(solver)
     return solver
+
+
+def settings_of(solver: Any) -> tuple[str, dict[str, float | str]]:
+    """Name and options of a SAMPLER, by which a schedule makes it again.
+
+    Raises:
+        ValueError: if it can't be cut, is none of the host's, or has options that are no plain
+            values.
+    """
+    check_solver(solver)
+    options = {k: v for k, v in solver.extra_options.items() if v is not None}
+    for name in comfy.samplers.KSampler.SAMPLERS:
+        one = comfy.samplers.sampler_object(name)
+        alike = one.sampler_function is solver.sampler_function
+        if alike and one.inpaint_options == solver.inpaint_options:
+            if all(map(is_plain, options.values())):
+                return name, options
+            break
+    raise ValueError(
+        f"A schedule can't keep the sampler {function_name(solver) or 'connected'}: only the "
+        "host's own are known by name, and only numbers and text among their options. Connect it "
+        "to SwD Sample or SwD Sampler instead."
+    )
 
 
 def check_solver(solver: Any) -> None:

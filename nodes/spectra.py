@@ -10,15 +10,20 @@ import folder_paths
 
 from ..swd_core.files import read_json, write_text
 from ..swd_core.latent_law import PUBLISHED, LatentLaw
+from . import _host_model
 
 KEPT_FILE = "swd_spectra.json"
 # Of the host's latent formats, the VAE whose latents they are.
-_VAES = {"Flux": "FLUX.1", "Wan21": "Wan 2.1"}
+_VAES = {"Flux": "FLUX.1", "Wan21": "Wan 2.1", "scenes": "scenes"}
 
 
 def spectrum_key(model: Any) -> str:
-    """What a MODEL's latents are called by the host: models that share a VAE share it."""
-    return type(model.get_model_object("latent_format")).__name__
+    """What a MODEL's latents are called by the host: models that share a VAE share it.
+
+    The embedded model's are called by its family: it has SD3's format with a VAE of its own.
+    """
+    family = _host_model.model_family(model)
+    return family if family in PUBLISHED else type(model.get_model_object("latent_format")).__name__
 
 
 def kept_file() -> Path:

@@ -7,7 +7,7 @@ on the small grid is what they make of these frequencies at full size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
@@ -36,7 +36,8 @@ class GrowthSchedule:
         count: how many sizes, each larger than the one before by the same factor.
         delta: what a size may lose of the ideal velocity, in 0..1; see `LatentLaw.safe_odds`.
         law: the power spectrum of the model's latents.
-        lift: one of LIFTS. solver: name of the host's sampler that makes the steps.
+        lift: one of LIFTS. solver: name of the host's sampler that makes the steps. options: its
+            own ones, numbers or text by name, given as a mapping or as pairs.
         kind: one of KINDS. top: the sigma that stands for pure noise, 1 for flow matching.
         noise_scale: what the model multiplies its noise by.
 
@@ -60,6 +61,7 @@ class GrowthSchedule:
     top: float = 1.0
     noise_scale: float = 1.0
     name: str = ""
+    options: tuple[tuple[str, float | str], ...] = ()
     frames = ()  # every size of a video has all of them
     sigma_kind = "model"  # in the model's own terms
 
@@ -85,6 +87,7 @@ class GrowthSchedule:
                 )
         if self.delta == 1:
             raise ValueError("delta 1 would lose everything; choose less, such as 0.05.")
+        object.__setattr__(self, "options", _plain_options(self.options))
         if type(self.count) is not int or not 1 <= self.count <= MOST_SIZES:
             raise ValueError(f"count is {self.count!r}; grow over 1 to {MOST_SIZES} sizes.")
         for step, (sigma, after) in enumerate(pairwise((*sigmas, 0.0)), 1):
@@ -217,6 +220,31 @@ class GrowthSchedule:
 
 
 AnySchedule = ScaleSchedule | GrowthSchedule
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a solver's option can be written down: a number, text, or yes and no."""
+    return isinstance(value, (str, bool)) or is_number(value)
+
+
+def _plain_options(given: Any) -> tuple[tuple[str, float | str], ...]:
+    """A solver's options as pairs.
+
+    Raises:
+        ValueError: if they are no names with numbers or text.
+    """
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    try:
+        found = tuple((name, value) for name, value in pairs)
+    except (TypeError, ValueError):
+        found = (("", None),)
+    for name, value in found:
+        if not (isinstance(name, str) and name.isidentifier() and is_plain(value)):
+            raise ValueError(
+                "The sampler's options must be names with numbers or text, not "
+                f"{one_line(repr(given))[:200]}."
+            )
+    return found
 
 
 def _long_enough(

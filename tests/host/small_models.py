@@ -6,8 +6,9 @@ of a comparison is ours.
 
 import importlib
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from unittest import mock
 
 import comfy.ldm.flux.model
 import comfy.ldm.qwen_image.model
@@ -249,6 +250,13 @@ OTHERS = {
         "kvheads": 1, "layers": 1, "patch": 2, "channels": 16, "txtlayers": 2, "txtheads": 1,
         "txtkvheads": 1,
     }, "comfy.ldm.krea2.model:SingleStreamDiT", 96),
+    "anima": ("Anima", {
+        "image_model": "anima", "max_img_h": 240, "max_img_w": 240, "max_frames": 128,
+        "in_channels": 16, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1,
+        "model_channels": 128, "concat_padding_mask": True, "crossattn_emb_channels": 48,
+        "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop",
+        "use_adaln_lora": True, "adaln_lora_dim": 16, "num_blocks": 1, "num_heads": 1,
+    }, "comfy.ldm.anima.model:Anima", 48),
 }  # fmt: skip
 
 
@@ -263,6 +271,12 @@ def other_model(name: str) -> tuple[Any, int] | None:
     if name == "chroma":  # ComfyUI 0.3.64 knows fewer of its parameters
         known = {"image_model", *(f.name for f in fields(module.ChromaParams))}
         config = {key: value for key, value in config.items() if key in known}
+    if name == "anima":  # what reads its text has one size, 130 million weights
+        adapter = partial(
+            module.LLMAdapter, source_dim=48, target_dim=48, model_dim=64, num_layers=1, num_heads=2
+        )
+        with mock.patch.object(module, "LLMAdapter", adapter):
+            return _built(config_class, config, getattr(module, net)), text
     return _built(config_class, config, getattr(module, net)), text
 
 

@@ -6,63 +6,19 @@ SD3.5, FLUX.1 and SDXL are in test_growing.py. Where ComfyUI 0.3.64 has no class
 import pytest
 import torch
 from chain import call
+from growing_models import MODELS, SIZES, empty, make, text
 from grown import growth, host_noise, sample, sampler_of
 from paper import SEED
 
-# Latent height and width: square, and as near as small ones come to 832 x 1216 and 1536 x 640.
-SIZES = ((16, 16), (26, 38), (48, 20))
+ELSEWHERE = ("sd35-medium", "flux", "sdxl")
 
 
-def text(width, seed=1, tokens=8):
-    generator = torch.Generator().manual_seed(seed)
-    more = {
-        "pooled_output": torch.zeros(1, 768),  # ComfyUI 0.3.64's Chroma asks for one too
-        "conditioning_llama3": torch.randn(1, 1, tokens, width, generator=generator),  # HiDream
-    }
-    return [[torch.randn(1, tokens, width, generator=generator), more]]
-
-
-def of(name):
-    def make(small):
-        found = small.other_model(name)
-        if found is None:
-            pytest.skip(f"this ComfyUI has no class for {name}")
-        return found
-
-    return make
-
-
-def flux2(small):
-    import comfy.supported_models
-
-    if not hasattr(comfy.supported_models, "Flux2"):
-        pytest.skip("this ComfyUI has no class for flux2")
-    return small.flux2_model(), 48
-
-
-MODELS = {
-    "zimage": of("zimage"),
-    "qwen-image": lambda small: (small.qwen_model(), 48),
-    "flux2": flux2,
-    "wan22-14b": lambda small: (small.wan_model(), 32),
-    "wan22-5b": lambda small: (small.wan_model("WAN22_T2V", in_dim=48, out_dim=48), 32),
-    "chroma": of("chroma"),
-    "krea2": of("krea2"),
-    "ernie": of("ernie"),
-    "hidream": of("hidream"),
-}
-
-
-@pytest.fixture(scope="module", params=sorted(MODELS))
+@pytest.fixture(scope="module", params=[name for name in MODELS if name not in ELSEWHERE])
 def one(request, pack, small):
-    return MODELS[request.param](small)
-
-
-def empty(model, size, batch=1):
-    latent = model.get_model_object("latent_format")
-    frames = (3,) if latent.latent_dimensions == 3 and "WAN" in type(model.model).__name__ else (1,)
-    time = frames if latent.latent_dimensions == 3 else ()
-    return torch.zeros(batch, latent.latent_channels, *time, *size)
+    found = make(request.param)
+    if found is None:
+        pytest.skip(f"this ComfyUI has no class for {request.param}")
+    return found
 
 
 def watched(model):

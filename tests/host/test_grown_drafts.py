@@ -1,5 +1,6 @@
 """Drafts of growing runs: stopped after a size, picked, kept, finished to the same bits."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -52,11 +53,11 @@ class Graph:
         ).args  # fmt: skip
 
     @torch.inference_mode()
-    def straight(self, schedule, index):
+    def straight(self, schedule, index, sampler=None):
         latent = {"samples": self.empty, "batch_index": [index]}
         return self.pack["SwDSample"].execute(
             model=self.model, positive=self.positive, latent_image=latent, schedule=schedule,
-            seed=SEED, cfg=1.0, upscale_method="bicubic",
+            seed=SEED, cfg=1.0, upscale_method="bicubic", sampler=sampler,
         ).args[0]["samples"]  # fmt: skip
 
 
@@ -90,6 +91,49 @@ def test_a_file_brings_them_back_and_older_packs_are_told(one, tmp_path):
 
     with safe_open(path, "pt") as file:
         assert '"version": 2' in file.metadata()["swd_drafts"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("euler_ancestral", {"eta": 0.3, "s_noise": 0.9}), ("dpmpp_2m_sde", {"solver_type": "heun"})],
+)
+def test_a_sampler_with_options_goes_along_to_drafts_and_their_files(one, tmp_path, name, options):
+    import comfy.samplers
+
+    files = sys.modules["swd_pack.swd_core.draft_files"]
+    drafting = sys.modules["swd_pack.nodes.drafting"]
+    sampler = comfy.samplers.ksampler(name, options)
+    plain = one.schedule(sampler_name=name)
+    drafts = one.drafts(one.schedule(sampler=sampler), batch=1)[0]
+    files.save_drafts(drafting.from_latent(drafts), tmp_path / "x.drafts.safetensors")
+    back = drafting.to_latent(files.load_drafts(tmp_path / "x.drafts.safetensors"))
+    finished = one.finish(back, "2", batch=1)[0]["samples"]
+    assert torch.equal(finished, one.finish(drafts, "2", batch=1)[0]["samples"])
+    assert torch.equal(finished, one.straight(plain, 1, sampler=sampler))
+    assert not torch.equal(finished, one.straight(plain, 1))
+
+
+def test_samplers_that_a_schedule_cant_keep_are_refused(one):
+    import comfy.samplers
+
+    def foreign(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        raise AssertionError("never called")
+
+    shaped = comfy.samplers.ksampler("euler", {"s_tmax": lambda sigma: sigma})
+    churned = comfy.samplers.ksampler("euler", {"s_churn": 1.0})
+    for sampler, said in (
+        (comfy.samplers.KSAMPLER(foreign), "foreign"), (shaped, "euler"), (churned, "s_churn"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            one.schedule(sampler=sampler)
+
+
+@pytest.mark.parametrize("options", [{"gone": 1.0}, {"eta": "much"}, {"callback": 1.0}])
+def test_a_file_with_options_that_the_sampler_hasnt_is_refused(one, options):
+    schedule = one.schedule(sampler_name="euler_ancestral")
+    crafted = dataclasses.replace(schedule, options=options)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        one.drafts(crafted)
 
 
 def test_the_sheet_says_what_share_of_a_full_run_it_cost(one, monkeypatch):

@@ -42,6 +42,7 @@ INPUTS = {
         latent_image?: LATENT
         sigmas?: SIGMAS
         vae?: VAE
+        sampler?: SAMPLER
     """,
     "SwDSpectrum": """
         model: MODEL
