@@ -30,7 +30,7 @@ BENCHES := $(HOST_BENCHES) emoji distill
 
 .PHONY: help demo test test-browser lint node locales emoji-data train-student ablation
 .PHONY: scenes-data train-scenes-autoencoder scenes-latents train-scenes-teacher
-.PHONY: evaluate faithfulness bench bench-growth $(BENCHES:%=bench-%)
+.PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
@@ -117,15 +117,16 @@ else
 	@echo "bench-$* skipped: it needs a ComfyUI (COMFYUI_PATH=folder) and its own interpreter"
 endif
 
+# Not among the others: it needs the teacher and its classifier, which are trained and not shipped.
+.PHONY: bench-growth
+bench-growth: $(VENV)/dev.stamp runs/fluent-emoji-3d/package/assets
+	$(RUN) benchmarks/growth.py --scenes $(SCENES) --assets runs/fluent-emoji-3d/package/assets $(BENCH)
+
 bench-emoji: $(VENV)/dev.stamp
 	$(RUN) benchmarks/emoji_steps.py $(BENCH)
 
 bench-distill: $(VENV)/dev.stamp
 	$(RUN) benchmarks/distill.py $(BENCH)
-
-# Not among the others: it needs the teacher and its classifier, which are trained and not shipped.
-bench-growth: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) benchmarks/growth.py --scenes $(SCENES) --assets $(EMOJI) $(BENCH)
 
 evaluate: $(VENV)/dev.stamp $(EMOJI)
 	$(RUN) -m swd_core.lab.emoji_evaluate $(EMOJI) --prompts 128 --seeds 2
