@@ -109,6 +109,11 @@ locales:
 bench:
 	@failed=0; $(foreach b,$(BENCHES),$(MAKE) --no-print-directory bench-$(b) || failed=1;) exit $$failed
 
+# Not among the others: it needs the teacher and its classifier, which are trained and not shipped.
+.PHONY: bench-growth
+bench-growth: $(VENV)/dev.stamp runs/fluent-emoji-3d/package/assets
+	$(RUN) benchmarks/growth.py --scenes $(SCENES) --assets runs/fluent-emoji-3d/package/assets $(BENCH)
+
 # Run as files, not as modules: that puts benchmarks/ first on sys.path, not our nodes/.
 $(HOST_BENCHES:%=bench-%): bench-%:
 ifneq ($(HOST_PYTHON),)
@@ -116,11 +121,6 @@ ifneq ($(HOST_PYTHON),)
 else
 	@echo "bench-$* skipped: it needs a ComfyUI (COMFYUI_PATH=folder) and its own interpreter"
 endif
-
-# Not among the others: it needs the teacher and its classifier, which are trained and not shipped.
-.PHONY: bench-growth
-bench-growth: $(VENV)/dev.stamp runs/fluent-emoji-3d/package/assets
-	$(RUN) benchmarks/growth.py --scenes $(SCENES) --assets runs/fluent-emoji-3d/package/assets $(BENCH)
 
 bench-emoji: $(VENV)/dev.stamp
 	$(RUN) benchmarks/emoji_steps.py $(BENCH)
