@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import ROOT
+from paired import ON_CPU, ROOT
 from torch import Tensor
 
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
@@ -21,7 +21,7 @@ SD35_TOKENS = 154  # CLIP and T5, 77 each
 
 
 def load_host() -> None:
-    """Makes the host importable, on the CPU, and its pictures go to a folder that ends with us."""
+    """Makes the host importable, and its pictures go to a folder that ends with us."""
     sys.path.insert(0, str(COMFYUI))
     try:
         import comfy.options
@@ -33,7 +33,7 @@ def load_host() -> None:
     comfy.options.enable_args_parsing(False)
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = ON_CPU
     # As the host's main does: its nodes put comfy/ on the path, where another `utils` lies.
     importlib.import_module("utils.extra_config")
     import folder_paths
@@ -72,6 +72,7 @@ def fill(module: torch.nn.Module) -> None:
     drawn = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, weight in module.named_parameters():
+            drawn = drawn.to(weight.device)
             flat = drawn.repeat(-(-weight.numel() // drawn.numel()))[: weight.numel()]
             norm = weight.ndim == 1 and name.endswith("weight")
             weight.copy_(0.02 * flat.view(weight.shape) + float(norm))
@@ -79,13 +80,14 @@ def fill(module: torch.nn.Module) -> None:
 
 def patcher(config: Any, dtype: torch.dtype) -> Any:
     """A MODEL of a host configuration with random weights."""
+    import comfy.model_management
     import comfy.model_patcher
 
     config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, "", device=torch.device("cpu"))
+    device = comfy.model_management.get_torch_device()
+    model = config.get_model({}, "", device=device)
     fill(model.diffusion_model)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
 
 
 def sd35_medium(blocks: int = 24, depth: int = 24) -> Any:
@@ -185,9 +187,9 @@ def full_steps(model: Any, positive: list, latent: dict, sigmas: Tensor, callbac
 def bare_call(model: Any, positive: list, side: int, sigma: float = 0.8) -> Tensor:
     """One call of an SD3 model itself, its inputs in its own precision; side in latent cells."""
     [[context, more]] = positive
-    dtype = model.model.get_dtype()
-    x = torch.zeros(1, 16, side, side, dtype=dtype)
+    place = {"dtype": model.model.get_dtype(), "device": model.load_device}
+    x = torch.zeros(1, 16, side, side, **place)
     return model.model.diffusion_model(
-        x, torch.tensor([1000 * sigma]), context=context.to(dtype),
-        y=more["pooled_output"].to(dtype),
+        x, torch.tensor([1000 * sigma], device=x.device), context=context.to(**place),
+        y=more["pooled_output"].to(**place),
     )  # fmt: skip

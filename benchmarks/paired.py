@@ -24,6 +24,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 MIB = 2**20
+# SWD_TEST_DEVICE=gpu runs what needs a host where the host would: on a graphics card.
+ON_CPU = os.environ.get("SWD_TEST_DEVICE", "cpu") == "cpu"
 sys.path.append(str(ROOT))
 
 HEADER = """# Benchmarks
@@ -66,11 +68,18 @@ def ratio(times: Times, side: str, to: str) -> Spread:
     return spread([a / b for a, b in zip(times[side], times[to], strict=True)])
 
 
+def clock() -> float:
+    """Seconds; what was sent to a graphics card is done by then."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def paired(
     sides: Mapping[str, Callable[[], object]],
     runs: int,
     each: Callable[[Times], None] = lambda times: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = clock,
     warm_up: Callable[[], object] | None = None,
 ) -> Times:
     """Seconds of every side in each of `runs` rounds.
@@ -122,7 +131,7 @@ def peaks(names: Sequence[str], a: argparse.Namespace, *own: str) -> dict[str, f
 
     own: options of this benchmark alone that the processes must have too.
     """
-    if not Path("/proc/self/clear_refs").exists():
+    if not (ON_CPU and Path("/proc/self/clear_refs").exists()):
         return {}
     same = [*own, "--threads", str(a.threads), *(["--small"] if a.small else [])]
     # Freed memory goes back at once, or a peak would depend on what was freed before it.
@@ -183,6 +192,7 @@ def circumstances(more: Sequence[str] = ()) -> str:
         [
             f"{os.cpu_count()} × {_processor()}, {memory:.0f} GiB, {torch.get_num_threads()} "
             f"thread{'s' if torch.get_num_threads() > 1 else ''}, load {load:.1f} at the end",
+            *([torch.cuda.get_device_name()] if torch.cuda.is_initialized() else []),
             f"Python {platform.python_version()}, torch {torch.__version__}",
             *more,
             f"{datetime.now(UTC):%Y-%m-%d}",

@@ -8,7 +8,6 @@ pixels, four steps. A bare call is one of the diffusion model itself, at the siz
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from paired import (
     Times,
     arguments,
+    clock,
     log,
     paired,
     parser,
@@ -39,9 +39,9 @@ def timed_resolving() -> list[float]:
     resolve, spent = module.resolve_conds, [0.0]
 
     def timed(*inputs: Any) -> Any:
-        start = time.perf_counter()
+        start = clock()
         conds = resolve(*inputs)
-        spent[-1] += time.perf_counter() - start
+        spent[-1] += clock() - start
         return conds
 
     module.resolve_conds = timed
@@ -113,9 +113,9 @@ def main() -> None:
         def counted(name: str) -> Callable[[], object]:
             def run() -> None:
                 spent[-1] = 0.0
-                start = time.perf_counter()
+                start = clock()
                 sides[name]()
-                shares[name].append(100 * spent[-1] / (time.perf_counter() - start))
+                shares[name].append(100 * spent[-1] / (clock() - start))
 
             return run
 

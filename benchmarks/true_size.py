@@ -8,12 +8,11 @@ host's own LCM sampler.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import on_host
 import torch
-from paired import Times, arguments, log, paired, parser, ratio, section, spread, table
+from paired import Times, arguments, clock, log, paired, parser, ratio, section, spread, table
 
 SIX = "SwD, 6 steps"
 FOUR = "SwD, 4 steps"
@@ -76,10 +75,10 @@ def sides_of(a: argparse.Namespace, ends: list[list[float]]) -> dict[str, Callab
     six, _ = on_host.schedule_for(model, "sd35-medium-6")
 
     def full() -> None:
-        start, stamps = time.perf_counter(), []
+        start, stamps = clock(), []
         on_host.full_steps(
             model, cond, latent, sigmas,
-            lambda *_: stamps.append(time.perf_counter() - start),
+            lambda *_: stamps.append(clock() - start),
         )  # fmt: skip
         ends.append(stamps)
 

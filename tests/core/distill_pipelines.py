@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from distill_runs import DEVICE
 from tokenizers import pre_tokenizers
 
 WIDTH, POOLED, SIDE = 32, 32, 64
@@ -21,7 +22,8 @@ CONFIG = """
 [model]
 family = "{family}"
 base = '{base}'
-device = "cpu"
+device = "{device}"
+dtype = "float32"
 rank = 4
 [schedule]
 {schedule}
@@ -158,11 +160,11 @@ def shake(module: torch.nn.Module) -> None:
             p.add_(0.1 * torch.randn_like(p))
 
 
-def make_place(name: str, folder: Path) -> Path:
+def make_place(name: str, folder: Path, device: str = DEVICE) -> Path:
     """A folder with the pipeline, prompts and a config, as a user would set it up."""
     save_pipeline(name, folder / "base")
     schedule = SCHEDULES["sdxl" if name == "sdxl" else "flow"]
-    text = CONFIG.format(family=FAMILIES[name], base="base", schedule=schedule)
+    text = CONFIG.format(family=FAMILIES[name], base="base", device=device, schedule=schedule)
     (folder / "config.toml").write_text(text)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     return folder

@@ -19,11 +19,13 @@ from swd_core.distill.teachers import EmojiEncoder
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
+# SWD_TEST_DEVICE=gpu trains on a graphics card where torch finds one.
+DEVICE = "cpu" if os.environ.get("SWD_TEST_DEVICE", "cpu") == "cpu" else "auto"
 CONFIG = """
 [model]
 family = "emoji"
 base = '{weights}'
-device = "cpu"
+device = "{device}"
 rank = 2
 [data]
 source = "pictures"
@@ -44,7 +46,7 @@ samples = 2
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def make_place(folder: Path, weights: Path) -> Path:
+def make_place(folder: Path, weights: Path, device: str = DEVICE) -> Path:
     """Prepared random pictures and a config that trains a rank-2 student of the small teacher."""
     pictures = folder / "pictures"
     pictures.mkdir()
@@ -52,7 +54,7 @@ def make_place(folder: Path, weights: Path) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(pictures / f"{i}.png")
         (pictures / f"{i}.txt").write_text("red apple")
-    text = CONFIG.format(weights=weights, steps=STEPS, folder=folder)
+    text = CONFIG.format(weights=weights, device=device, steps=STEPS, folder=folder)
     (folder / "config.toml").write_text(text)
     schedule = settings_of(folder).scale_schedule()
     prepare(pictures, folder / "prepared", EmojiEncoder(weights), schedule, 64)

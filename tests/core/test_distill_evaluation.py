@@ -87,7 +87,7 @@ def test_the_sheet_shows_the_averaged_student_of_the_first_captions(
     session.restore(trainer, straight / "checkpoint.pt")
     kept = [p.detach().clone() for p in trainer.student]
     shown = trainer.batches.first(2)
-    latents = student_latents(trainer, shown)
+    latents = student_latents(trainer, shown).cpu()
     torch.testing.assert_close(latents, state.x0, rtol=0, atol=2e-3 * float(state.x0.abs().max()))
     assert all(torch.equal(p, k) for p, k in zip(trainer.student, kept, strict=True))
     assert shown.captions == ("red apple", "red apple")

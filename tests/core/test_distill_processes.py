@@ -34,7 +34,7 @@ _models = importlib.util.spec_from_file_location(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, random_weights) -> Path:
-    return runs.make_place(tmp_path_factory.mktemp("distill"), random_weights)
+    return runs.make_place(tmp_path_factory.mktemp("distill"), random_weights, "cpu")
 
 
 def in_a_process(place: Path, run: str, resume: bool = False) -> BaseProcess:
@@ -96,7 +96,7 @@ def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp
         pytest.importorskip(package)
     small = importlib.util.module_from_spec(_models)
     _models.loader.exec_module(small)
-    place = small.make_place("sd3", tmp_path)
+    place = small.make_place("sd3", tmp_path, "cpu")
     text = (place / "config.toml").read_text().replace("batch_tokens = 16", "batch_tokens = 144")
     (place / "config.toml").write_text(text)
     (place / "pictures").mkdir()

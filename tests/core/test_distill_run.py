@@ -208,4 +208,4 @@ def test_resuming_fills_the_trainers_own_tensors(place, straight):
     session.restore(trainer, straight / "checkpoint.pt")
     assert [t.data_ptr() for t in (*trainer.student, *trainer.fake, *trainer.average)] == places
     saved = load_checkpoint(straight / "checkpoint.pt")["average"]
-    assert all(torch.equal(a, b) for a, b in zip(trainer.average, saved, strict=True))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(trainer.average, saved, strict=True))

@@ -100,7 +100,7 @@ def host_chain(
             sampler or comfy.samplers.sampler_object("lcm"),
             torch.stack([sigmas[step], torch.tensor(0.0)]),
             denoise_mask=inpaint, disable_pbar=True, seed=SEED,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
         if mask is not None and inpaint is None:
             x0 = mask * x0 + (1 - mask) * kept
     return x0
@@ -136,4 +136,4 @@ def scalewise(
     samples = latent["samples"].new_zeros(latent["samples"].shape[0], channels, *size)
     return guider.sample(
         samples, samples, sampler, sigmas, callback=callback, disable_pbar=True, seed=seed
-    )
+    ).cpu()

@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(Path(__file__).parent))  # for `graphs`
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
+# SWD_TEST_DEVICE=gpu runs the models where the host would: on the first graphics card it finds.
+ON_CPU = os.environ.get("SWD_TEST_DEVICE", "cpu") == "cpu"
 
 
 def host_python() -> str:
@@ -51,7 +53,7 @@ class Server:
         command = [
             host_python(),
             "main.py",
-            "--cpu",
+            *(["--cpu"] if ON_CPU else []),
             "--listen",
             "127.0.0.1",
             "--port",
@@ -129,7 +131,7 @@ def pack():
         comfy.options.enable_args_parsing(False)
         from comfy.cli_args import args
 
-        args.cpu = True
+        args.cpu = ON_CPU
         import nodes  # noqa: F401  the host's own
     except ImportError as error:
         pytest.skip(

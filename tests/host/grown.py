@@ -13,7 +13,7 @@ from torch import Tensor
 
 def grid(x: Tensor, size: Sequence[int]) -> Tensor:
     """x with the DCT coefficients that both grids have, all others 0."""
-    waves = torch.from_numpy(scipy.fft.dctn(x.double().numpy(), axes=(-2, -1), norm="ortho"))
+    waves = torch.from_numpy(scipy.fft.dctn(x.double().cpu().numpy(), axes=(-2, -1), norm="ortho"))
     out = torch.zeros(*x.shape[:-2], *size, dtype=torch.float64)
     rows, columns = (min(a, b) for a, b in zip(x.shape[-2:], size, strict=True))
     out[..., :rows, :columns] = waves[..., :rows, :columns]
@@ -45,7 +45,7 @@ def sample(
         return cfg_guider(model, positive, negative, cfg).sample(
             noise, latent, sampler, sigmas.clone(), denoise_mask=mask, callback=callback,
             disable_pbar=True, seed=seed,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
 
 
 def host_chain(

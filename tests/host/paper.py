@@ -28,7 +28,8 @@ PRESETS = {
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()).item()
+    ours, theirs = ours.double().cpu(), theirs.double().cpu()
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def small_sides(side: int, sides: list[int], multiple: int) -> list[int]:

@@ -8,6 +8,7 @@ import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.latent_formats
 import comfy.ldm.flux.controlnet
+import comfy.model_management
 import comfy.ops
 import torch
 from small_models import SDXL_CONFIG, host_model
@@ -69,7 +70,7 @@ def _control_model(family: str) -> nn.Module:
 @lru_cache(maxsize=4)
 def control_of(family: str) -> tuple[Any, HintVAE | None]:
     """A ControlNet for models of `family`, and the VAE for its hint where it wants one."""
-    more: dict[str, Any] = {"load_device": torch.device("cpu")}
+    more: dict[str, Any] = {"load_device": comfy.model_management.get_torch_device()}
     if family == "sdxl":
         return comfy.controlnet.ControlNet(_control_model(family), **more), None
     vae = HintVAE()

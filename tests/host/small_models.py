@@ -14,6 +14,7 @@ import comfy.ldm.flux.model
 import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import comfy.model_detection
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
@@ -146,8 +147,11 @@ def patcher(config: Any, state: dict[str, Tensor], dtype: torch.dtype, device: A
     model = config.get_model(state, "", device=device)
     if device is None:
         model.load_model_weights(state, "")
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
 
 
 WAN = {

@@ -125,7 +125,7 @@ def test_node_is_the_chain_of_the_hosts_own_steps(
             draw_noise(SEED, (0,), step, latent.shape[1:]), latent,
             comfy.samplers.sampler_object("lcm"), torch.stack([sigmas[step], torch.tensor(0.0)]),
             disable_pbar=True, seed=SEED,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
     ours = run_node(pack, model, preset, empty(width, height), cond)
     if same_units:
         assert torch.equal(ours, latent)

@@ -19,7 +19,7 @@ class WatchedVAE:
         self.decoded, self.encoded = [], []
 
     def decode(self, samples):
-        self.decoded.append(samples)
+        self.decoded.append(samples.cpu())
         *_, height, width = samples.shape
         return torch.full((len(samples), height * 8, width * 8, 3), 0.5)
 
@@ -49,7 +49,7 @@ def test_the_picture_of_the_small_size_goes_through_the_vae_once(pack, small, mo
     schedule = schedule_of(pack, model, vae)[0]
 
     def watch(apply, args):
-        seen.append((args["input"].detach().clone(), float(args["timestep"][0])))
+        seen.append((args["input"].detach().clone().cpu(), float(args["timestep"][0])))
         return apply(args["input"], args["timestep"], **args["c"])
 
     model.set_model_unet_function_wrapper(watch)

@@ -199,8 +199,9 @@ def test_split_sigmas(pack, small, models, family, step, record_property):
     high, low = sigmas[: step + 1], sigmas[step:]
     seen = []
     whole = scalewise(
-        pack, preset, guider, callback=lambda i, x0, x, total: seen.append((x0.clone(), x.clone()))
-    )
+        pack, preset, guider,
+        callback=lambda i, x0, x, total: seen.append([t.clone().cpu() for t in (x0, x)]),
+    )  # fmt: skip
     part = scalewise(pack, preset, guider, sigmas=high)
     assert part.shape == whole.shape
     process = models[family].model.process_latent_out

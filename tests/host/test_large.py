@@ -119,7 +119,7 @@ def test_a_real_model_at_4096_pixels(pack, small):
     empty, steps = torch.zeros(1, 16, 512, 512), []
     out = cfg_guider(model, guided(small, "sd35-medium")).sample(
         empty, empty, sampler, sigmas, seed=SEED, disable_pbar=True,
-        callback=lambda step, x0, x_t, total: steps.append((x0, x_t)),
+        callback=lambda step, x0, x_t, total: steps.append((x0.cpu(), x_t.cpu())),
     )  # fmt: skip
     (before, first), (last, second) = steps
     noise = [draw_noise(SEED, (0,), i, (16, s, s)) for i, s in enumerate((256, 512))]

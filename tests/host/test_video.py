@@ -46,7 +46,7 @@ def test_video_scales_in_space_and_time(pack, wan, schedule, record_property):
         torch.zeros(1, 16, *TARGET), torch.zeros(1, 16, *TARGET), sampler,
         torch.tensor([*SIGMAS, 0.0]), seed=SEED, disable_pbar=True,
         callback=lambda step, x0, x, total: shapes.append(tuple(x0.shape[2:])),
-    )  # fmt: skip
+    ).cpu()  # fmt: skip
     assert shapes == SIZES
     theirs = chain(wan, lambda size: text())
     ours = sample(pack, wan, schedule, text())

@@ -147,7 +147,7 @@ def test_a_model_that_is_told_which_frames_are_kept(pack, small, schedule, recor
             draw_noise(SEED, (0,), step, latent.shape[1:]), latent,
             comfy.samplers.sampler_object("lcm"), torch.tensor([SIGMAS[step], 0.0]),
             denoise_mask=part, disable_pbar=True, seed=SEED,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
     latent = {"samples": picture, "noise_mask": mask[:, :1]}
     ours = sample(pack, model, schedule, text(), latent)
     record_property("difference", relative(ours, x0))

@@ -80,7 +80,7 @@ def chain(model, cond_at, *, sizes=SIZES, indices=(0,), picture=None, mask=None,
             draw_noise(SEED, indices, step, latent.shape[1:]), latent,
             comfy.samplers.sampler_object("lcm"), torch.tensor([SIGMAS[step], 0.0]),
             denoise_mask=inpaint, disable_pbar=True, seed=SEED,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
         if part is not None and inpaint is None:
             x0 = part * x0 + (1 - part) * kept
     return x0
