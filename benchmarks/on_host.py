@@ -109,6 +109,19 @@ def sd35_medium(blocks: int = 24, depth: int = 24) -> Any:
     return patcher(comfy.supported_models.SD3(config), torch.bfloat16)
 
 
+def flux(blocks: int = 1, heads: int = 24) -> Any:
+    """FLUX.1 with so many of its 19 double and 38 single blocks, at its own width, in bfloat16."""
+    import comfy.supported_models
+
+    config = {
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768,
+        "context_in_dim": 4096, "hidden_size": 128 * heads, "mlp_ratio": 4.0, "num_heads": heads,
+        "depth": blocks, "depth_single_blocks": blocks, "axes_dim": [16, 56, 56], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+    }  # fmt: skip
+    return patcher(comfy.supported_models.Flux(config), torch.bfloat16)
+
+
 def sdxl_like(channels: int) -> Any:
     """An SDXL UNet of this width (320 in the published one) and fewer blocks, in float32."""
     import comfy.supported_models
@@ -133,6 +146,10 @@ def conditioning(context: int, pooled: int, tokens: int, **more: Any) -> list:
 
 def sd35_conditioning(**more: Any) -> list:
     return conditioning(4096, 2048, SD35_TOKENS, **more)
+
+
+def flux_conditioning(**more: Any) -> list:
+    return conditioning(4096, 768, 128, **more)
 
 
 def sdxl_conditioning(**more: Any) -> list:
@@ -169,6 +186,15 @@ def draft(model: Any, positive: list, latent: dict, schedule: Any, count: int, *
     return out.args
 
 
+def growing(model: Any, latent: dict, steps: int) -> Any:
+    """A growth schedule from half the size, by Euler's method."""
+    out = pack()["SwDGrowthSchedule"].execute(
+        model=model, sampler_name="euler", scheduler="simple", steps=steps, start_size=0.5, sizes=2,
+        tolerance="balanced", custom_tolerance=0.05, lift="spectral", latent_image=latent,
+    )  # fmt: skip
+    return out.args[0]
+
+
 def full_steps(model: Any, positive: list, latent: dict, sigmas: Tensor, callback: Any = None):
     """The host's own LCM sampler with every step at the latent's size."""
     import comfy.samplers
@@ -182,6 +208,16 @@ def full_steps(model: Any, positive: list, latent: dict, sigmas: Tensor, callbac
     return guider.sample(
         noise, samples, sampler, sigmas, callback=callback, disable_pbar=True, seed=SEED
     )
+
+
+def bare_flux_call(model: Any, positive: list, side: int, sigma: float) -> Tensor:
+    """One call of a FLUX model itself; see `bare_call`."""
+    [[context, more]] = positive
+    dtype = model.model.get_dtype()
+    return model.model.diffusion_model(
+        torch.zeros(1, 16, side, side, dtype=dtype), torch.tensor([sigma]),
+        context=context.to(dtype), y=more["pooled_output"].to(dtype), guidance=torch.tensor([3.5]),
+    )  # fmt: skip
 
 
 def bare_call(model: Any, positive: list, side: int, sigma: float = 0.8) -> Tensor:

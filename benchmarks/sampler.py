@@ -4,6 +4,8 @@
 
 SD3.5 Medium at its true width in bfloat16 with random weights and a few of its 24 blocks, 1024
 pixels, four steps. A bare call is one of the diffusion model itself, at the size of that step.
+`--growth`: FLUX.1 at its true width, grown from half the size in eight Euler steps; time is the
+processor's, so that others on the machine count less.
 """
 
 import argparse
@@ -78,6 +80,40 @@ def sides_of(a: argparse.Namespace) -> dict[str, Callable[[], object]]:
     }
 
 
+def growth_sides(a: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    on_host.pack()
+    model = on_host.flux(1, 2) if a.small else on_host.flux(1)
+    latent = on_host.empty_latent(256 if a.small else 1024)
+    height, width = latent["samples"].shape[-2:]
+    cond, schedule = on_host.flux_conditioning(), on_host.growing(model, latent, 8)
+
+    def bare() -> None:
+        for part in schedule.stretches(height, width):
+            for sigma in part.sigmas[:-1]:
+                on_host.bare_flux_call(model, cond, part.size[0], sigma)
+
+    return {BARE: bare, RUN: lambda: on_host.sample(model, cond, latent, schedule)}
+
+
+def growth_text(times: Times) -> str:
+    overhead = ratio(times, RUN, BARE)
+    rows = [
+        [BARE, spread(times[BARE]), "", ""],
+        [RUN, spread(times[RUN]), overhead, overhead.against(1.02)],
+    ]
+    head = ["", "seconds of the processor", "of the bare calls", "goal"]
+    return f"Median of {len(times[BARE])} paired runs.\n\n" + table(head, rows)
+
+
+def measure_growth(a: argparse.Namespace) -> None:
+    def show(times: Times) -> None:
+        title = "Sampler overhead of growing: FLUX.1's width, 2 blocks, 1024 px"
+        body = growth_text(times)
+        log.info(section("sampler", title, body, a, on_host.host_version(), part="-growth"))
+
+    paired(growth_sides(a), a.runs, show, clock=time.process_time)
+
+
 def text(times: Times, shares: dict[str, list[float]], memory: dict[str, float]) -> str:
     overhead = ratio(times, RUN, BARE)
     rows = [[name, spread(values), "", ""] for name, values in times.items() if name != RUN]
@@ -97,8 +133,12 @@ def text(times: Times, shares: dict[str, list[float]], memory: dict[str, float])
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--blocks", type=int, default=4, help="of the model's 24")
+    p.add_argument("--growth", action="store_true", help="any model growing, and nothing else")
     a = arguments(p)
     with torch.inference_mode():
+        if a.growth:
+            measure_growth(a)
+            return
         if a.peak:
             sides = sides_of(a)
             sides[a.peak]()
