@@ -281,7 +281,9 @@ def _shown(
     )
     steps = [part.size for part in run for _ in range(part.steps)]
     pixels = _host_model.cell_pixels(model)
-    lines = steps_table(schedule.name, steps, schedule.sigmas, pixels)
+    seen = [sigma for part in run for sigma in part.sigmas[:-1]]
+    others = seen if len(run) > 1 and schedule.lift == "spectral" else ()
+    lines = steps_table(schedule.name, steps, schedule.sigmas, pixels, others)
     return "\n".join([*lines, *reasons]), steps_plot(schedule.name, steps, schedule.sigmas, pixels)
 
 

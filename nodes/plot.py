@@ -37,22 +37,29 @@ def schedule_plot(
 
 
 def steps_table(
-    name: str, sizes: Sequence[Sequence[int]], sigmas: Sequence[float], pixels: int
+    name: str,
+    sizes: Sequence[Sequence[int]],
+    sigmas: Sequence[float],
+    pixels: int,
+    seen: Sequence[float] = (),
 ) -> list[str]:
     """Lines of text: name and total cost, then step, size in pixels, sigma and share of the cost.
 
     Args:
         sizes: latent (height, width) of each step, or (frames, height, width), which get a column
             of their own; the target last. sigmas: of each step. pixels: along a side of a cell.
+        seen: the noise levels that the model is asked at, where they are others.
     """
     cells = [math.prod(size) for size in sizes]
     frames = len(sizes[0]) == 3
     lines = [f"{name or CUSTOM}: {len(sizes)} steps, {sum(cells) / cells[-1]:.2f} full-size steps"]
     lines.append(f"step   size in px    sigma   share of cost{'   latent frames' * frames}")
+    lines[-1] += "   the model's sigma" * bool(seen)
     for i, (*time, h, w) in enumerate(sizes):
         size, share = f"{w * pixels:>4} x {h * pixels:<4}", 100 * cells[i] / sum(cells)
         video = "".join(f"{t:>25}" for t in time)
         lines.append(f"{i + 1:>4}   {size}   {sigmas[i]:<7.4f} {share:>4.0f} %{video}")
+        lines[-1] += f"{seen[i]:>22.4f}" if seen else ""
     return lines
 
 

@@ -1,0 +1,56 @@
+"""Which noise levels a growing run asks the model at, and what compares them by itself."""
+
+import re
+
+import torch
+from chain import call
+from grown import growth, own_level, sample, sampler_of
+from paper import guided
+
+SIZE = (32, 24)
+
+
+def calls_of(model):
+    """A clone that writes down the level of each call, beside its list."""
+    seen, clone = [], model.clone()
+
+    def watch(apply, args):
+        seen.append(float(args["timestep"][0]))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    clone.set_model_unet_function_wrapper(watch)
+    return clone, seen
+
+
+def test_the_table_shows_what_the_model_is_asked_at(pack, small, models):
+    model, seen = calls_of(models["sd35-medium"])
+    latent = torch.zeros(1, 16, *SIZE)
+    schedule, sigmas, table, _ = growth(pack, model, latent, steps=6)
+    sample(model, sampler_of(pack, schedule), sigmas, guided(small, "sd35-medium"), latent)
+    rows = [line.split() for line in table.splitlines() if re.match(r" +\d+ +\d+ x ", line)]
+    shown = [float(row[-1]) for row in rows]
+    assert len(shown) == 6 and torch.allclose(torch.tensor(shown), torch.tensor(seen), atol=2e-4)
+    small_steps = schedule.stretches(*SIZE)[0].steps
+    expected = [own_level(float(s), 2.0, True) for s in sigmas[:small_steps]]
+    assert torch.allclose(torch.tensor(shown[:small_steps]), torch.tensor(expected), atol=2e-4)
+    assert "the model's sigma" not in growth(pack, model, latent, steps=6, lift="swd")[2]
+
+
+def test_skip_layer_guidance_goes_by_the_level_that_the_model_is_asked_at(pack, small, models):
+    """It asks the model once more in each step whose level lies in its range."""
+    base = models["sd35-medium"]
+    given = {"scale": 2.0, "rescaling_scale": 0.0, "start_percent": 0.0, "end_percent": 0.5}
+    patched = call(
+        "comfy_extras.nodes_slg:SkipLayerGuidanceDiT", model=base, double_layers="0",
+        single_layers="", **given,
+    )  # fmt: skip
+    model, seen = calls_of(patched)
+    latent = torch.zeros(1, 16, *SIZE)
+    schedule, sigmas, *_ = growth(pack, model, latent, steps=12)
+    sample(model, sampler_of(pack, schedule), sigmas, guided(small, "sd35-medium"), latent)
+    least = base.get_model_object("model_sampling").percent_to_sigma(0.5)
+    levels = sorted(set(seen), reverse=True)
+    assert len(levels) == 12
+    assert [seen.count(level) for level in levels] == [1 + (level >= least) for level in levels]
+    at_full = sum(float(sigma) >= least for sigma in sigmas)
+    assert sum(level >= least for level in levels) < at_full
