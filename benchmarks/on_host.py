@@ -213,10 +213,11 @@ def full_steps(model: Any, positive: list, latent: dict, sigmas: Tensor, callbac
 def bare_flux_call(model: Any, positive: list, side: int, sigma: float) -> Tensor:
     """One call of a FLUX model itself; see `bare_call`."""
     [[context, more]] = positive
-    dtype = model.model.get_dtype()
+    place = {"dtype": model.model.get_dtype(), "device": model.load_device}
+    x = torch.zeros(1, 16, side, side, **place)
     return model.model.diffusion_model(
-        torch.zeros(1, 16, side, side, dtype=dtype), torch.tensor([sigma]),
-        context=context.to(dtype), y=more["pooled_output"].to(dtype), guidance=torch.tensor([3.5]),
+        x, torch.tensor([sigma], device=x.device), context=context.to(**place),
+        y=more["pooled_output"].to(**place), guidance=torch.tensor([3.5], device=x.device),
     )  # fmt: skip
 
 

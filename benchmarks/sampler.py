@@ -10,12 +10,14 @@ processor's, so that others on the machine count less.
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import on_host
 import torch
 from paired import (
+    ON_CPU,
     Times,
     arguments,
     clock,
@@ -111,7 +113,7 @@ def measure_growth(a: argparse.Namespace) -> None:
         body = growth_text(times)
         log.info(section("sampler", title, body, a, on_host.host_version(), part="-growth"))
 
-    paired(growth_sides(a), a.runs, show, clock=time.process_time)
+    paired(growth_sides(a), a.runs, show, clock=time.process_time if ON_CPU else clock)
 
 
 def text(times: Times, shares: dict[str, list[float]], memory: dict[str, float]) -> str:
