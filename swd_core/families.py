@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 _ATTENTION_AND_MLP = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 _PARTS = ("qkv", "proj")
 _MLP = ("mlp.fc1", "mlp.fc2")
+_GATED = (".feed_forward.w1", ".feed_forward.w2", ".feed_forward.w3")
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,15 @@ class Diffusers:
     """diffusers' names for a model.
 
     pipeline: its class. network: the class of the transformer or UNet, which the pipeline holds as
-    `part`. adapted: endings of the layers that get an adapter.
+    `part`. adapted: endings of the layers that get an adapter. guidance: the pipeline's argument
+    for the guidance of its pictures, and the value of it that means none.
     """
 
     pipeline: str
     network: str
     part: str
     adapted: tuple[str, ...]
+    guidance: tuple[str, float] = ("guidance_scale", 1.0)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,20 @@ SDXL = Architecture(
     ),
     layers=r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_",
 )
+# Z-Image; also in this class of the host's: Lumina 2, which reads its text differently.
+ZIMAGE = Architecture(
+    "zimage",
+    "Z-Image",
+    adapted=(".attention.qkv", ".attention.out", *_GATED),
+    diffusers=Diffusers(
+        "ZImagePipeline",
+        "ZImageTransformer2DModel",
+        "transformer",
+        (".to_q", ".to_k", ".to_v", ".to_out.0", *_GATED),
+        guidance=("guidance_scale", 0.0),
+    ),
+    layers=r"^(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward|adaLN)",
+)
 WAN = Architecture("wan", "Wan")
 
 _ALL = (
@@ -204,6 +221,7 @@ _ALL = (
     ),
     Family("flux", "FLUX.1", FLUX, preset="flux-4", block=15, depth=19, trainable=True),
     Family("sdxl", "SDXL", SDXL, preset="sdxl-4", mmd_sigma=(0.0, 0.4), trainable=True),
+    Family("zimage", "Z-Image", ZIMAGE, preset="zimage-4", width=3840, trainable=True),
     Family("wan", "Wan", WAN),
     # Of an architecture that has students, but of none of the families above.
     Family("sd3", "an SD3 type", SD3),

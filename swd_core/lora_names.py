@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 
-from .families import ARCHITECTURES, FAMILIES, FLUX, SD3, SDXL
+from .families import ARCHITECTURES, FAMILIES, FLUX, SD3, SDXL, ZIMAGE
 
+LUMINA2 = 2304  # the width of its tokens; its layers are called as Z-Image's
 MOST_LETTERS = 256  # of a tensor's name; the longest of a known file has 120
 _PART = re.compile(
     r"(?P<stem>.+?)(?:\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<part>A|B|down|up)"
@@ -107,6 +108,8 @@ def architecture_of(widths: Mapping[str, int]) -> str:
         old = any(_OLD_UNET.search(name) for name in flat)
         if context & {768, 1024} or (old and not context):
             raise ValueError("it was made for SD 1.x or 2.x")
+    if fitting == [ZIMAGE] and base_width(widths) == LUMINA2:
+        raise ValueError("it was made for Lumina 2")
     if fitting:
         return fitting[0].name
     for title, pattern in _OTHERS.items():

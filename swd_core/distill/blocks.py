@@ -2,7 +2,10 @@
 
 from torch import nn
 
-LISTS = ("transformer_blocks", "single_transformer_blocks", "joint_blocks")
+LISTS = (
+    *("transformer_blocks", "single_transformer_blocks", "joint_blocks"),
+    *("layers", "noise_refiner", "context_refiner"),
+)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

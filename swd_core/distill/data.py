@@ -16,7 +16,7 @@ from torch import Tensor
 from ..files import parse_json, read_json
 from ..schedule import ScaleSchedule, one_line
 from ..tensor_files import open_tensors
-from .conditioning import PROMPT, Conditioning, as_number
+from .conditioning import ON_CPU, PROMPT, Conditioning, as_number
 from .interface import Shown
 from .prepare import EMPTY, INDEX, SHARD
 from .scalewise import Interval, intervals
@@ -145,6 +145,8 @@ class PreparedBatches:
         whole = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype)
         for place, row in enumerate(rows):  # autocast knows no torch.stack of half precision
             whole[place] = row
+        if name in ON_CPU:
+            return whole
         return as_number(sent(whole, self.device))  # half the bytes on their way there
 
     def _empty(self) -> Conditioning:
@@ -153,11 +155,16 @@ class PreparedBatches:
         names = [name for name in PROMPT if name in file.keys()]
         if "context" not in names:
             raise self._damaged(EMPTY, "it has no context")
-        parts = {name: file.get_tensor(name).to(self.device) for name in names}
+        parts = {name: file.get_tensor(name) for name in names}
         for name, part in parts.items():
             if part.ndim != DIMENSIONS[name] or len(part) != 1 or not part.numel():
                 raise self._damaged(EMPTY, f"{name} is {list(part.shape)}, not of one prompt")
-        return Conditioning(**parts)
+        mask = parts.get("mask")
+        if mask is not None and (
+            mask.dtype != torch.bool or mask.shape != parts["context"].shape[:2]
+        ):
+            raise self._damaged(EMPTY, "its mask is not of its context's tokens")
+        return Conditioning(**parts).sent(self.device)
 
     def _file(self, name: str) -> safe_open:
         if name not in self._open:
@@ -193,8 +200,10 @@ class PreparedBatches:
             form = len(shape) == dimensions and all(shape)
             if not form or shape[0] != count or shape[len(shape) - len(ends) :] != ends:
                 raise self._damaged(name, f"{key} is {shape}, not of {count} pictures")
-            if key != "mask" and not kinds[key].startswith(("F", "BF")):
+            if not kinds[key].startswith("BOOL" if key == "mask" else ("F", "BF")):
                 raise self._damaged(name, f"{key} holds {kinds[key]}, which are no such numbers")
+        if "mask" in wanted and shapes["mask"] != shapes["context"][:2]:
+            raise self._damaged(name, f"mask is {shapes['mask']}, not of its context's tokens")
         if header.get("key") != shard.get("key", header.get("key")) or "names" not in header:
             raise self._damaged(name, "it is of another prepare than the index")
 

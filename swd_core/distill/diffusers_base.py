@@ -65,6 +65,7 @@ class DiffusersModel(Watched):
     checkpointing: bool = False
     compile: bool = False
     architecture: ClassVar[Architecture]
+    blocks: ClassVar[str] = "transformer_blocks"  # the list of those whose tokens can be compared
     process: Any = field(init=False, default_factory=FlowMatching)
     _end: nn.Module | None = field(init=False, default=None)
 
@@ -89,7 +90,7 @@ class DiffusersModel(Watched):
 
     def check(self) -> None:
         """Raises ValueError if the block that is to be looked at does not exist."""
-        self.block = existing_block(len(self.module.transformer_blocks), self.block)
+        self.block = existing_block(len(getattr(self.module, self.blocks)), self.block)
 
     def level(self, t: Tensor) -> Tensor:
         """Noise level of the process for times 0..1."""
@@ -147,11 +148,11 @@ class DiffusersModel(Watched):
 
     def _last(self) -> nn.Module | None:
         """The block that a whole pass ends with."""
-        return self.module.transformer_blocks[-1]
+        return getattr(self.module, self.blocks)[-1]
 
     @property
     def watched(self) -> nn.Module:
-        return self.module.transformer_blocks[self.block]
+        return getattr(self.module, self.blocks)[self.block]
 
     def tokens(self, output: Any) -> Tensor:
         return output[1]
@@ -160,9 +161,8 @@ class DiffusersModel(Watched):
         return self.module.inner_dim
 
     def _first_half(self) -> Any:
-        return replaced(
-            self.module, transformer_blocks=self.module.transformer_blocks[: self.block + 1]
-        )
+        blocks = getattr(self.module, self.blocks)
+        return replaced(self.module, **{self.blocks: blocks[: self.block + 1]})
 
     def _call(self, x: Tensor, sigma: Tensor, text: Conditioning, to_end: bool = True) -> Tensor:
         raise NotImplementedError

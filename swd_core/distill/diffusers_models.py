@@ -12,6 +12,7 @@ from ..process import VarianceExploding
 from .adapters import active_adapter
 from .conditioning import Conditioning
 from .diffusers_base import DiffusersModel, replaced
+from .diffusers_language import ZImageModel
 from .transfer import sent
 
 
@@ -171,7 +172,7 @@ class SDXLModel(DiffusersModel):
         )
 
 
-MODELS = (SD3Model, FluxModel, SDXLModel)
+MODELS = (SD3Model, FluxModel, SDXLModel, ZImageModel)
 
 
 def wrap(module: nn.Module, **options: Any) -> DiffusersModel:

@@ -101,16 +101,13 @@ class MemoryBatches:
         return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
 
     def unconditional(self, count: int) -> Conditioning:
-        return self.data.empty.map(self._sent).expand(count)
+        return self.data.empty.sent(self.device).expand(count)
 
     def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
-        return self._sent(self.data.latents[size][chosen])
+        return sent(self.data.latents[size][chosen], self.device)
 
     def _text(self, chosen: list[int]) -> Conditioning:
         """Of pictures with as many tokens each."""
         size = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
-        text = joined(self.data.text[i] for i in chosen).map(self._sent)
+        text = joined(self.data.text[i] for i in chosen).sent(self.device)
         return replace(text, size=size)
-
-    def _sent(self, part: Tensor) -> Tensor:
-        return sent(part, self.device)

@@ -151,6 +151,8 @@ def _diffusers_teacher(
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()
+    name, none = settings.family.architecture.diffusers.guidance
+    guidance = {name: t.guidance - 1 + none}
     for i in waiting:
         yield (
             i,
@@ -159,7 +161,7 @@ def _diffusers_teacher(
                 height=settings.data.size,
                 width=settings.data.size,
                 num_inference_steps=t.steps,
-                guidance_scale=t.guidance,
+                **guidance,
                 generator=torch.Generator().manual_seed(t.seed * 1_000_003 + i),
             ).images[0],
         )

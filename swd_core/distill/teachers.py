@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families import FLUX, SD3, SDXL
+from ..families import SD3, SDXL
 from ..lora import LoraLayer
 from .adapters import add_adapters
 from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_models import noise_table, wrap
+from .encoders import read_prompts
 from .interface import DistillModel
 from .prepare import fingerprint
 from .sharding import shard, wants_sharding
@@ -141,13 +142,13 @@ def _diffusers_model(settings: Settings, device: torch.device, first: torch.devi
     options["block"] = watched_block(settings, module)
     if settings.family.architecture.guided:
         options["guidance"] = m.embedded_guidance
-    module.train()  # dropout is 0 in all three; diffusers checkpoints in this mode only
+    module.train()  # dropout is 0 in all of them; diffusers checkpoints in this mode only
     return wrap(module, **options)
 
 
 def watched_block(settings: Settings, module: Any) -> int | None:
     """The block whose tokens the losses compare; None for the middle one."""
-    count = len(getattr(module, "transformer_blocks", ()))
+    count = len(getattr(module, "transformer_blocks", getattr(module, "layers", ())))
     chosen = None if settings.model.block < 0 else settings.model.block
     return settings.family.watched_block(count, chosen)
 
@@ -252,19 +253,10 @@ class DiffusersEncoder:
     def latents(self, pictures: Tensor) -> Tensor:
         return self.vae.latents(pictures)
 
-    @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Conditioning:
-        prompts, options = list(prompts), {"device": self.device}
-        if self.family != "sdxl":
-            options["max_sequence_length"] = self.text_tokens
-        if self.kind is FLUX:
-            context, pooled, _ = self.pipe.encode_prompt(prompts, None, **options)
-            return Conditioning(context, pooled)
-        others = (None, None) if self.kind is SD3 else ()
-        context, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, *others, do_classifier_free_guidance=False, **options
+        return read_prompts(
+            self.kind.name, self.pipe, list(prompts), self.text_tokens, self.device
         )
-        return Conditioning(context, pooled)
 
     def unconditional(self) -> Conditioning:
         """What the pipeline's guidance compares with; SDXL's is zero, not the empty prompt."""

@@ -1,4 +1,4 @@
-"""Small random diffusers models of the three families, and data for them."""
+"""Small random diffusers models of every architecture, and data for them."""
 
 import random
 
@@ -11,9 +11,11 @@ from swd_core.distill.interface import DistillModel
 from swd_core.distill.scalewise import Interval, intervals
 from swd_core.distill.trainer import DistillConfig, Trainer
 
-SIGMAS = {"sd3": (1.0, 0.8, 0.6), "flux": (1.0, 0.8, 0.6), "sdxl": (14.6146, 2.2846, 1.1644)}
+FLOW = (1.0, 0.8, 0.6)
+SIGMAS = {"sdxl": (14.6146, 2.2846, 1.1644)}
 SIZES = [(4, 8), (8, 12), (8, 16)]
-CHANNELS = {"sd3": 16, "flux": 16, "sdxl": 4}
+CHANNELS = {"sdxl": 4}
+LANGUAGE = ("zimage",)  # those that read a language model's tokens, as many as a prompt has
 CONTEXT, POOLED = 24, 32
 
 
@@ -31,6 +33,11 @@ def small_model(family: str) -> torch.nn.Module:
             in_channels=64, num_layers=3, num_single_layers=2, attention_head_dim=16,
             num_attention_heads=2, joint_attention_dim=CONTEXT, pooled_projection_dim=POOLED,
             guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+    elif family == "zimage":
+        model = diffusers.ZImageTransformer2DModel(
+            dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=CONTEXT,
+            axes_dims=[4, 6, 6], axes_lens=[64, 32, 32],
         )  # fmt: skip
     else:
         model = diffusers.UNet2DConditionModel(
@@ -55,6 +62,12 @@ class RandomBatches:
         self.family = family
 
     def text(self, generator: torch.Generator, count: int) -> Conditioning:
+        if self.family in LANGUAGE:
+            lengths = torch.randint(2, 6, (count, 1), generator=generator)
+            return Conditioning(
+                context=torch.randn(count, 5, CONTEXT, generator=generator),
+                mask=torch.arange(5) < lengths,
+            )
         return Conditioning(
             context=torch.randn(count, 5, CONTEXT, generator=generator),
             pooled=torch.randn(count, POOLED, generator=generator),
@@ -66,7 +79,7 @@ class RandomBatches:
 
     def draw(self, interval: Interval, count: int, rng: random.Random, part=slice(None)):
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        channels = CHANNELS[self.family]
+        channels = CHANNELS.get(self.family, 16)
         real = torch.randn(count, channels, *interval.size, generator=generator)
         previous = None
         if interval.previous:
@@ -79,7 +92,7 @@ class RandomBatches:
 
 
 def steps(family: str) -> list[Interval]:
-    return intervals(SIZES, SIGMAS[family])
+    return intervals(SIZES, SIGMAS.get(family, FLOW))
 
 
 def trainer_of(model: DistillModel, family: str) -> Trainer:

@@ -1,4 +1,4 @@
-"""Small random diffusers pipelines of the three families, as folders on the disk."""
+"""Small random diffusers pipelines of every family, as folders on the disk."""
 
 import shutil
 import string
@@ -12,7 +12,11 @@ from tokenizers import pre_tokenizers
 
 WIDTH, POOLED, SIDE = 32, 32, 64
 LETTERS = sorted(set(pre_tokenizers.ByteLevel.alphabet()) | set(string.ascii_lowercase))
-FAMILIES = {"sd3": "sd35-medium", "sd3-two": "sd35-large", "flux": "flux", "sdxl": "sdxl"}
+FAMILIES = {
+    "sd3": "sd35-medium", "sd3-two": "sd35-large", "flux": "flux", "sdxl": "sdxl",
+    "zimage": "zimage",
+}  # fmt: skip
+LANGUAGE = ("zimage",)  # whose text encoder is a language model
 PROMPTS = ("red apple", "happy dog", "a rocket")
 SCHEDULES = {
     "sdxl": "scales = [0.5, 1.0]\nsigmas = [1000, 500]",
@@ -150,7 +154,47 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
-BUILDERS = {"sd3": sd3, "sd3-two": sd3, "flux": flux, "sdxl": sdxl}
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
+    """Every byte is a token."""
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    tokenizer = transformers.Qwen2Tokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(kind: type, layers: int) -> torch.nn.Module:
+    return kind(
+        transformers.Qwen3Config(
+            vocab_size=len(qwen_tokenizer()), hidden_size=WIDTH, intermediate_size=64,
+            num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        )  # fmt: skip
+    )
+
+
+def zimage() -> diffusers.ZImagePipeline:
+    transformer = diffusers.ZImageTransformer2DModel(
+        dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH,
+        axes_dims=[4, 6, 6], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    return diffusers.ZImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+                        use_post_quant_conv=False),
+        text_encoder=qwen3(transformers.Qwen3Model, 3), tokenizer=qwen_tokenizer(),
+    )  # fmt: skip
+
+
+BUILDERS = {"sd3": sd3, "sd3-two": sd3, "flux": flux, "sdxl": sdxl, "zimage": zimage}
 
 
 def shake(module: torch.nn.Module) -> None:

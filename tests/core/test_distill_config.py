@@ -8,6 +8,7 @@ from swd_core.distill.config import parse_settings, read_settings
 from swd_core.families import TRAINABLE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+UNPUBLISHED = ("zimage",)  # families whose figures are no paper's
 GOOD = {"model": {"family": "sd35-medium", "base": "somewhere"}}
 
 
@@ -34,6 +35,13 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         assert 24 <= patches <= 64, "pictures at full size to one step, as in the paper"
     assert found["sdxl"].train.dmd == found["sdxl"].train.gan == 0
     assert found["sdxl"].train.mmd_sigma == (0.0, 0.4)
+    for family in UNPUBLISHED:
+        train = found[family].train
+        assert (train.mmd, train.dmd, train.gan, train.gan_head) == (1.0, 1.0, 5e-3, 1e-2)
+        assert (train.fake_steps, train.clip, train.levels) == (5, 10.0, "grid")
+        assert 4e-6 <= train.lr == train.lr_fake <= 5e-6
+        text = (CONFIGS / f"{family.replace('-', '_')}.toml").read_text()
+        assert "Nobody has published a student" in text and "our own guess" in text
 
 
 @pytest.mark.parametrize(

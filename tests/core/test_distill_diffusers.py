@@ -22,7 +22,7 @@ _spec = importlib.util.spec_from_file_location(
 models = sys.modules["distill_models"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(models)
 
-FAMILIES = ("sd3", "flux", "sdxl")
+FAMILIES = ("sd3", "flux", "sdxl", *models.LANGUAGE)
 RANK = 4
 
 
@@ -51,6 +51,11 @@ def output_of(family: str, model, x, sigma, text):
             guidance=torch.full((len(x),), 4.5),
         ).sample  # fmt: skip
         v = FluxPipeline._unpack_latents(v, x.shape[2] * 8, x.shape[3] * 8, 8)
+        return x - sigma.view(-1, 1, 1, 1) * v
+    if family == "zimage":
+        prompts = [c[m] for c, m in zip(text.context, text.mask, strict=True)]
+        # Its pipeline turns the output's sign before the scheduler's step.
+        v = -torch.stack(model(list(x[:, :, None]), 1 - sigma, prompts).sample)[:, :, 0]
         return x - sigma.view(-1, 1, 1, 1) * v
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
@@ -85,12 +90,15 @@ def case(request):
     return family, bare, wrap(models.small_model(family), rank=RANK), (x, sigma, text)
 
 
-def middle_tokens(family: str, model, run) -> torch.Tensor:
+def middle_tokens(family: str, model, x, run) -> torch.Tensor:
     seen = []
-    block = model.mid_block if family == "sdxl" else model.transformer_blocks[1]
+    blocks = model.layers if family == "zimage" else getattr(model, "transformer_blocks", ())
+    block = model.mid_block if family == "sdxl" else blocks[1]
     handle = block.register_forward_hook(lambda m, a, out: seen.append(out))
     run()
     handle.remove()
+    if family == "zimage":  # the picture's tokens, then what fills them up, then the text's
+        return seen[0][:, : x.shape[2] * x.shape[3] // 4]
     return seen[0].flatten(2).transpose(1, 2) if family == "sdxl" else seen[0][1]
 
 
@@ -108,7 +116,7 @@ def test_predicts_what_diffusers_predicts(case):
 @torch.no_grad()
 def test_features_are_the_middle_blocks_tokens(case):
     family, bare, wrapped, data = case
-    expected = middle_tokens(family, bare, lambda: output_of(family, bare, *data))
+    expected = middle_tokens(family, bare, data[0], lambda: output_of(family, bare, *data))
     whole = {name for name, _ in wrapped.module.named_modules()}
     features = wrapped.features(*data)
     assert features.shape[-1] == wrapped.width

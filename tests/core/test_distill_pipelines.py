@@ -91,23 +91,39 @@ def made(request, tmp_path_factory) -> Made:
     return Made(request.param, place)
 
 
-def handed_over(pipe, **options) -> dict:
-    """The keyword arguments of the first call that a running pipeline makes of its model.
+def guided(made: "Made", value: float) -> dict:
+    """The pipeline's argument for classifier-free guidance; 1 is none, which Z-Image calls 0."""
+    return {"guidance_scale": value - 1 if made.name == "zimage" else value}
+
+
+def handed_over(pipe, **options) -> list[dict[str, torch.Tensor]]:
+    """What a running pipeline first tells its model of each prompt, padding left out.
 
     T5 is given 512 tokens, which the authors train with; SD3's pipeline has 256 by default.
     """
     model, seen = getattr(pipe, "unet", None) or pipe.transformer, []
     if getattr(pipe, "transformer", None) is not None:
         options["max_sequence_length"] = 512
-    handle = model.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True
-    )
+
+    def keep(_, args, kwargs) -> None:
+        extra = kwargs.get("added_cond_kwargs") or {}
+        pooled = extra.get("text_embeds", kwargs.get("pooled_projections"))
+        context = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
+        for i, tokens in enumerate(context):
+            seen.append({"context": tokens} | ({} if pooled is None else {"pooled": pooled[i]}))
+
+    handle = model.register_forward_pre_hook(keep, with_kwargs=True)
     pipe(height=small.SIDE, width=small.SIDE, num_inference_steps=1, **options)
     handle.remove()
-    call = dict(seen[0])
-    extra = call.get("added_cond_kwargs") or {}
-    pooled = extra.get("text_embeds", call.get("pooled_projections"))
-    return {"context": call["encoder_hidden_states"], "pooled": pooled, **extra}
+    return seen
+
+
+def told(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What prepared data says of a prompt, padding left out."""
+    found = {key: row[key] for key in ("context", "pooled") if key in row}
+    if "mask" in row:
+        found["context"] = found["context"][row["mask"].bool()]
+    return found
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, share: float = 2e-3) -> None:
@@ -124,8 +140,8 @@ def test_the_teachers_pictures_are_the_pipelines_own(made):
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(5 * 1_000_003 + 1)
     expected = pipe(
-        small.PROMPTS[1], height=64, width=64, num_inference_steps=2, guidance_scale=3.0,
-        generator=generator,
+        small.PROMPTS[1], height=64, width=64, num_inference_steps=2, generator=generator,
+        **guided(made, 3.0),
     ).images[0]  # fmt: skip
     picture = np.asarray(Image.open(made.place / "pictures" / "000001.png"), np.int16)
     assert abs(picture - np.asarray(expected, np.int16)).max() <= 1
@@ -136,23 +152,28 @@ def test_the_teachers_pictures_are_the_pipelines_own(made):
 def test_prepared_text_is_what_the_pipeline_hands_to_its_model(made):
     pipe, rows = made.pipe(), made.rows()
     for i, prompt in enumerate(small.PROMPTS):
-        wanted = handed_over(pipe, prompt=prompt, guidance_scale=1.0)
-        close(rows[f"{i:06}.png"]["context"], wanted["context"][0])
-        close(rows[f"{i:06}.png"]["pooled"], wanted["pooled"][0])
+        (wanted,) = handed_over(pipe, prompt=prompt, **guided(made, 1.0))
+        found = told(rows[f"{i:06}.png"])
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            close(found[key], value)
 
 
 def test_prepared_guidance_is_what_the_pipeline_guides_with(made):
     """FLUX has its guidance inside the model; its empty text is the empty prompt's."""
     empty, pipe = load_file(made.place / "prepared" / "empty.safetensors"), made.pipe()
+    found = told({key: value[0] for key, value in empty.items()})
     if made.settings.family.name == "flux":
-        wanted = handed_over(pipe, prompt="", guidance_scale=3.5)
-    else:  # the pipeline puts what it guides with first
-        wanted = handed_over(pipe, prompt="red apple", guidance_scale=3.0)
-    for key in ("context", "pooled"):
-        if float(wanted[key][0].abs().max()):
-            close(empty[key][0], wanted[key][0])
+        (wanted,) = handed_over(pipe, prompt="", guidance_scale=3.5)
+    else:  # older pipelines put what they guide with first
+        place = -1 if made.name in small.LANGUAGE else 0
+        wanted = handed_over(pipe, prompt="red apple", **guided(made, 3.0))[place]
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        if float(value.abs().max()):
+            close(found[key], value)
         else:
-            assert not empty[key].any()
+            assert not found[key].any()
 
 
 def test_prepared_latents_are_the_pipelines_vae(made):
@@ -183,10 +204,10 @@ def test_decoded_latents_are_the_pipelines_picture(made):
     close(decoder.pictures(latents), torch.from_numpy(expected), 1e-5)
 
 
-def sampled(pipe) -> torch.Tensor:
+def sampled(made: Made, pipe) -> torch.Tensor:
     """The pipeline's own run on whatever its model is now."""
     return pipe(
-        "red apple", height=64, width=64, num_inference_steps=3, guidance_scale=1.0,
+        "red apple", height=64, width=64, num_inference_steps=3, **guided(made, 1.0),
         generator=torch.Generator().manual_seed(3), output_type="latent",
     ).images  # fmt: skip
 
@@ -198,26 +219,26 @@ def test_diffusers_makes_the_same_of_the_lora_as_the_trainer(made):
         session.restore(trainer, made.place / "run" / "checkpoint.pt")
     assert trainer.step == 3
     pipe = made.pipe()
-    bare = sampled(pipe)
+    bare = sampled(made, pipe)
 
     pipe.register_modules(**{part: trainer.model.module.eval()})
-    close(sampled(pipe), bare, 1e-5)
+    close(sampled(made, pipe), bare, 1e-5)
     with trainer.averaged(), adapter(trainer.model.module, "student"):
-        expected = sampled(pipe)
+        expected = sampled(made, pipe)
     assert float((expected - bare).abs().max()) > 0.05 * float(bare.abs().max())
 
     lora = made.place / "run" / "swd_lora"
     by_peft = made.pipe()
     model = peft.PeftModel.from_pretrained(getattr(by_peft, part), lora)
     by_peft.register_modules(**{part: model.merge_and_unload()})
-    close(sampled(by_peft), expected)
+    close(sampled(made, by_peft), expected)
 
     by_diffusers = made.pipe()
     tensors = load_file(lora / "adapter_model.safetensors")
     by_diffusers.load_lora_weights(
         {k.replace("base_model.model", part, 1): v for k, v in tensors.items()}
     )
-    close(sampled(by_diffusers), expected)
+    close(sampled(made, by_diffusers), expected)
 
 
 def test_pictures_of_ones_own(tmp_path):
@@ -299,6 +320,6 @@ def test_a_text_encoder_added_later_is_read(made, tmp_path):
         "3 pictures encoded, 0 were already, 0 skipped (skipped.txt); prepared",
     ]
     rows = Made("sd3", place).rows()
-    wanted = handed_over(Made("sd3", place).pipe(), prompt=small.PROMPTS[0], guidance_scale=1.0)
-    close(rows["000000.png"]["context"], wanted["context"][0])
+    (wanted,) = handed_over(Made("sd3", place).pipe(), prompt=small.PROMPTS[0], guidance_scale=1.0)
+    close(rows["000000.png"]["context"], wanted["context"])
     assert run(place, "prepare", "--config", "config.toml")[1].splitlines()[-1].startswith("0 ")

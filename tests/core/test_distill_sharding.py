@@ -39,20 +39,21 @@ def trainer_of(family: str, sharded: bool) -> Trainer:
     return models.trainer_of(wrapped, family)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl", *models.LANGUAGE])
 def test_sharded_steps_are_the_whole_models(family):
     """All losses, with checkpointing: every order of forward and backward passes there is."""
     models.assert_trains_alike(trainer_of(family, False), trainer_of(family, True), 3, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl", *models.LANGUAGE])
 def test_the_base_is_spread_and_the_adapters_are_whole(family):
     module = trainer_of(family, True).model.module
     spread = {n for n, p in module.named_parameters() if isinstance(p, DTensor)}
     for name in ("student", "fake"):
         assert not any(isinstance(p, DTensor) for p in adapter_parameters(module, name))
     weights = {n: p.numel() for n, p in module.named_parameters() if not p.requires_grad}
-    blocks = {n for n in weights if "transformer_blocks." in n}
+    lists = ("transformer_blocks.", "layers.", "refiner.")
+    blocks = {n for n in weights if any(name in n for name in lists)}
     assert spread == blocks and blocks
     with adapter(module, "student"):
         assert all(p.requires_grad for p in adapter_parameters(module, "student"))

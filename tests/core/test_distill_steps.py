@@ -31,6 +31,7 @@ models = sys.modules["distill_models"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(models)
 
 RANK = 4
+FAMILIES = ("sd3", "flux", "sdxl", *models.LANGUAGE)
 
 
 def trainer_for(family: str, base: torch.dtype = torch.float32, **options) -> Trainer:
@@ -51,6 +52,7 @@ RBF = {"dmd": 0.0, "gan": 0.0, "kernel": "rbf", "mmd_per_batch": True}
 CASES = {f"sd3-{name}": ("sd3", options) for name, options in LOSSES.items()} | {
     "sd3-rbf": ("sd3", RBF),
     **{f"{f}-{name}": (f, LOSSES[name]) for f in ("flux", "sdxl") for name in ("all", "mmd")},
+    **{f"{f}-{name}": (f, options) for f in models.LANGUAGE for name, options in LOSSES.items()},
 }
 
 
@@ -70,7 +72,7 @@ def test_twenty_steps_of_each_loss(case):
     assert all(torch.equal(now[n], p) for n, p in frozen.items()), "the base never changes"
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_base_in_bfloat16_trains_and_is_sampled(family):
     """As on a graphics card: the base in half precision, adapters and losses in full."""
     trainers = [trainer_for(family), trainer_for(family, base=torch.bfloat16)]
@@ -111,7 +113,7 @@ def watched_and_another(family: str) -> tuple[Trainer, Trainer]:
     return trainers[0], trainers[1]
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
     watched.student_step(random.Random(1))
@@ -125,7 +127,7 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     torch.testing.assert_close(watched.world.seen[0], list(expected), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
     watched._fake_step(Draws(1))

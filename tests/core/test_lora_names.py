@@ -84,7 +84,8 @@ def test_family_and_title_of_a_layer(module, width, family, title):
         ("blocks.0.cross_attn.k", 1536, "Wan"),
         ("transformer_blocks.7.txt_mlp.net.2", 12288, "Qwen-Image"),
         ("transformer_blocks.7.attn1.to_q", 1152, "PixArt"),
-        ("layers.0.attention.qkv", 2304, "none of SD3.5, FLUX.1, SDXL"),
+        ("layers.0.attention.qkv", 2304, "Lumina 2"),
+        ("layers.0.self_attn.qkv", 2304, "none of SD3.5, FLUX.1, SDXL"),
     ],
 )
 def test_other_bases_are_named(module, width, named):
