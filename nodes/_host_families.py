@@ -14,7 +14,7 @@ import comfy.utils
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..swd_core.families import FLUX, SD3, SDXL, WAN, Architecture
+from ..swd_core.families import FLUX, SD3, SDXL, WAN, ZIMAGE, Architecture
 
 
 class Held:
@@ -38,8 +38,8 @@ class Held:
         raise KeyError("context")
 
     def pooled_width(self, config: dict[str, Any]) -> int:
-        """How wide the pooled text is that it reads. Raises KeyError where that isn't known."""
-        raise KeyError("pooled")
+        """How wide the pooled text is that it reads; 0 if it reads none."""
+        return 0
 
     def published(self, config: dict[str, Any]) -> dict[str, Any]:
         """The host's own map from the names of diffusers' weights to places among its own."""
@@ -53,8 +53,8 @@ class Held:
         """The blocks whose tokens the losses may compare."""
         raise NotImplementedError
 
-    def tokens(self, output: Any) -> Tensor:
-        """The picture's tokens (B, N, width) of what such a block returns."""
+    def tokens(self, output: Any, count: int) -> Tensor:
+        """The picture's `count` tokens (B, N, width) of what such a block returns."""
         raise NotImplementedError
 
     def width(self, net: nn.Module) -> int:
@@ -92,7 +92,7 @@ class HeldSD3(Held):
     def watched(self, net: nn.Module) -> list[nn.Module]:
         return list(net.joint_blocks)
 
-    def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:
+    def tokens(self, output: tuple[Tensor, Tensor], count: int) -> Tensor:
         return output[1]  # (text, picture)
 
     def width(self, net: nn.Module) -> int:
@@ -123,7 +123,7 @@ class HeldFlux(Held):
     def watched(self, net: nn.Module) -> list[nn.Module]:
         return list(net.double_blocks)
 
-    def tokens(self, output: tuple[Tensor, Tensor]) -> Tensor:
+    def tokens(self, output: tuple[Tensor, Tensor], count: int) -> Tensor:
         return output[0]  # (picture, text)
 
     def width(self, net: nn.Module) -> int:
@@ -159,11 +159,41 @@ class HeldSDXL(Held):
     def watched(self, net: nn.Module) -> list[nn.Module]:
         return [net.middle_block[-1]]
 
-    def tokens(self, output: Tensor) -> Tensor:
+    def tokens(self, output: Tensor, count: int) -> Tensor:
         return rearrange(output, "b c h w -> b (h w) c")
 
     def width(self, net: nn.Module) -> int:
         return net.middle_block[-1].out_channels
+
+
+class HeldZImage(Held):
+    """Z-Image of the class that holds Lumina 2 as well."""
+
+    architecture, kind = ZIMAGE, comfy.model_base.Lumina2
+    filled = 32  # a multiple of which the tokens of picture and text are filled up to each
+
+    def family(self, config: dict[str, Any]) -> str:
+        whole = config.get("image_model") == "lumina2" and config.get("z_image_modulation")
+        return "zimage" if whole and config.get("pad_tokens_multiple") == self.filled else ""
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config["cap_feat_dim"]
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        return comfy.utils.z_image_to_diffusers(config)
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        return [*net.noise_refiner, *net.context_refiner, *net.layers]
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.layers)
+
+    def tokens(self, output: Tensor, count: int) -> Tensor:
+        picture = -(-count // self.filled) * self.filled  # behind the text
+        return output[:, -picture:][:, :count]
+
+    def width(self, net: nn.Module) -> int:
+        return net.dim
 
 
 class HeldWan(Held):
@@ -173,7 +203,7 @@ class HeldWan(Held):
         return "wan" if config.get("dim") == 1536 else "wan-other"
 
 
-HELD = (HeldSD3(), HeldFlux(), HeldSDXL(), HeldWan())
+HELD = (HeldSD3(), HeldFlux(), HeldSDXL(), HeldZImage(), HeldWan())
 
 
 def held(model: Any) -> Held | None:

@@ -10,7 +10,7 @@ from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
 from ..swd_core.lora_files import read_lora
 from ..swd_core.pictures import pixels_of
-from ..swd_core.schedule import CELL, ScaleSchedule
+from ..swd_core.schedule import ScaleSchedule
 from ._host import CATEGORY, FIXED, Schedule, io, supported
 from ._host_lora import apply_lora
 from .fitting import check_vae
@@ -23,7 +23,7 @@ def encode_text(clip: Any, text: str) -> Conditioning:
     """What the teacher reads of a text.
 
     Raises:
-        ValueError: if the text changes over the run, or the encoder gives no pooled text.
+        ValueError: if the text changes over the run.
     """
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(encoded) != 1:
@@ -32,12 +32,18 @@ def encode_text(clip: Any, text: str) -> Conditioning:
             "encoding. Set schedule_clip of Set CLIP Hooks to false, or leave that node out."
         )
     [[context, extra]] = encoded
-    if extra.get("pooled_output") is None:
-        raise ValueError(
-            "This CLIP gives no pooled text, as T5 alone does not. Connect the teacher's own text "
-            "encoders: those of SD3.5, FLUX.1 and SDXL all have a CLIP part."
-        )
-    return Conditioning(context, extra["pooled_output"])
+    return Conditioning(context, extra.get("pooled_output"))
+
+
+def encode_pictures(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1].
+
+    A VAE of videos, such as Qwen-Image's, would take a batch for the frames of one.
+    """
+    pixels = pictures.movedim(1, -1)
+    if getattr(vae, "latent_dim", 2) != 3:
+        return vae.encode(pixels)
+    return torch.cat([vae.encode(picture[None])[:, :, 0] for picture in pixels])
 
 
 def caption_lines(captions: str, count: int) -> list[str]:
@@ -99,25 +105,31 @@ class SwDDistillData(io.ComfyNode):
         schedule.check_picture()
         lines = caption_lines(captions, len(images))
         height, width = images.shape[1:3]
+        cell = int(vae.spacial_compression_encode())
         kinds = [a for a in ARCHITECTURES.values() if a.sigma_kind == schedule.sigma_kind]
-        multiple = max(a.multiple for a in kinds)
-        step = CELL * multiple
+        multiple = max((a.multiple for a in kinds if a.pixels == cell), default=0)
+        if not multiple:
+            raise ValueError(
+                f"This VAE shrinks pictures {cell} times, as that of no model which can be "
+                "distilled. Connect the teacher's own VAE."
+            )
+        step = cell * multiple
         if height % step or width % step:
             raise ValueError(
                 f"The pictures are {width}x{height} px; each side must be a multiple of {step}. "
                 "Scale or crop them first."
             )
-        sizes = schedule.sizes(height // CELL, width // CELL, multiple)
+        sizes = schedule.sizes(height // cell, width // cell, multiple)
         pixels = images[..., :3].movedim(-1, 1)  # BHWC -> BCHW
         latents = {
-            size: vae.encode(shrink(pixels, (size[0] * CELL, size[1] * CELL)).movedim(1, -1))
+            size: encode_pictures(vae, shrink(pixels, (size[0] * cell, size[1] * cell)))
             for size in dict.fromkeys(sizes)
         }
         found = tuple(latents[sizes[0]].shape[2:])
         if found != sizes[0]:
             raise ValueError(
                 f"This VAE makes {found} latent cells where {sizes[0]} are wanted: it is of videos "
-                f"or does not shrink {CELL} times. Connect the VAE of SD3.5, FLUX.1 or SDXL."
+                "or audio. Connect the teacher's own VAE."
             )
         if not all(bool(x.isfinite().all()) for x in latents.values()):
             raise ValueError(

@@ -116,7 +116,12 @@ def check_data(model: Any, data: TrainingData) -> None:
         ("pooled", text.pooled, pooled_width(model)),
     ):
         width = 0 if part is None else part.shape[-1]
-        if width != wanted:
+        if wanted and part is None:
+            raise ValueError(
+                f"The captions have no pooled text, as T5 alone gives none; this model reads one "
+                f"{wanted} wide: encode them with all text encoders of this model."
+            )
+        if wanted and width != wanted:
             raise ValueError(
                 f"The captions are {what} {width} wide, this model reads {wanted}: "
                 "encode them with the text encoder of this model."

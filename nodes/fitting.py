@@ -29,7 +29,10 @@ def _text_read(model: Any) -> dict[str, int]:
     family = _host_model.model_family(model)
     try:
         if family in FAMILIES and FAMILIES[family].adapted:
-            return {"cross_attn": context_width(model), "pooled_output": pooled_width(model)}
+            pooled = pooled_width(model)
+            return {"cross_attn": context_width(model)} | (
+                {"pooled_output": pooled} if pooled else {}
+            )
         return {"cross_attn": model.model.diffusion_model.text_dim} if "wan" in family else {}
     except (AttributeError, KeyError):
         return {}

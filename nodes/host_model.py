@@ -118,8 +118,43 @@ class HostModel(Watched):
         return self.sampling.sigma((t * 1000).clamp(0, last)).to(t.device)
 
     def predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        return self._by_length(self._predict, x, sigma, text)
+
+    def features(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
+        return self._by_length(super().features, x, sigma, text)
+
+    def predict_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        return self._by_length(super().predict_with_features, x, sigma, text)
+
+    def score_with_features(
+        self, x: Tensor, sigma: Tensor, text: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        return self._by_length(super().score_with_features, x, sigma, text)
+
+    def _by_length(self, run: Callable, x: Tensor, sigma: Tensor, text: Conditioning) -> Any:
+        """`run` on the pictures whose prompts have as many tokens, group by group.
+
+        The host's models read all tokens that they are given; a mask means little to most.
+        """
+        text = text.trimmed()
+        if text.mask is None:
+            return run(x, sigma, text)
+        groups: dict[int, list[int]] = {}
+        for row, length in enumerate(text.lengths):
+            groups.setdefault(length, []).append(row)
+        order = [row for rows in groups.values() for row in rows]
+        back = torch.tensor(order).argsort().tolist()
+        found = [run(x[rows], sigma[rows], text.rows(rows).trimmed()) for rows in groups.values()]
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)[back]
+        return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
+
+    def _predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         height, width = (int(side) for side in text.size[0])
         guidance = 1.0 if active_adapter(self.module) == "fake" else self.guidance
+        self.count = x.shape[-2] * x.shape[-1] // self.held.architecture.multiple**2
         conds = self.base.extra_conds(
             noise=x, device=x.device, cross_attn=text.context, pooled_output=text.pooled,
             guidance=guidance, width=width, height=height, target_width=width, target_height=height,
@@ -132,7 +167,7 @@ class HostModel(Watched):
         return self.base.apply_model(x, sigma, transformer_options=options, **conds)
 
     def tokens(self, output: Any) -> Tensor:
-        return self.held.tokens(output)
+        return self.held.tokens(output, self.count)
 
     def layers(self, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, LoraLayer]:
         """The student's matrices under diffusers' names, as published: alpha equal to the rank."""

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..swd_core.families import FAMILIES, Family
+from ..swd_core.families import FAMILIES, TRAINABLE, Family
 from . import _host_model
 from ._host_families import held
+
+_TEACHERS = [FAMILIES[name] for name in TRAINABLE]
 
 
 def check_trainable(model: Any) -> Family:
@@ -21,7 +23,8 @@ def check_trainable(model: Any) -> Family:
     family, base = FAMILIES.get(_host_model.model_family(model)), model.model
     if family is None or not family.adapted:
         raise ValueError(
-            f"A {type(base).__name__} model can't be distilled; load SD3.5, FLUX.1, SDXL or the "
+            f"A {type(base).__name__} model can't be distilled; load "
+            f"{', '.join(dict.fromkeys(each.architecture.title for each in _TEACHERS))} or the "
             "embedded emoji teacher."
         )
     if model.patches or getattr(model, "injections", None):
@@ -93,7 +96,7 @@ def context_width(model: Any) -> int:
 
 
 def pooled_width(model: Any) -> int:
-    """How wide the pooled text is that a MODEL which can be trained reads."""
+    """How wide the pooled text is that a MODEL which can be trained reads; 0 if it reads none."""
     return held(model).pooled_width(model.model.model_config.unet_config)
 
 
@@ -107,7 +110,7 @@ def _published_names(model: Any) -> Iterator[tuple[str, str, int, int]]:
     layers = dict(model.model.diffusion_model.named_modules())
     for key, place in names.items():
         name, part = (place, None) if isinstance(place, str) else place[:2]
-        module, kind = key.rsplit(".", 1)
+        module, _, kind = key.rpartition(".")
         layer = layers.get(name.removesuffix(".weight"))
         if kind == "weight" and layer is not None:
             first, rows = part[1:] if part else (0, getattr(layer, "out_features", 0))

@@ -25,6 +25,7 @@ from .tensor_files import read_tensors, write_tensors
 log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+HOSTS_NAME = "comfyui.safetensors"  # the same for ComfyUI's own Load LoRA
 PEFT_PREFIX = "base_model.model."
 _DTYPES = (
     torch.float32,
@@ -224,3 +225,22 @@ def write_peft(
         file.write(text)
         if path.is_file() and path.read_bytes() != text:
             path.unlink()
+
+
+def write_hosts(
+    folder: Path, layers: Mapping[str, LoraLayer], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a transformer's student once more, under the names that others look for.
+
+    ComfyUI's Load LoRA knows PEFT's names for SD3 alone; it and diffusers' load_lora_weights know
+    these.
+
+    Args:
+        layers: by diffusers module name, alpha equal to the rank.
+    """
+    tensors = {}
+    for module, layer in layers.items():
+        tensors[f"transformer.{module}.lora_A.weight"] = layer.down.contiguous()
+        tensors[f"transformer.{module}.lora_B.weight"] = layer.up.contiguous()
+    with written_whole(folder / HOSTS_NAME) as file:
+        write_tensors(file, tensors, metadata)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..families import SD3
 from ..lora import schedule_header
-from ..lora_files import write_peft
+from ..lora_files import write_hosts, write_peft
 from . import loop
 from .checkpoint import load_checkpoint
 from .config import Settings
@@ -75,6 +76,9 @@ def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
     rank = settings.model.rank
     base = settings.model.base or f"swd-{settings.family.encoders}"
     write_peft(home.lora, layers, rank=rank, alpha=rank, base_model=base, metadata=header)
+    kind = settings.family.architecture
+    if kind is not SD3 and kind.diffusers.part == "transformer":
+        write_hosts(home.lora, layers, header)
     return home.lora
 
 

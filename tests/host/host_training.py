@@ -25,7 +25,8 @@ def packed(name: str):
 def data_for(small, family: str, count: int = 3):
     """Random latents at every size, and random text; one caption has twice the tokens."""
     kind = small.KINDS[family]
-    schedule = packed("swd_core.presets").presets()[PRESET[family]].schedule
+    preset = PRESET.get(family, f"{family}-4")
+    schedule = packed("swd_core.presets").presets()[preset].schedule
     sizes = tuple(schedule.sizes(SIDE, SIDE, kind.multiple))
     generator = torch.Generator().manual_seed(3)
     latents = {

@@ -1,0 +1,199 @@
+"""Students of the families that read a language model's tokens, made inside the host.
+
+Small random models of each in the host's and in diffusers' classes. Where ComfyUI 0.3.64 has no
+class the test says so.
+"""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from host_training import SIDE, bits, data_for, near, packed, same_bits, train
+from lora_files import load, peft
+from paper import empty, relative, run_node
+from safetensors.torch import load_file
+
+from swd_core.distill.adapters import switched_layers
+from swd_core.distill.conditioning import Conditioning
+from swd_core.distill.diffusers_models import wrap
+from swd_core.lora_files import read_lora, write_peft
+from swd_core.presets import presets
+
+FAMILIES = ("zimage",)
+
+
+@pytest.fixture(scope="module")
+def newer(small):
+    return importlib.import_module("newer_models")
+
+
+@pytest.fixture
+def host_model(pack):
+    """HostModel's module, while the host is told that gradients are wanted."""
+    with packed("nodes.twin").training_mode():
+        yield packed("nodes.host_model")
+
+
+@pytest.fixture(autouse=True)
+def folders(loras, tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+
+
+def inputs(newer, family, lengths=(7, 7, 4)):
+    """x_t, noise levels and prompts of some lengths."""
+    kind, generator = newer.KINDS[family], torch.Generator().manual_seed(5)
+    x = torch.randn(3, kind.channels, SIDE, SIDE - kind.multiple, generator=generator)
+    context = torch.randn(3, 7, kind.context, generator=generator)
+    mask = torch.arange(7) < torch.tensor(lengths)[:, None]
+    size = torch.tensor([[8.0 * SIDE, 8.0 * (SIDE - 2)]]).repeat(3, 1)
+    return x, torch.tensor([0.9, 0.4, 0.7]), Conditioning(context, mask=mask, size=size)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_features_and_gradients_are_those_of_diffusers(newer, host_model, family):
+    ours = host_model.HostModel(newer.host_model(family), 4)
+    theirs = wrap(copy.deepcopy(newer.reference(family)), rank=4)
+    x, sigma, text = inputs(newer, family)
+    assert ours.width == theirs.width
+    results = []
+    for model in (ours, theirs):
+        start = x.clone().requires_grad_()
+        x0, tokens = model.predict_with_features(start, sigma, text)
+        (x0.square().mean() + tokens.square().mean()).backward()
+        leaf = x.clone().requires_grad_()
+        scored, watched = model.score_with_features(leaf, sigma, text)
+        watched.square().mean().backward()
+        alone = model.features(x, sigma, text)
+        assert not scored.requires_grad and relative(alone, watched) < 1e-6
+        results.append((x0, tokens, start.grad, scored, leaf.grad))
+    for one, other in zip(*results, strict=True):
+        near(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_adapter_is_the_published_file_on_diffusers(newer, host_model, family, tmp_path):
+    """Fused layers come apart into diffusers' with a common down matrix, and PEFT agrees."""
+    ours = host_model.HostModel(newer.host_model(family), 4)
+    x, sigma, text = inputs(newer, family)
+    generator = torch.Generator().manual_seed(0)
+    bare = ours.predict(x, sigma, text)
+    pairs = {}
+    for name in ours.parts:
+        layer = ours.module.get_submodule(name)
+        with torch.no_grad():
+            for part in (layer.down["student"], layer.up["student"]):
+                part.copy_((torch.randn(part.shape, generator=generator) * 0.1).half())
+        pairs[name] = (layer.down["student"].detach(), layer.up["student"].detach())
+    write_peft(tmp_path / "file", ours.layers(pairs), rank=4, alpha=4, base_model="small")
+    worn = peft.PeftModel.from_pretrained(
+        copy.deepcopy(newer.reference(family)), tmp_path / "file"
+    )
+    theirs = wrap(worn.merge_and_unload(), rank=1)
+    with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
+        x0 = ours.predict(x, sigma, text)
+    assert relative(bare, x0) > 0.01
+    near(x0, theirs.predict(x, sigma, text), 1e-4)
+    near(bare, ours.predict(x, sigma, text))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_changes_no_gradient(newer, host_model, family):
+    """The backward pass runs when another adapter is active, as in the trainer."""
+    x, sigma, text = inputs(newer, family)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = host_model.HostModel(newer.host_model(family), 4, checkpointing=checkpointing)
+        for p in model.module.parameters():
+            if p.requires_grad:
+                torch.nn.init.normal_(p, std=0.1)
+        with packed("swd_core.distill.adapters").adapter(model.module, "student"):
+            loss = model.predict(x, sigma, text).square().mean()
+        with packed("swd_core.distill.adapters").adapter(model.module, "fake"):
+            loss.backward()
+        found.append({n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
+    plain, again = found
+    assert plain.keys() == again.keys() and all(name.endswith("student") for name in plain)
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, again[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_is_trained_loaded_and_sampled(pack, newer, loras, family):
+    """By our node, by the host's own Load LoRA, by PEFT on diffusers' model."""
+    model = newer.host_model(family)
+    before = bits(model)
+    student, name, plot = train(pack, model, data_for(newer, family)).result
+    assert same_bits(model, before) and not model.patches and plot.ndim == 4
+    lora = read_lora(loras / name)
+    assert lora.architecture == family
+    assert any(layer.up.abs().max() > 1e-3 for layer in lora.layers.values())
+    assert lora.schedule == presets()[f"{family}-4"].schedule
+    worn = wrap(copy.deepcopy(newer.reference(family)), rank=1)
+    assert lora.layers.keys() == switched_layers(worn.module).keys(), "as the other trainer"
+    loaded, report = load(pack, model, name)
+    assert report.startswith(f"{len(lora.layers)} of {len(lora.layers)} layers applied")
+
+    cond = newer.conditioning(family)
+    ours = run_node(pack, student, "auto", empty(128, 128), cond)
+    assert torch.equal(ours, run_node(pack, loaded, "auto", empty(128, 128), cond))
+    assert relative(run_node(pack, model, f"{family}-4", empty(128, 128), cond), ours) > 1e-3
+    import nodes
+
+    file = f"{name}/comfyui.safetensors"
+    hosts = nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)[0]
+    assert len(hosts.patches) == len({*student.patches})
+    near(run_node(pack, hosts, f"{family}-4", empty(128, 128), cond), ours, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_losses_train_the_student_alone(pack, newer, loras, family):
+    """Twenty steps of all losses; bf16 weights stay what they are."""
+    model = newer.host_model(family, torch.bfloat16)
+    before = bits(model)
+    train(pack, model, data_for(newer, family), steps=20)
+    assert same_bits(model, before)
+    layers = read_lora(loras / "student").layers.values()
+    assert all(layer.up.isfinite().all() for layer in layers)
+    assert sum(bool(layer.up.abs().max() > 0) for layer in layers) > len(layers) / 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_interrupted_and_resumed_is_uninterrupted(pack, newer, loras, family, monkeypatch):
+    import comfy.model_management
+
+    batches = packed("swd_core.distill.memory").MemoryBatches
+    model, data, drawn, draw = newer.host_model(family), data_for(newer, family), [], batches.draw
+    options = {"steps": 3, "fake_steps": 2}
+    train(pack, model, data, "whole", **options)
+
+    def draw_and_stop(*arguments):
+        drawn.append(1)
+        if len(drawn) == 5:
+            comfy.model_management.interrupt_current_processing()
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "draw", draw_and_stop)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(pack, model, data, "halted", **options)
+    train(pack, model, data, "halted", resume=True, **options)
+    files = [load_file(loras / name / "adapter_model.safetensors") for name in ("whole", "halted")]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_does_not_fit_is_refused(pack, newer, small, loras, family):
+    model, data = newer.host_model(family), data_for(newer, family)
+    with pytest.raises(ValueError, match="Block 9 does not exist"):
+        train(pack, model, data, block=9)
+    with pytest.raises(ValueError, match="encoded 32 wide, this model reads 64"):
+        train(pack, model, data.mapped(lambda x: x, lambda x: x[..., :32]))
+    with pytest.raises(ValueError, match="needs timesteps|this model needs|no pooled text"):
+        train(pack, small.host_model("sdxl"), data)
+    with pytest.raises(ValueError, match="no pooled text, as T5 alone gives none"):
+        train(pack, small.host_model("sd35-medium"), data)
+    assert not (loras / "student").exists()
