@@ -3,6 +3,7 @@
 What is data about a family is in swd_core/families.py; this is what takes the host's own code.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,17 @@ import comfy.utils
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..swd_core.families import FLUX, SD3, SDXL, WAN, ZIMAGE, Architecture
+from ..swd_core.families import (
+    FLUX,
+    FLUX2,
+    KREA2,
+    QWEN_IMAGE,
+    SD3,
+    SDXL,
+    WAN,
+    ZIMAGE,
+    Architecture,
+)
 
 
 class Held:
@@ -22,11 +33,12 @@ class Held:
 
     `config` is a MODEL's unet_config, `net` its diffusion_model or a copy of it.
 
+    kind: the host's class; None where this version of it has none.
     middle_alone: whether the losses can look at the middle of the model and nowhere else.
     """
 
     architecture: Architecture
-    kind: type
+    kind: type | None
     middle_alone = False
 
     def family(self, config: dict[str, Any]) -> str:
@@ -196,6 +208,77 @@ class HeldZImage(Held):
         return net.dim
 
 
+class HeldQwenImage(Held):
+    """The host calls its layers as diffusers does."""
+
+    architecture, kind = QWEN_IMAGE, comfy.model_base.QwenImage
+
+    def family(self, config: dict[str, Any]) -> str:
+        return "qwen-image" if config.get("image_model") == "qwen_image" else ""
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config.get("joint_attention_dim", 3584)  # the host's own, if it doesn't say
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        ends = [*self.architecture.adapted]
+        ends = [f"attn{end}" if end.startswith(".") else f"{side}{end}" for end in ends
+                for side in (("",) if end.startswith(".") else ("img", "txt"))]  # fmt: skip
+        names = (f"transformer_blocks.{i}.{end}.weight" for i in range(config["num_layers"])
+                 for end in ends)  # fmt: skip
+        return {name: name for name in names}
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.transformer_blocks)
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.transformer_blocks)
+
+    def tokens(self, output: tuple[Tensor, Tensor], count: int) -> Tensor:
+        return output[1]  # (text, picture)
+
+    def width(self, net: nn.Module) -> int:
+        return net.inner_dim
+
+
+class HeldFlux2(HeldFlux):
+    architecture, kind = FLUX2, getattr(comfy.model_base, "Flux2", None)
+    older = re.compile(r"\.net\.|^single_transformer_blocks\.\d+\.(attn\.to_[qkv]\.|proj_)")
+
+    def family(self, config: dict[str, Any]) -> str:
+        klein = config.get("image_model") == "flux2" and not config.get("guidance_embed")
+        return "flux2-klein" if klein else ""
+
+    def pooled_width(self, config: dict[str, Any]) -> int:
+        return 0
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Without the names of FLUX.1's layers, which the host's map holds as well."""
+        names = super().published(config)
+        return {name: place for name, place in names.items() if not self.older.search(name)}
+
+
+class HeldKrea2(Held):
+    architecture, kind = KREA2, getattr(comfy.model_base, "Krea2", None)
+
+    def context_width(self, config: dict[str, Any]) -> int:
+        return config["txtlayers"] * config["txtdim"]
+
+    def published(self, config: dict[str, Any]) -> dict[str, Any]:
+        return comfy.utils.krea2_to_diffusers(config)
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.blocks)
+
+    def watched(self, net: nn.Module) -> list[nn.Module]:
+        return list(net.blocks)
+
+    def tokens(self, output: Tensor, count: int) -> Tensor:
+        return output[:, -count:]  # behind the text
+
+    def width(self, net: nn.Module) -> int:
+        return net.last.linear.in_features
+
+
 class HeldWan(Held):
     architecture, kind = WAN, comfy.model_base.WAN21
 
@@ -203,7 +286,11 @@ class HeldWan(Held):
         return "wan" if config.get("dim") == 1536 else "wan-other"
 
 
-HELD = (HeldSD3(), HeldFlux(), HeldSDXL(), HeldZImage(), HeldWan())
+_ALL = (
+    *(HeldSD3(), HeldFlux2(), HeldFlux(), HeldSDXL(), HeldZImage(), HeldQwenImage()),
+    *(HeldKrea2(), HeldWan()),
+)
+HELD = tuple(each for each in _ALL if each.kind is not None)
 
 
 def held(model: Any) -> Held | None:

@@ -66,6 +66,12 @@ def check_latent(latent: Any, model: Any) -> dict[str, Any]:
     return latent
 
 
+def framed(latents: Tensor, model: Any) -> Tensor:
+    """Latents (B, C, H, W) as the MODEL has them: of some a picture is a video of one frame."""
+    video = model.get_model_object("latent_format").latent_dimensions == 3
+    return latents[:, :, None] if video else latents
+
+
 def check_channels(samples: Tensor, model: Any) -> None:
     """Raises ValueError if a latent (B, C, ...) was made for another kind of model."""
     fitting = model.get_model_object("latent_format")

@@ -110,7 +110,7 @@ def check_data(model: Any, data: TrainingData) -> None:
         latent, text = shown.real, shown.text
     else:
         latent, text = data.latents[data.sizes[-1]], data.text[0]
-    _host_latent.check_channels(latent, model)
+    _host_latent.check_channels(_host_latent.framed(latent, model), model)
     for what, part, wanted in (
         ("encoded", text.context, context_width(model)),
         ("pooled", text.pooled, pooled_width(model)),
@@ -141,7 +141,11 @@ def copied(data: MemoryData, model: Any) -> MemoryData:
     def text(x: torch.Tensor) -> torch.Tensor:
         return x.detach().cpu().float().clone()
 
-    data = data.mapped(lambda x: text(model.model.process_latent_in(x)), text)
+    def latents(x: torch.Tensor) -> torch.Tensor:
+        inside = model.model.process_latent_in(_host_latent.framed(x, model))
+        return text(inside[:, :, 0] if inside.ndim == 5 else inside)
+
+    data = data.mapped(latents, text)
     if data.schedule.sigma_kind == "timestep":  # SDXL's guidance compares with zeros
         data = dataclasses.replace(data, empty=data.empty.map(torch.zeros_like))
     return data
@@ -188,8 +192,10 @@ def losses_plot(history: dict[str, Curve], step: int, steps: int) -> Image.Image
 @torch.no_grad()
 def student_samples(trainer: Trainer, shown: Shown, model: Any, vae: Any) -> Image.Image:
     """Pictures of the averaged student for the first captions."""
-    latents = model.model.process_latent_out(student_latents(trainer, shown))
-    pictures = [vae.decode(latent[None])[0] for latent in latents]  # one by one, for the memory
+    latents = _host_latent.framed(student_latents(trainer, shown), model)
+    latents = model.model.process_latent_out(latents)
+    decoded = (vae.decode(latent[None]) for latent in latents)  # one by one, for the memory
+    pictures = [pixels.reshape(-1, *pixels.shape[-3:])[0] for pixels in decoded]
     return grid(pictures, shown.captions)
 
 

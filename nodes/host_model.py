@@ -54,6 +54,7 @@ class HostModel(Watched):
     ):
         family = FAMILIES[_host_model.model_family(model)]
         self.held, self.guidance = held(model), guidance
+        self.patch = family.architecture.patch
         self.parts = adapted_layers(model)
         self.sampling = model.get_model_object("model_sampling")
         flow = isinstance(self.sampling, comfy.model_sampling.CONST)
@@ -155,8 +156,10 @@ class HostModel(Watched):
         height, width = (int(side) for side in text.size[0])
         guidance = 1.0 if active_adapter(self.module) == "fake" else self.guidance
         self.count = x.shape[-2] * x.shape[-1] // self.held.architecture.multiple**2
+        # Of some a picture is a video of one frame.
+        framed = x[:, :, None] if self.base.latent_format.latent_dimensions == 3 else x
         conds = self.base.extra_conds(
-            noise=x, device=x.device, cross_attn=text.context, pooled_output=text.pooled,
+            noise=framed, device=x.device, cross_attn=text.context, pooled_output=text.pooled,
             guidance=guidance, width=width, height=height, target_width=width, target_height=height,
         )  # fmt: skip
         conds = {
@@ -164,7 +167,8 @@ class HostModel(Watched):
             for name, cond in conds.items()
         }
         options = {"optimized_attention_override": _attention}
-        return self.base.apply_model(x, sigma, transformer_options=options, **conds)
+        x0 = self.base.apply_model(framed, sigma, transformer_options=options, **conds)
+        return x0[:, :, 0] if framed.ndim == 5 else x0
 
     def tokens(self, output: Any) -> Tensor:
         return self.held.tokens(output, self.count)

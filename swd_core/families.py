@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 _ATTENTION_AND_MLP = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 _PARTS = ("qkv", "proj")
 _MLP = ("mlp.fc1", "mlp.fc2")
+_JOINT = (
+    *(".to_q", ".to_k", ".to_v", ".to_out.0"),
+    *(".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out"),
+)
+_IMAGE_AND_TEXT_MLP = ("_mlp.net.0.proj", "_mlp.net.2")
 _GATED = (".feed_forward.w1", ".feed_forward.w2", ".feed_forward.w3")
 
 
@@ -20,7 +25,8 @@ class Diffusers:
 
     pipeline: its class. network: the class of the transformer or UNet, which the pipeline holds as
     `part`. adapted: endings of the layers that get an adapter. guidance: the pipeline's argument
-    for the guidance of its pictures, and the value of it that means none.
+    for the guidance of its pictures, and the value of it that means none. negative: the prompt that
+    the guidance compares with, where the pipeline has to be given it.
     """
 
     pipeline: str
@@ -28,6 +34,7 @@ class Diffusers:
     part: str
     adapted: tuple[str, ...]
     guidance: tuple[str, float] = ("guidance_scale", 1.0)
+    negative: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Architecture:
     diffusers: Diffusers | None = None
     guided: bool = False
     layers: str = ""
+
+    @property
+    def patch(self) -> int:
+        """Cells along a side of the patches that [train] batch_tokens counts."""
+        return min(2, self.multiple)
 
     @property
     def sigma_kind(self) -> str:
@@ -187,6 +199,49 @@ ZIMAGE = Architecture(
     ),
     layers=r"^(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward|adaLN)",
 )
+QWEN_IMAGE = Architecture(
+    "qwen-image",
+    "Qwen-Image",
+    adapted=(*_JOINT, *_IMAGE_AND_TEXT_MLP),
+    diffusers=Diffusers(
+        "QwenImagePipeline",
+        "QwenImageTransformer2DModel",
+        "transformer",
+        (*_JOINT, *_IMAGE_AND_TEXT_MLP),
+        guidance=("true_cfg_scale", 1.0),
+        negative=" ",
+    ),
+    layers=r"(^|_)transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)_",
+)
+FLUX2 = Architecture(
+    "flux2",
+    "FLUX.2",
+    channels=128,
+    pixels=16,
+    multiple=1,
+    adapted=("_attn.qkv", "_attn.proj", "_mlp.0", "_mlp.2", ".linear1", ".linear2"),
+    diffusers=Diffusers(
+        "Flux2KleinPipeline",
+        "Flux2Transformer2DModel",
+        "transformer",
+        (*_JOINT, ".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out"),
+    ),
+    layers=r"(^|_)single_transformer_blocks_\d+_attn_to_(qkv_mlp_proj|out)(_|$)"
+    r"|^transformer_blocks_\d+_ff(_context)?_linear_(in|out)",
+)
+KREA2 = Architecture(
+    "krea2",
+    "Krea 2",
+    adapted=tuple(f".{part}" for part in ("wq", "wk", "wv", "wo", "mlp.gate", "mlp.up", "mlp.down")),
+    diffusers=Diffusers(
+        "Krea2Pipeline",
+        "Krea2Transformer2DModel",
+        "transformer",
+        (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.gate", ".ff.up", ".ff.down"),
+        guidance=("guidance_scale", 0.0),
+    ),
+    layers=r"^(transformer_blocks|text_fusion_\w+_blocks)_\d+_(ff_(gate|up|down)|attn_to_gate)$",
+)
 WAN = Architecture("wan", "Wan")
 
 _ALL = (
@@ -222,6 +277,18 @@ _ALL = (
     Family("flux", "FLUX.1", FLUX, preset="flux-4", block=15, depth=19, trainable=True),
     Family("sdxl", "SDXL", SDXL, preset="sdxl-4", mmd_sigma=(0.0, 0.4), trainable=True),
     Family("zimage", "Z-Image", ZIMAGE, preset="zimage-4", width=3840, trainable=True),
+    Family("qwen-image", "Qwen-Image", QWEN_IMAGE, preset="qwen-image-4", trainable=True),
+    # Of its 5 double blocks the last, as far into the model as FLUX.1's block is.
+    Family(
+        "flux2-klein",
+        "FLUX.2 klein",
+        FLUX2,
+        preset="flux2-klein-4",
+        block=4,
+        depth=5,
+        trainable=True,
+    ),
+    Family("krea2", "Krea 2", KREA2, preset="krea2-4", trainable=True),
     Family("wan", "Wan", WAN),
     # Of an architecture that has students, but of none of the families above.
     Family("sd3", "an SD3 type", SD3),

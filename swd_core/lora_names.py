@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from .families import ARCHITECTURES, FAMILIES, FLUX, SD3, SDXL, ZIMAGE
+from .families import ARCHITECTURES, FAMILIES, FLUX, FLUX2, SD3, SDXL, ZIMAGE
 
 LUMINA2 = 2304  # the width of its tokens; its layers are called as Z-Image's
 MOST_LETTERS = 256  # of a tensor's name; the longest of a known file has 120
@@ -46,7 +46,6 @@ _OLD_UNET = re.compile(r"^(down_blocks_0_attentions|up_blocks_3|input_blocks_[12
 _CROSS = re.compile(r"attn2[._]to_[kv]$")
 _OTHERS = {
     "Wan": re.compile(r"^blocks_\d+_(self_attn|cross_attn|ffn|attn1)_"),
-    "Qwen-Image": re.compile(r"^transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)_"),
     "PixArt": re.compile(r"^transformer_blocks_\d+_attn1_"),
 }
 
@@ -100,6 +99,8 @@ def architecture_of(widths: Mapping[str, int]) -> str:
     flat = {_FLAT_PREFIX.sub("", module).replace(".", "_") for module in widths}
     students = [a for a in ARCHITECTURES.values() if a.layers]
     fitting = [a for a in students if any(map(re.compile(a.layers).search, flat))]
+    if FLUX2 in fitting:  # its blocks are called as FLUX.1's
+        fitting = [FLUX2]
     if SD3 in fitting:  # others have layers of the same names, and FLUX's double blocks no other
         others = [a for a in fitting if a is not SD3]
         fitting = others or ([FLUX] if base_width(widths) == 3072 else fitting)

@@ -79,6 +79,10 @@ class DiffusersModel(Watched):
         if self.checkpointing:
             self.module.enable_gradient_checkpointing(self.run_block)
 
+    @property
+    def patch(self) -> int:
+        return self.architecture.patch
+
     @staticmethod
     def conditioning(shape: dict[str, Any], t5_tokens: int) -> dict[str, tuple[int, ...]]:
         """Shapes of one picture's conditioning by name, as it is prepared.

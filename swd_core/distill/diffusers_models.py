@@ -12,7 +12,7 @@ from ..process import VarianceExploding
 from .adapters import active_adapter
 from .conditioning import Conditioning
 from .diffusers_base import DiffusersModel, replaced
-from .diffusers_language import ZImageModel
+from .diffusers_language import Flux2Model, Krea2Model, QwenImageModel, ZImageModel
 from .transfer import sent
 
 
@@ -172,7 +172,10 @@ class SDXLModel(DiffusersModel):
         )
 
 
-MODELS = (SD3Model, FluxModel, SDXLModel, ZImageModel)
+MODELS = (
+    *(SD3Model, FluxModel, SDXLModel),
+    *(ZImageModel, QwenImageModel, Flux2Model, Krea2Model),
+)
 
 
 def wrap(module: nn.Module, **options: Any) -> DiffusersModel:

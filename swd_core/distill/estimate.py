@@ -219,7 +219,7 @@ def estimate(
     """
 
     def tokens(interval: Interval) -> int:
-        area = interval.size[0] * interval.size[1] // 4
+        area = interval.size[0] * interval.size[1] // model.patch**2
         return max(2, config.batch_tokens // area) * (area + text["context"][0])
 
     batches = Shapes(channels, text, max(steps, key=tokens))

@@ -13,11 +13,15 @@ from .scalewise import Interval
 
 
 class DistillModel(Protocol):
-    """What the trainer needs of a model; adapters 'student' and 'fake' are already in `module`."""
+    """What the trainer needs of a model; adapters 'student' and 'fake' are already in `module`.
+
+    patch: latent cells in a row of what [train] batch_tokens counts.
+    """
 
     module: nn.Module
     width: int
     process: Process
+    patch: int
 
     def level(self, t: Tensor) -> Tensor:
         """The process's noise level for times 0..1."""

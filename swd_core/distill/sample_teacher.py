@@ -151,13 +151,16 @@ def _diffusers_teacher(
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()
-    name, none = settings.family.architecture.diffusers.guidance
-    guidance = {name: t.guidance - 1 + none}
+    names = settings.family.architecture.diffusers
+    argument, none = names.guidance
+    guidance = {argument: t.guidance - 1 + none}
+    if names.negative is not None and t.guidance > 1:
+        guidance["negative_prompt"] = names.negative
     for i in waiting:
         yield (
             i,
             pipe(
-                jobs[i],
+                prompt=jobs[i],
                 height=settings.data.size,
                 width=settings.data.size,
                 num_inference_steps=t.steps,

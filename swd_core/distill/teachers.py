@@ -15,7 +15,7 @@ from .adapters import add_adapters
 from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_models import noise_table, wrap
-from .encoders import read_prompts
+from .encoders import DiffusersVae, read_prompts, vae_of
 from .interface import DistillModel
 from .prepare import fingerprint
 from .sharding import shard, wants_sharding
@@ -210,26 +210,6 @@ class EmojiEncoder:
         return self.student.decode(latents.cpu())
 
 
-class DiffusersVae:
-    """The VAE of a diffusers model, in the model's units."""
-
-    def __init__(self, vae: Any, device: torch.device):
-        upcast = getattr(vae.config, "force_upcast", False)
-        self.vae = vae.to(device, torch.float32 if upcast else vae.dtype)
-        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
-
-    def latents(self, pictures: Tensor) -> Tensor:
-        scaled = pictures.to(self.vae.device, self.vae.dtype) * 2 - 1
-        coded = self.vae.encode(scaled).latent_dist.mode()
-        return (coded.float() - self.shift) * self.vae.config.scaling_factor
-
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Latents to pictures (B, H, W, 3) in [0, 1]."""
-        scaled = latents / self.vae.config.scaling_factor + self.shift
-        decoded = self.vae.decode(scaled.to(self.vae.device, self.vae.dtype)).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
-
-
 class DiffusersEncoder:
     """VAE and text encoders of a diffusers pipeline, without its transformer or UNet."""
 
@@ -243,8 +223,8 @@ class DiffusersEncoder:
         if self.kind is SD3 and self.pipe.text_encoder_3 is None:
             # The pipeline asks its transformer, which needs no weights for that, for T5's width.
             self.pipe.register_modules(transformer=empty_module(settings))
-        self.factor = self.pipe.vae_scale_factor
-        self.vae = DiffusersVae(self.pipe.vae, device)
+        self.factor = self.kind.pixels
+        self.vae = vae_of(self.kind.name)[1](self.pipe.vae, device)
         modules = {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
         modules.pop(part, None)
         tokens = "" if self.kind is SDXL else f"-{self.text_tokens}"
@@ -260,7 +240,7 @@ class DiffusersEncoder:
 
     def unconditional(self) -> Conditioning:
         """What the pipeline's guidance compares with; SDXL's is zero, not the empty prompt."""
-        text = self.text([""])
+        text = self.text([self.kind.diffusers.negative or ""])
         if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
             return text.map(torch.zeros_like)
         return text
@@ -278,4 +258,5 @@ def load_decoder(settings: Settings, device: torch.device) -> EmojiEncoder | Dif
     if settings.family.embedded:
         return load_encoder(settings, device)
     options = {"subfolder": "vae", "torch_dtype": dtype_of(settings, device)}
-    return DiffusersVae(pretrained("AutoencoderKL", settings.model.base, **options), device)
+    name, wrapped = vae_of(settings.family.architecture.name)
+    return wrapped(pretrained(name, settings.model.base, **options), device)

@@ -26,7 +26,6 @@ from .transfer import sent
 from .world import World
 
 log = logging.getLogger(__name__)
-PATCH = 2  # latent cells in a row of what [train] batch_tokens counts
 
 
 @dataclass
@@ -159,7 +158,7 @@ class Trainer:
         """Real latents of the last of `steps`, the student's prediction for them, their text."""
         interval, share, rng = steps[-1], self.config.backward_simulation, draws.rng
         height, width = interval.size
-        count = max(2, self.config.batch_tokens * PATCH**2 // (height * width))
+        count = max(2, self.config.batch_tokens * self.model.patch**2 // (height * width))
         total = count * self.world.size
         part = self.world.part(total)
         real, previous, text = self.batches.draw(interval, total, rng, part)

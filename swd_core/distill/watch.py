@@ -60,6 +60,7 @@ class Watched:
     """What a `DistillModel` says of the watched block, given `predict` and where to look."""
 
     watched: nn.Module
+    patch = 2
 
     def tokens(self, output: Any) -> Tensor:
         """The picture's tokens (B, N, width) of what `watched` returns."""

@@ -14,8 +14,8 @@ from swd_core.distill.trainer import DistillConfig, Trainer
 FLOW = (1.0, 0.8, 0.6)
 SIGMAS = {"sdxl": (14.6146, 2.2846, 1.1644)}
 SIZES = [(4, 8), (8, 12), (8, 16)]
-CHANNELS = {"sdxl": 4}
-LANGUAGE = ("zimage",)  # those that read a language model's tokens, as many as a prompt has
+CHANNELS = {"sdxl": 4, "flux2": 128}
+LANGUAGE = ("zimage", "qwen-image", "flux2", "krea2")  # those that read a language model's tokens, as many as a prompt has
 CONTEXT, POOLED = 24, 32
 
 
@@ -39,6 +39,24 @@ def small_model(family: str) -> torch.nn.Module:
             dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=CONTEXT,
             axes_dims=[4, 6, 6], axes_lens=[64, 32, 32],
         )  # fmt: skip
+    elif family == "qwen-image":
+        model = diffusers.QwenImageTransformer2DModel(
+            num_layers=3, attention_head_dim=16, num_attention_heads=2, in_channels=64,
+            joint_attention_dim=CONTEXT, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+    elif family == "flux2":
+        model = diffusers.Flux2Transformer2DModel(
+            num_layers=3, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=CONTEXT, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+            timestep_guidance_channels=32,
+        )  # fmt: skip
+    elif family == "krea2":
+        model = diffusers.Krea2Transformer2DModel(
+            num_layers=3, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=64, timestep_embed_dim=32, text_hidden_dim=CONTEXT // 2,
+            num_text_layers=2, text_num_attention_heads=2, text_num_key_value_heads=2,
+            text_intermediate_size=32, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
     else:
         model = diffusers.UNet2DConditionModel(
             sample_size=16, block_out_channels=(32, 64), layers_per_block=1,
@@ -50,7 +68,7 @@ def small_model(family: str) -> torch.nn.Module:
         )  # fmt: skip
     with torch.no_grad():
         for p in model.parameters():
-            if p.ndim == 1:
+            if p.ndim == 1 or family == "krea2" and len(p) < 7:  # its tables are 0
                 p.add_(0.1 * torch.randn_like(p))
     return model.eval()
 
@@ -64,6 +82,7 @@ class RandomBatches:
     def text(self, generator: torch.Generator, count: int) -> Conditioning:
         if self.family in LANGUAGE:
             lengths = torch.randint(2, 6, (count, 1), generator=generator)
+            lengths = lengths.clamp(min=5) if self.family == "flux2" else lengths  # has no mask
             return Conditioning(
                 context=torch.randn(count, 5, CONTEXT, generator=generator),
                 mask=torch.arange(5) < lengths,

@@ -14,9 +14,9 @@ WIDTH, POOLED, SIDE = 32, 32, 64
 LETTERS = sorted(set(pre_tokenizers.ByteLevel.alphabet()) | set(string.ascii_lowercase))
 FAMILIES = {
     "sd3": "sd35-medium", "sd3-two": "sd35-large", "flux": "flux", "sdxl": "sdxl",
-    "zimage": "zimage",
+    "zimage": "zimage", "qwen-image": "qwen-image", "flux2": "flux2-klein", "krea2": "krea2",
 }  # fmt: skip
-LANGUAGE = ("zimage",)  # whose text encoder is a language model
+LANGUAGE = ("zimage", "qwen-image", "flux2", "krea2")  # whose text encoder is a language model
 PROMPTS = ("red apple", "happy dog", "a rocket")
 SCHEDULES = {
     "sdxl": "scales = [0.5, 1.0]\nsigmas = [1000, 500]",
@@ -194,7 +194,93 @@ def zimage() -> diffusers.ZImagePipeline:
     )  # fmt: skip
 
 
+def video_vae() -> diffusers.AutoencoderKLQwenImage:
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )  # fmt: skip
+
+
+def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(qwen_tokenizer()), "hidden_size": WIDTH, "intermediate_size": 64,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+            },
+            vision_config={
+                "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
+                "intermediate_size": 16, "fullatt_block_indexes": [0],
+            },
+        )  # fmt: skip
+    )
+
+
+def qwen_image() -> diffusers.QwenImagePipeline:
+    transformer = diffusers.QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=16, num_attention_heads=2, in_channels=64,
+        joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=video_vae(), text_encoder=qwen25(), tokenizer=qwen_tokenizer(),
+    )  # fmt: skip
+
+
+def flux2() -> diffusers.Flux2KleinPipeline:
+    transformer = diffusers.Flux2Transformer2DModel(
+        num_layers=2, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        timestep_guidance_channels=32,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=SIDE,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return diffusers.Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae, text_encoder=qwen3(transformers.Qwen3ForCausalLM, 28),
+        tokenizer=qwen_tokenizer(),
+    )  # fmt: skip
+
+
+def krea2() -> diffusers.Krea2Pipeline:
+    transformer = diffusers.Krea2Transformer2DModel(
+        num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, timestep_embed_dim=32, text_hidden_dim=WIDTH, num_text_layers=2,
+        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=32,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    text = transformers.Qwen3VLModel(
+        transformers.Qwen3VLConfig(
+            text_config={
+                "vocab_size": len(qwen_tokenizer()), "hidden_size": WIDTH, "intermediate_size": 64,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "head_dim": 16,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3],
+                                    "rope_theta": 1e4},
+            },
+            vision_config={
+                "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
+                "intermediate_size": 16, "deepstack_visual_indexes": [0],
+            },
+        )  # fmt: skip
+    )
+    return diffusers.Krea2Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=video_vae(), text_encoder=text, tokenizer=qwen_tokenizer(),
+        text_encoder_select_layers=(1, 2),
+    )  # fmt: skip
+
+
 BUILDERS = {"sd3": sd3, "sd3-two": sd3, "flux": flux, "sdxl": sdxl, "zimage": zimage}
+BUILDERS |= {"qwen-image": qwen_image, "flux2": flux2, "krea2": krea2}
 
 
 def shake(module: torch.nn.Module) -> None:

@@ -37,7 +37,7 @@ def shallow(family: str, **options: bool) -> DiffusersModel:
         module.layers = module.layers[-1:]
     elif family != "sdxl":
         module.transformer_blocks = module.transformer_blocks[-2 if family == "sd3" else -1 :]
-    if family == "flux":
+    if family in ("flux", "flux2"):
         module.single_transformer_blocks = module.single_transformer_blocks[:1]
     wrapped = wrap(module, rank=4, checkpointing=True, **options)
     wrapped.module.train()
@@ -54,7 +54,7 @@ def test_compiled_steps_are_the_plain_ones(monkeypatch):
     models.assert_trains_alike(plain, fast, 2, atol=1e-4)
 
 
-COMPILED = [("sd3", "inductor"), ("flux", "aot_eager"), ("sdxl", "aot_eager"), ("zimage", "aot_eager")]
+COMPILED = [("sd3", "inductor"), ("flux", "aot_eager"), ("sdxl", "aot_eager"), *((family, "aot_eager") for family in models.LANGUAGE)]
 
 
 @pytest.mark.parametrize(("family", "compiler"), COMPILED)

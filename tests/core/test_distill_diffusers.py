@@ -52,11 +52,8 @@ def output_of(family: str, model, x, sigma, text):
         ).sample  # fmt: skip
         v = FluxPipeline._unpack_latents(v, x.shape[2] * 8, x.shape[3] * 8, 8)
         return x - sigma.view(-1, 1, 1, 1) * v
-    if family == "zimage":
-        prompts = [c[m] for c, m in zip(text.context, text.mask, strict=True)]
-        # Its pipeline turns the output's sign before the scheduler's step.
-        v = -torch.stack(model(list(x[:, :, None]), 1 - sigma, prompts).sample)[:, :, 0]
-        return x - sigma.view(-1, 1, 1, 1) * v
+    if family in models.LANGUAGE:
+        return x - sigma.view(-1, 1, 1, 1) * velocity(family, model, x, sigma, text)
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
@@ -69,6 +66,38 @@ def output_of(family: str, model, x, sigma, text):
         added_cond_kwargs={"text_embeds": text.pooled, "time_ids": ids},
     ).sample  # fmt: skip
     return x - level * eps
+
+
+def velocity(family: str, model, x, sigma, text):
+    """One prompt after the other, so that none has a mask."""
+    found = []
+    for i, mask in enumerate(text.mask):
+        one, t, prompt = x[i : i + 1], sigma[i : i + 1], text.context[i : i + 1, mask]
+        height, width = one.shape[-2] // 2, one.shape[-1] // 2
+        if family == "zimage":  # its pipeline turns the output's sign before the scheduler's step
+            v = -model(list(one[:, :, None]), 1 - t, list(prompt)).sample[0][None, :, 0]
+        elif family == "qwen-image":
+            pipe = diffusers.QwenImagePipeline
+            tokens = pipe._pack_latents(one, *one.shape)
+            v = model(tokens, prompt, None, t, [[(1, height, width)]]).sample
+            v = pipe._unpack_latents(v, one.shape[2] * 8, one.shape[3] * 8, 8)[:, :, 0]
+        elif family == "flux2":
+            pipe = diffusers.Flux2KleinPipeline
+            v = model(
+                pipe._pack_latents(one), prompt, t, img_ids=pipe._prepare_latent_ids(one),
+                txt_ids=pipe._prepare_text_ids(prompt),
+            ).sample  # fmt: skip
+            v = pipe._unpack_latents_with_ids(v, pipe._prepare_latent_ids(one))
+        else:
+            pipe = diffusers.Krea2Pipeline
+            tokens = diffusers.QwenImagePipeline._pack_latents(one, *one.shape)  # as its own
+            ids = pipe.prepare_position_ids(prompt.shape[1], height, width, "cpu")
+            v = model(tokens, prompt.unflatten(-1, (2, -1)), t, ids).sample
+            v = diffusers.QwenImagePipeline._unpack_latents(
+                v, one.shape[2] * 8, one.shape[3] * 8, 8
+            )[:, :, 0]  # fmt: skip
+        found.append(v)
+    return torch.cat(found)
 
 
 def on_table(sigma: torch.Tensor) -> torch.Tensor:
@@ -91,14 +120,18 @@ def case(request):
 
 
 def middle_tokens(family: str, model, x, run) -> torch.Tensor:
-    seen = []
+    seen, count = [], x.shape[2] * x.shape[3] // 4
     blocks = model.layers if family == "zimage" else getattr(model, "transformer_blocks", ())
     block = model.mid_block if family == "sdxl" else blocks[1]
     handle = block.register_forward_hook(lambda m, a, out: seen.append(out))
     run()
     handle.remove()
     if family == "zimage":  # the picture's tokens, then what fills them up, then the text's
-        return seen[0][:, : x.shape[2] * x.shape[3] // 4]
+        return torch.cat([tokens[:, :count] for tokens in seen])
+    if family == "krea2":  # the text's, then the picture's
+        return torch.cat([tokens[:, -count:] for tokens in seen])
+    if family in models.LANGUAGE:
+        return torch.cat([tokens for _, tokens in seen])
     return seen[0].flatten(2).transpose(1, 2) if family == "sdxl" else seen[0][1]
 
 

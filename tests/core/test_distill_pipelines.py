@@ -92,8 +92,10 @@ def made(request, tmp_path_factory) -> Made:
 
 
 def guided(made: "Made", value: float) -> dict:
-    """The pipeline's argument for classifier-free guidance; 1 is none, which Z-Image calls 0."""
-    return {"guidance_scale": value - 1 if made.name == "zimage" else value}
+    """The pipeline's arguments for classifier-free guidance; 1 is none, which some call 0."""
+    if made.name == "qwen-image":
+        return {"true_cfg_scale": value} | ({"negative_prompt": " "} if value > 1 else {})
+    return {"guidance_scale": value - (made.name in ("zimage", "krea2"))}
 
 
 def handed_over(pipe, **options) -> list[dict[str, torch.Tensor]]:
@@ -109,7 +111,11 @@ def handed_over(pipe, **options) -> list[dict[str, torch.Tensor]]:
         extra = kwargs.get("added_cond_kwargs") or {}
         pooled = extra.get("text_embeds", kwargs.get("pooled_projections"))
         context = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
+        masks = [kwargs.get(f"encoder_{name}_mask") for name in ("hidden_states", "attention")]
+        mask = next((mask for mask in masks if mask is not None), None)
         for i, tokens in enumerate(context):
+            tokens = tokens if mask is None else tokens[mask[i].bool()]
+            tokens = tokens.flatten(1)  # of Krea 2 several layers' states
             seen.append({"context": tokens} | ({} if pooled is None else {"pooled": pooled[i]}))
 
     handle = model.register_forward_pre_hook(keep, with_kwargs=True)
@@ -140,7 +146,7 @@ def test_the_teachers_pictures_are_the_pipelines_own(made):
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(5 * 1_000_003 + 1)
     expected = pipe(
-        small.PROMPTS[1], height=64, width=64, num_inference_steps=2, generator=generator,
+        prompt=small.PROMPTS[1], height=64, width=64, num_inference_steps=2, generator=generator,
         **guided(made, 3.0),
     ).images[0]  # fmt: skip
     picture = np.asarray(Image.open(made.place / "pictures" / "000001.png"), np.int16)
@@ -182,10 +188,36 @@ def test_prepared_latents_are_the_pipelines_vae(made):
         pixels = pipe.image_processor.preprocess(Image.open(made.place / "pictures" / name))
         half = pixels.reshape(1, 3, 32, 2, 32, 2).mean((3, 5))
         for side, picture in ((8, pixels), (4, half)):
-            with torch.no_grad():
-                coded = pipe.vae.encode(picture).latent_dist.mode()[0]
-            coded = coded - (pipe.vae.config.shift_factor or 0)
-            close(row[f"latent_{side}x{side}"], coded * pipe.vae.config.scaling_factor, 3e-3)
+            side //= 2 if made.name == "flux2" else 1
+            close(row[f"latent_{side}x{side}"], encoded(made, pipe, picture)[0], 3e-3)
+
+
+@torch.no_grad()
+def encoded(made: Made, pipe, picture: torch.Tensor) -> torch.Tensor:
+    """Latents as the pipelines that begin with a picture make them."""
+    if made.name == "flux2":
+        return pipe._encode_vae_image(picture, None)
+    if made.name in ("qwen-image", "krea2"):
+        coded = pipe.vae.encode(picture[:, :, None]).latent_dist.mode()
+        mean, std = pipe.vae.config.latents_mean, pipe.vae.config.latents_std
+        return torch.stack([(coded[:, i, 0] - mean[i]) / std[i] for i in range(16)], 1)
+    coded = pipe.vae.encode(picture).latent_dist.mode() - (pipe.vae.config.shift_factor or 0)
+    return coded * pipe.vae.config.scaling_factor
+
+
+def as_ours(made: Made, pipe, latents: torch.Tensor) -> torch.Tensor:
+    """The latents that a pipeline gives out as (B, C, h, w) in its model's units."""
+    if made.name == "flux":
+        return pipe._unpack_latents(latents, 64, 64, 8)
+    if made.name in ("qwen-image", "krea2"):
+        return diffusers.QwenImagePipeline._unpack_latents(latents, 64, 64, 8)[:, :, 0]
+    if made.name == "flux2":
+        bn = pipe.vae.bn
+        std = (bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+        return (pipe._patchify_latents(latents) - bn.running_mean.view(1, -1, 1, 1)) / std.view(
+            1, -1, 1, 1
+        )
+    return latents
 
 
 @torch.no_grad()
@@ -199,15 +231,14 @@ def test_decoded_latents_are_the_pipelines_picture(made):
         generator = torch.Generator().manual_seed(0)
         results.append(pipe(**options, generator=generator, output_type=kind).images)
     latents, expected = results
-    if made.settings.family.name == "flux":
-        latents = pipe._unpack_latents(latents, 64, 64, 8)
+    latents = as_ours(made, pipe, latents)
     close(decoder.pictures(latents), torch.from_numpy(expected), 1e-5)
 
 
 def sampled(made: Made, pipe) -> torch.Tensor:
     """The pipeline's own run on whatever its model is now."""
     return pipe(
-        "red apple", height=64, width=64, num_inference_steps=3, **guided(made, 1.0),
+        prompt="red apple", height=64, width=64, num_inference_steps=3, **guided(made, 1.0),
         generator=torch.Generator().manual_seed(3), output_type="latent",
     ).images  # fmt: skip
 

@@ -69,6 +69,11 @@ def test_part_of_keeps_flat_names_and_refuses_others():
         ("mid_block.attentions.0.transformer_blocks.1.attn2.to_k", 2048, "sdxl", "SDXL"),
         ("lora_unet_output_blocks_0_1_transformer_blocks_0_attn1_to_q", 1280, "sdxl", "SDXL"),
         ("down_blocks.1.resnets.0.conv1", 5760, "sdxl", "SDXL"),
+        ("layers.7.attention.to_q", 3840, "zimage", "Z-Image"),
+        ("transformer_blocks.7.txt_mlp.net.2", 12288, "qwen-image", "Qwen-Image"),
+        ("single_transformer_blocks.0.attn.to_qkv_mlp_proj", 3072, "flux2", "FLUX.2"),
+        ("transformer_blocks.0.ff_context.linear_in", 3072, "flux2", "FLUX.2"),
+        ("transformer_blocks.0.ff.gate", 6144, "krea2", "Krea 2"),
     ],
 )
 def test_family_and_title_of_a_layer(module, width, family, title):
@@ -82,7 +87,6 @@ def test_family_and_title_of_a_layer(module, width, family, title):
         ("lora_unet_up_blocks_3_attentions_0_transformer_blocks_0_attn1_to_q", 320, "SD 1.x"),
         ("mid_block.attentions.0.transformer_blocks.0.attn2.to_v", 1024, "2.x"),
         ("blocks.0.cross_attn.k", 1536, "Wan"),
-        ("transformer_blocks.7.txt_mlp.net.2", 12288, "Qwen-Image"),
         ("transformer_blocks.7.attn1.to_q", 1152, "PixArt"),
         ("layers.0.attention.qkv", 2304, "Lumina 2"),
         ("layers.0.self_attn.qkv", 2304, "none of SD3.5, FLUX.1, SDXL"),
