@@ -142,9 +142,11 @@ class PreparedBatches:
             shard = bisect.bisect_right(bucket.ends, place)
             row = place - (bucket.ends[shard - 1] if shard else 0)
             rows.append(self._file(bucket.files[shard]).get_slice(name)[row])
-        whole = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype)
+        # A shard has as many tokens as its longest prompt; the mask says which of them count.
+        longest = max(len(row) for row in rows)
+        whole = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype)
         for place, row in enumerate(rows):  # autocast knows no torch.stack of half precision
-            whole[place] = row
+            whole[place, : len(row)] = row
         if name in ON_CPU:
             return whole
         return as_number(sent(whole, self.device))  # half the bytes on their way there

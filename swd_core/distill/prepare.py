@@ -281,5 +281,9 @@ def _encode_shard(
         "skipped": json.dumps(skipped),
     }
     tensors = {name: torch.cat(values) for name, values in parts.items()}
+    if "mask" in tensors:  # no more tokens than the longest prompt has
+        longest = int(tensors["mask"].sum(1).max())
+        for name in ("context", "mask"):
+            tensors[name] = tensors[name][:, :longest].contiguous()
     _write(path, tensors or {"none": torch.zeros(1)}, header)
     return header

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning
 
+PATCH = 2  # latent cells in a row of what [train] batch_tokens counts, for most models
+
 
 class Enough(Exception):
     """Ends a forward pass behind the watched block."""
@@ -60,7 +62,7 @@ class Watched:
     """What a `DistillModel` says of the watched block, given `predict` and where to look."""
 
     watched: nn.Module
-    patch = 2
+    patch = PATCH
 
     def tokens(self, output: Any) -> Tensor:
         """The picture's tokens (B, N, width) of what `watched` returns."""

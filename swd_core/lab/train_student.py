@@ -24,8 +24,9 @@ from ..distill.mmdit import MMDiTModel, published_layers
 from ..distill.objective import Loss
 from ..distill.scalewise import Interval, intervals
 from ..distill.stopping import stop_if, stoppable
-from ..distill.trainer import PATCH, Trainer
+from ..distill.trainer import Trainer
 from ..distill.transfer import sent
+from ..distill.watch import PATCH
 from ..families import FAMILIES
 from ..lora import schedule_header
 from ..lora_files import read_lora, write_peft
