@@ -41,7 +41,7 @@ def check_trainable(model: Any) -> Family:
             "Distillation starts from the bare teacher: connect its loader."
         )
     channels, config = base.latent_format.latent_channels, base.model_config.unet_config
-    packed = channels * family.architecture.multiple ** 2  # as Qwen-Image counts
+    packed = channels * family.architecture.multiple**2  # as Qwen-Image counts
     if config.get("in_channels", channels) not in (channels, packed):
         raise ValueError(
             f"This model reads {config['in_channels']} channels, {channels} of them a latent: an "

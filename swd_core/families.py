@@ -232,7 +232,9 @@ FLUX2 = Architecture(
 KREA2 = Architecture(
     "krea2",
     "Krea 2",
-    adapted=tuple(f".{part}" for part in ("wq", "wk", "wv", "wo", "mlp.gate", "mlp.up", "mlp.down")),
+    adapted=tuple(
+        f".{part}" for part in ("wq", "wk", "wv", "wo", "mlp.gate", "mlp.up", "mlp.down")
+    ),
     diffusers=Diffusers(
         "Krea2Pipeline",
         "Krea2Transformer2DModel",

@@ -234,9 +234,7 @@ class DiffusersEncoder:
         return self.vae.latents(pictures)
 
     def text(self, prompts: Sequence[str]) -> Conditioning:
-        return read_prompts(
-            self.kind.name, self.pipe, list(prompts), self.text_tokens, self.device
-        )
+        return read_prompts(self.kind.name, self.pipe, list(prompts), self.text_tokens, self.device)
 
     def unconditional(self) -> Conditioning:
         """What the pipeline's guidance compares with; SDXL's is zero, not the empty prompt."""

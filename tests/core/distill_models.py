@@ -15,7 +15,12 @@ FLOW = (1.0, 0.8, 0.6)
 SIGMAS = {"sdxl": (14.6146, 2.2846, 1.1644)}
 SIZES = [(4, 8), (8, 12), (8, 16)]
 CHANNELS = {"sdxl": 4, "flux2": 128}
-LANGUAGE = ("zimage", "qwen-image", "flux2", "krea2")  # those that read a language model's tokens, as many as a prompt has
+LANGUAGE = (
+    "zimage",
+    "qwen-image",
+    "flux2",
+    "krea2",
+)  # those that read a language model's tokens, as many as a prompt has
 CONTEXT, POOLED = 24, 32
 
 

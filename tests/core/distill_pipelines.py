@@ -164,9 +164,7 @@ def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
     """Every byte is a token."""
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
     tokenizer = transformers.Qwen2Tokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHAT
     return tokenizer
 
@@ -174,8 +172,13 @@ def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
 def qwen3(kind: type, layers: int) -> torch.nn.Module:
     return kind(
         transformers.Qwen3Config(
-            vocab_size=len(qwen_tokenizer()), hidden_size=WIDTH, intermediate_size=64,
-            num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+            vocab_size=len(qwen_tokenizer()),
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
         )  # fmt: skip
     )
 
@@ -205,13 +208,21 @@ def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
     return transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(
             text_config={
-                "vocab_size": len(qwen_tokenizer()), "hidden_size": WIDTH, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "vocab_size": len(qwen_tokenizer()),
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
                 "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
             },
             vision_config={
-                "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
-                "intermediate_size": 16, "fullatt_block_indexes": [0],
+                "depth": 1,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": WIDTH,
+                "intermediate_size": 16,
+                "fullatt_block_indexes": [0],
             },
         )  # fmt: skip
     )
@@ -259,15 +270,26 @@ def krea2() -> diffusers.Krea2Pipeline:
     text = transformers.Qwen3VLModel(
         transformers.Qwen3VLConfig(
             text_config={
-                "vocab_size": len(qwen_tokenizer()), "hidden_size": WIDTH, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "vocab_size": len(qwen_tokenizer()),
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
                 "head_dim": 16,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3],
-                                    "rope_theta": 1e4},
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [2, 3, 3],
+                    "rope_theta": 1e4,
+                },
             },
             vision_config={
-                "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
-                "intermediate_size": 16, "deepstack_visual_indexes": [0],
+                "depth": 1,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": WIDTH,
+                "intermediate_size": 16,
+                "deepstack_visual_indexes": [0],
             },
         )  # fmt: skip
     )

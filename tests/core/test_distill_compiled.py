@@ -54,7 +54,12 @@ def test_compiled_steps_are_the_plain_ones(monkeypatch):
     models.assert_trains_alike(plain, fast, 2, atol=1e-4)
 
 
-COMPILED = [("sd3", "inductor"), ("flux", "aot_eager"), ("sdxl", "aot_eager"), *((family, "aot_eager") for family in models.LANGUAGE)]
+COMPILED = [
+    ("sd3", "inductor"),
+    ("flux", "aot_eager"),
+    ("sdxl", "aot_eager"),
+    *((family, "aot_eager") for family in models.LANGUAGE),
+]
 
 
 @pytest.mark.parametrize(("family", "compiler"), COMPILED)

@@ -8,7 +8,7 @@ from swd_core.distill.config import parse_settings, read_settings
 from swd_core.families import TRAINABLE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-UNPUBLISHED = ("zimage", "qwen-image", "flux2-klein", "krea2")  # families whose figures are no paper's
+UNPUBLISHED = ("zimage", "qwen-image", "flux2-klein", "krea2")  # figures are no paper's
 GOOD = {"model": {"family": "sd35-medium", "base": "somewhere"}}
 
 

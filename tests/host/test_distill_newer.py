@@ -92,9 +92,7 @@ def test_the_adapter_is_the_published_file_on_diffusers(newer, host_model, famil
                 part.copy_((torch.randn(part.shape, generator=generator) * 0.1).half())
         pairs[name] = (layer.down["student"].detach(), layer.up["student"].detach())
     write_peft(tmp_path / "file", ours.layers(pairs), rank=4, alpha=4, base_model="small")
-    worn = peft.PeftModel.from_pretrained(
-        copy.deepcopy(newer.reference(family)), tmp_path / "file"
-    )
+    worn = peft.PeftModel.from_pretrained(copy.deepcopy(newer.reference(family)), tmp_path / "file")
     theirs = wrap(worn.merge_and_unload(), rank=1)
     with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
         x0 = ours.predict(x, sigma, text)
