@@ -45,9 +45,9 @@ REAL, TRUTH = "real", "truth"
 
 
 def ways(
-    solvers: Sequence[str], steps: Sequence[int], side: int, deltas: Sequence[float] = DELTAS
+    solvers: Sequence[str], steps: Sequence[int], side: int, deltas: Sequence[float]
 ) -> Iterator[Way]:
-    """All rows; of the deltas that grow after the same step only the least."""
+    """All rows; of the deltas that grow after the same step only the first."""
     for solver in solvers:
         for count in steps:
             yield Way(solver, count)
@@ -246,17 +246,16 @@ def main() -> None:
     p.add_argument("--steps", type=int, nargs="+", default=[25, 8])
     p.add_argument("--solver", nargs="+", choices=[*SOLVERS], default=[*SOLVERS])
     p.add_argument("--only", nargs="+", choices=[FULL, *OURS, PEER], help="paint these rows alone")
-    p.add_argument("--deltas", nargs="+", type=float, default=DELTAS, help="of ours to paint")
+    p.add_argument("--deltas", nargs="+", type=float, default=DELTAS, help="of our lifts")
     p.add_argument("--json", type=Path, default=RESULTS, help="where the measures go")
     a = arguments(p)
     if a.small:
         a.count, a.steps, a.solver, a.deltas = 16, a.steps[-1:], a.solver[:1], FEWER
     parts = Parts(a.parts, a.size, a.count)
-    wanted = list(ways(a.solver, a.steps, a.size // FACTOR))
+    wanted = list(ways(a.solver, a.steps, a.size // FACTOR, a.deltas))
     if a.scenes:
-        some = ways(a.solver, a.steps, a.size // FACTOR, a.deltas)
         with torch.inference_mode():
-            paint(a, [w for w in some if not a.only or w.lift in a.only], parts)
+            paint(a, [w for w in wanted if not a.only or w.lift in a.only], parts)
     if a.paint:
         return
     rows = summed_up(wanted, parts)

@@ -14,7 +14,7 @@ from ._host import CATEGORY, Schedule, io, supported, ui
 from .fitting import check_vae
 from .growth_sampler import PixelGrowth
 from .inputs import checked
-from .levels import model_levels
+from .levels import latent_kind, model_levels
 from .plot import steps_plot, steps_table
 from .schedule_choice import USUAL_TARGET
 from .spectra import law_of
@@ -79,11 +79,13 @@ def chosen_lift(lift: str, steps: int, vae: Any) -> tuple[str, str]:
     if lift != AUTO:
         return lift, f"lift: {lift}, as chosen"
     if steps >= MANY_STEPS:
-        return "spectral", f"lift: auto, spectral, as {steps} steps are many enough to go on with"
+        return "spectral", f"lift: auto, spectral, as there are {MANY_STEPS} steps or more"
     if vae is not None:
-        return "pixels", f"lift: auto, through pixels, as {steps} steps are few and a VAE is there"
+        return "pixels", (
+            f"lift: auto, through pixels, as there are less than {MANY_STEPS} steps and a VAE"
+        )
     return "spectral", (
-        f"lift: auto, spectral: {steps} steps are few, for which pixels suit better, but no VAE is "
+        f"lift: auto, spectral, though pixels suit less than {MANY_STEPS} steps better: no VAE is "
         "connected"
     )
 
@@ -249,6 +251,7 @@ class SwDGrowthSchedule(io.ComfyNode):
             top=levels.top,
             noise_scale=levels.noise_scale,
             name=f"growth, {tolerance}",
+            latents=latent_kind(model),
         )
         if lift == "pixels":
             schedule = PixelGrowth(**vars(schedule), vae=vae)
@@ -272,10 +275,11 @@ def _shown(
 ) -> tuple[str, Tensor]:
     """The table and the plot."""
     *frames, height, width = target
+    multiple = _host_model.patch_multiple(model)
     run = schedule.stretches(
         height,
         width,
-        _host_model.patch_multiple(model),
+        multiple,
         shortest=solvers.shortest(solvers.solver_of(schedule)),
         frames=frames[0] if frames else None,
     )
@@ -284,6 +288,11 @@ def _shown(
     seen = [sigma for part in run for sigma in part.sigmas[:-1]]
     others = seen if len(run) > 1 and schedule.lift == "spectral" else ()
     lines = steps_table(schedule.name, steps, schedule.sigmas, pixels, others)
+    found = len(schedule.sizes(height, width, multiple))
+    if schedule.grows and found < schedule.count:
+        reasons = [*reasons, f"sizes: {found} of {schedule.count}; rounding makes the others alike"]
+    if schedule.grows and len(run) == 1:
+        reasons = [*reasons, "no step is run smaller: raise tolerance, or take more steps"]
     return "\n".join([*lines, *reasons]), steps_plot(schedule.name, steps, schedule.sigmas, pixels)
 
 

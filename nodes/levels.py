@@ -45,6 +45,11 @@ def levels_of(model: Any) -> Levels:
     return FlowMatching(known.noise_scale) if known.kind == "flow" else VarianceExploding()
 
 
+def latent_kind(model: Any) -> str:
+    """What the host calls a MODEL's latents."""
+    return type(model.get_model_object("latent_format")).__name__
+
+
 def check_levels(model: Any, schedule: GrowthSchedule) -> None:
     """Raises ValueError if a schedule was made for another kind of model."""
     levels = model_levels(model)
@@ -59,4 +64,10 @@ def check_levels(model: Any, schedule: GrowthSchedule) -> None:
             f"{schedule.noise_scale:g}), this model {levels.kind} ones up to {levels.top:g} (noise "
             f"x {levels.noise_scale:g}): it was made for another model. Connect this MODEL to SwD "
             "Growth Schedule."
+        )
+    kind = latent_kind(model)
+    if schedule.latents not in ("", kind):
+        raise ValueError(
+            f"The growth schedule was made for a model with {schedule.latents} latents, this one "
+            f"has {kind} ones. Connect this MODEL to SwD Growth Schedule."
         )

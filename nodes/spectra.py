@@ -11,6 +11,7 @@ import folder_paths
 from ..swd_core.files import read_json, write_text
 from ..swd_core.latent_law import PUBLISHED, LatentLaw
 from . import _host_model
+from .levels import latent_kind
 
 KEPT_FILE = "swd_spectra.json"
 # Of the host's latent formats, the VAE whose latents they are.
@@ -23,7 +24,7 @@ def spectrum_key(model: Any) -> str:
     The embedded model's are called by its family: it has SD3's format with a VAE of its own.
     """
     family = _host_model.model_family(model)
-    return family if family in PUBLISHED else type(model.get_model_object("latent_format")).__name__
+    return family if family in PUBLISHED else latent_kind(model)
 
 
 def kept_file() -> Path:

@@ -39,7 +39,8 @@ class GrowthSchedule:
         lift: one of LIFTS. solver: name of the host's sampler that makes the steps. options: its
             own ones, numbers or text by name, given as a mapping or as pairs.
         kind: one of KINDS. top: the sigma that stands for pure noise, 1 for flow matching.
-        noise_scale: what the model multiplies its noise by.
+        noise_scale: what the model multiplies its noise by. latents: what the host calls the kind
+            of its latents, if that is known.
 
     Raises:
         ValueError: names the rule that is broken.
@@ -62,13 +63,14 @@ class GrowthSchedule:
     noise_scale: float = 1.0
     name: str = ""
     options: tuple[tuple[str, float | str], ...] = ()
+    latents: str = ""
     frames = ()  # every size of a video has all of them
     sigma_kind = "model"  # in the model's own terms
 
     def __post_init__(self) -> None:
         sigmas = finite_numbers(self.sigmas, "sigmas")
         object.__setattr__(self, "sigmas", sigmas)
-        for what in ("name", "solver"):
+        for what in ("name", "solver", "latents"):
             if not isinstance(getattr(self, what), str):
                 raise ValueError(f"{what} must be text, not {getattr(self, what)!r}.")
             object.__setattr__(self, what, one_line(getattr(self, what)))

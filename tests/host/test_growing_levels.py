@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from chain import call
 from grown import growth, own_level, sample, sampler_of
@@ -54,3 +55,28 @@ def test_skip_layer_guidance_goes_by_the_level_that_the_model_is_asked_at(pack, 
     assert [seen.count(level) for level in levels] == [1 + (level >= least) for level in levels]
     at_full = sum(float(sigma) >= least for sigma in sigmas)
     assert sum(level >= least for level in levels) < at_full
+
+
+def test_a_schedule_for_other_latents_is_refused_before_the_model_is_asked(pack, small, models):
+    """Both are flow models with 16 channels; the spectrum and the sizes were worked out for one."""
+    schedule, sigmas, *_ = growth(pack, models["flux"], torch.zeros(1, 16, *SIZE))
+    model, seen = calls_of(models["sd35-medium"])
+    with pytest.raises(ValueError, match="Flux latents.*SD3 ones"):
+        sample(
+            model, sampler_of(pack, schedule), sigmas, guided(small, "sd35-medium"),
+            torch.zeros(1, 16, *SIZE),
+        )  # fmt: skip
+    assert not seen
+
+
+def test_the_table_says_which_sizes_rounding_makes_alike_and_that_none_is_used(pack, models):
+    """From 8 to 16 cells in patches of 2 there are only five sizes."""
+    latent = torch.zeros(1, 16, 16, 16)
+
+    def table(**widgets):
+        return growth(pack, models["flux"], latent, **widgets)[2]
+
+    assert "sizes:" not in table(sizes=4)
+    assert "sizes: 5 of 8; rounding makes the others alike" in table(sizes=8)
+    assert "no step is run smaller" in table(custom_tolerance=0.0001)
+    assert "no step" not in table() and "no step" not in table(sizes=1)

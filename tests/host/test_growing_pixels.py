@@ -79,9 +79,9 @@ def test_the_picture_of_the_small_size_goes_through_the_vae_once(pack, small, mo
 def test_auto_says_which_lift_and_why(pack, models):
     model, vae = models["sd35-medium"], WatchedVAE()
     for steps, one, lift, says in (
-        (8, vae, "pixels", "through pixels, as 8 steps are few"),
+        (8, vae, "pixels", "through pixels, as there are less than 10 steps"),
         (8, None, "spectral", "no VAE is connected"),
-        (12, vae, "spectral", "12 steps are many enough"),
+        (12, vae, "spectral", "as there are 10 steps or more"),
     ):
         schedule, _, table, _ = schedule_of(pack, model, one, lift="auto", steps=steps)
         assert schedule.lift == lift and says in table
