@@ -11,13 +11,14 @@ from .common import KEEP, refusing
 
 if TYPE_CHECKING:
     from ..distill.config import Settings
+    from ..distill.world import World
 
 STEPS = """\
 The three steps, each of which goes on where it was stopped:
   python -m swd_core sample-teacher --config configs/sd35_medium.toml   optional: pictures
   python -m swd_core prepare --config configs/sd35_medium.toml          encodes them, once
   python -m swd_core distill --config configs/sd35_medium.toml          trains the student
-Several graphics cards: accelerate launch -m swd_core distill --config configs/sd35_medium.toml
+Several graphics cards or machines share each of them: accelerate launch -m swd_core prepare ...
 A base that is too large for one of them: accelerate launch --use_fsdp -m swd_core distill ...
 """
 
@@ -66,16 +67,16 @@ def _need(value: str, where: str) -> None:
         raise ValueError(f"{where} is missing in the config: name a folder.")
 
 
-def _bar(unit: str) -> Callable[[int, int], None]:
+def _bar(unit: str, world: "World") -> Callable[[int, int], None]:
     from tqdm import tqdm
 
     bar = None  # only where there is something to show: an error's line is the last one
 
     def update(done: int, total: int) -> None:
         nonlocal bar
-        if bar is None:
-            bar = tqdm(unit=unit)
-        bar.total, bar.n = total, done
+        if bar is None:  # what was there before is no part of the rate
+            bar = tqdm(unit=unit, initial=done, total=total, position=world.rank)
+        bar.update(done - bar.n)
         bar.refresh()
         if done == total:
             bar.close()
@@ -88,9 +89,12 @@ def _sample(a: argparse.Namespace) -> None:
         settings = _settings(a)
         _need(settings.data.source, "[data] source")
         from ..distill.sample_teacher import sample_teacher
+        from ..distill.world import sharing_world
 
-        made = sample_teacher(settings, _bar("picture"))
-    print(f"{made} pictures made in {settings.data.source}")
+        world = sharing_world()
+        made = sample_teacher(settings, _bar("picture", world), world)
+    of = "" if world.size == 1 else f" by process {world.rank + 1} of {world.size}"
+    print(f"{made} pictures made in {settings.data.source}{of}")
 
 
 def _prepare(a: argparse.Namespace) -> None:
@@ -102,14 +106,18 @@ def _prepare(a: argparse.Namespace) -> None:
         from ..distill.prepare import prepare
         from ..distill.sources import find_samples
         from ..distill.teachers import device_of, load_encoder
+        from ..distill.world import sharing_world
 
+        world = sharing_world()
         find_samples(Path(data.source))  # a wrong folder is told before the models are loaded
         report = prepare(
             Path(data.source), Path(data.prepared), load_encoder(settings, device_of(settings)),
             settings.scale_schedule(), data.size, shard_size=data.shard_size,
             batch=data.encode_batch, most_oblong=data.most_oblong, skip_small=a.skip_small,
-            on_shard=_bar("shard"),
+            on_shard=_bar("shard", world), world=world,
         )  # fmt: skip
+    if report is None:  # the first process has it
+        return
     for name, reason in sorted(report.skipped.items())[:8]:
         print(f"skipped {name}: {reason}")
     for cause, count in report.anew.items():

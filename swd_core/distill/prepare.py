@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ..tensor_files import open_tensors, save_tensors
 from .buckets import buckets, check_schedule, cut, nearest_bucket, shrink
 from .conditioning import Conditioning
 from .sources import Sample, find_samples
+from .world import World
 
 log = logging.getLogger(__name__)
 INDEX = "prepared.json"
@@ -26,6 +28,7 @@ EMPTY = "empty.safetensors"  # the prompt that is none
 SKIPPED = "skipped.txt"
 SHARD = re.compile(r"[0-9]+x[0-9]+-[0-9]{5,}\.safetensors")
 VERSION = 2
+LOOK_AGAIN = 2.0  # seconds
 # What a shard depends on beside its pictures and captions, as a user knows it.
 CAUSES = {
     "schedule": "the schedule",
@@ -96,7 +99,8 @@ def prepare(
     most_oblong: float = 2.0,
     skip_small: bool = False,
     on_shard: Callable[[int, int], None] | None = None,
-) -> Report:
+    world: World | None = None,
+) -> Report | None:
     """Fills `folder` with shards of latents and text; goes on where it was stopped.
 
     Shards are kept as long as their pictures, captions, schedule and encoders are the same; what is
@@ -106,7 +110,12 @@ def prepare(
         source: see `find_samples`. side: of the square finished picture, in pixels.
         most_oblong: of the aspect-ratio buckets; 1 cuts everything square.
         skip_small: leave out too small pictures instead of refusing all.
-        on_shard: called with (shards done, shards in all).
+        on_shard: called with (shards done, shards in all), of this process's.
+        world: the processes, of several machines too, that share the work and the folder. The first
+            one waits for the shards of all and writes the list of them.
+
+    Returns:
+        the report, None in all but the first process.
 
     Raises:
         ValueError: if captions are missing, pictures are smaller than the smallest scale, nothing
@@ -129,25 +138,29 @@ def prepare(
     }  # fmt: skip
     paths = [folder / f"{h}x{w}-{number:05}.safetensors" for (h, w), _, number in chunks]
     keys = [_key(settings, group) for _, group, _ in chunks]
-    anew = _anew(paths, keys, settings)
-    encoded = kept = 0
-    files = []
-    for done, (size, group, _) in enumerate(chunks):
-        path, key = paths[done], keys[done]
-        header = _header(path)
-        if header.get("key") == key:
-            kept += int(header["count"])
-        else:
-            identity = {"key": key, "made_with": json.dumps(settings)}
+    world = world or World()
+    anew = _anew(paths, keys, settings) if world.is_first else {}
+    there = {i for i, path in enumerate(paths) if _header(path).get("key") == keys[i]}
+    own = [i for i in range(len(chunks)) if world.has(i)]
+    for done, i in enumerate(own):
+        if i not in there:
+            size, group, _ = chunks[i]
+            identity = {"key": keys[i], "made_with": json.dumps(settings)}
             pictures = [sample for sample, _ in group]
-            header = _encode_shard(path, pictures, size, encoder, schedule, identity, batch)
-            encoded += int(header["count"])
-        skipped |= parse_json(header["skipped"], path.name)
-        if int(header["count"]):
-            count = int(header["count"])
-            files.append({"file": path.name, "size": size, "count": count, "key": key})
+            _encode_shard(paths[i], pictures, size, encoder, schedule, identity, batch)
         if on_shard:
-            on_shard(done + 1, len(chunks))
+            on_shard(done + 1, len(own))
+    if not world.is_first:
+        return None
+    headers = _all_headers(paths, keys)
+    files, counts = [], [int(header["count"]) for header in headers]
+    for i, header in enumerate(headers):
+        skipped |= parse_json(header["skipped"], paths[i].name)
+        if counts[i]:
+            size = chunks[i][0]
+            files.append({"file": paths[i].name, "size": size, "count": counts[i], "key": keys[i]})
+    kept = sum(counts[i] for i in there)
+    encoded = sum(counts) - kept
     if not files:
         raise ValueError(f"None of the {len(samples)} pictures in {source} could be used.")
     kept_names = {f["file"] for f in files}
@@ -160,6 +173,18 @@ def prepare(
     lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
     write_text(folder / SKIPPED, lines)
     return Report(encoded, kept, skipped, anew)
+
+
+def _all_headers(paths: list[Path], keys: list[str]) -> list[dict[str, str]]:
+    """The headers of all shards, once the other processes have written theirs."""
+    found: list[dict[str, str]] = []
+    while len(found) < len(paths):
+        header = _header(paths[len(found)])
+        if header.get("key") == keys[len(found)]:
+            found.append(header)
+        else:
+            time.sleep(LOOK_AGAIN)
+    return found
 
 
 def _anew(paths: list[Path], keys: list[str], settings: dict) -> dict[str, int]:

@@ -14,6 +14,7 @@ from ..pictures import picture_of, write_png
 from ..schedule import CELL
 from .config import Settings
 from .teachers import device_of, load_pipeline
+from .world import World
 
 MOST_PROMPTS = 1 << 28  # bytes
 RECORD = "swd_teacher"  # in a picture's metadata: what it was made with
@@ -38,11 +39,15 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -> int:
+def sample_teacher(
+    settings: Settings, on_picture: Callable[[int, int], None], world: World | None = None
+) -> int:
     """Fills [data] source with NNNNNN.png and .txt; pictures that are there are kept.
 
     Args:
-        on_picture: called with (pictures there, pictures in all).
+        on_picture: called with (pictures there, pictures in all), of this process's.
+        world: the processes, of several machines too, that share the work and the folder; a picture
+            is of its number, whoever makes it.
 
     Returns:
         how many were made now.
@@ -55,18 +60,19 @@ def sample_teacher(settings: Settings, on_picture: Callable[[int, int], None]) -
     prompts = read_prompts(Path(t.prompts))
     jobs = [p for p in prompts for _ in range(t.per_prompt)]
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = [i for i in range(len(jobs)) if not _is_done(folder, i, jobs[i])]
+    own = [i for i in range(len(jobs)) if (world or World()).has(i)]
+    waiting = [i for i in own if not _is_done(folder, i, jobs[i])]
     made_with = _made_with(settings)
-    _check_kept(folder, set(range(len(jobs))) - set(waiting), made_with)
+    _check_kept(folder, set(own) - set(waiting), made_with)
     _check_replaced(folder, waiting)
     make = _emoji_teacher if settings.family.embedded else _diffusers_teacher
-    done = len(jobs) - len(waiting)
-    on_picture(done, len(jobs))
+    done = len(own) - len(waiting)
+    on_picture(done, len(own))
     for i, picture in make(settings, jobs, waiting) if waiting else ():
         write_png(picture, folder / f"{i:06}.png", {RECORD: json.dumps(made_with)}, overwrite=True)
         write_text(folder / f"{i:06}.txt", jobs[i])
         done += 1
-        on_picture(done, len(jobs))
+        on_picture(done, len(own))
     return len(waiting)
 
 

@@ -28,6 +28,10 @@ class World:
         count = total // self.size
         return slice(self.rank * count, (self.rank + 1) * count)
 
+    def has(self, number: int) -> bool:
+        """Whether the piece of work with this number is this process's, however many are done."""
+        return number % self.size == self.rank
+
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replaces every gradient by its mean over the processes."""
         if self.size == 1:
@@ -61,6 +65,15 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def sharing_world() -> World:
+    """This process's place among those that `accelerate launch` started, without joining them.
+
+    For work that is shared by its numbers: no process waits for the words of another, however long
+    one takes.
+    """
+    return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def join_world(device: str) -> World:

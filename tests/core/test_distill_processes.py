@@ -5,6 +5,7 @@ import importlib.util
 import multiprocessing
 import random
 import re
+import shutil
 import subprocess
 import sys
 from multiprocessing.process import BaseProcess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from swd_core.commands import main
 from swd_core.distill import session
 from swd_core.distill.config import read_settings
 from swd_core.distill.prepare import prepare
@@ -114,6 +116,61 @@ def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp
     spread, processes, each = map(int, re.search(SPREAD, written).groups())
     assert processes == 2 and spread > each
     compare(place / "pair", place / "one")
+
+
+def shared(place: Path, *arguments: str) -> None:
+    """A command in two processes of `accelerate launch`."""
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "swd_core", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch],
+        cwd=place, env=runs.ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_make_the_same_pictures_and_shards_as_one(tmp_path):
+    """Byte for byte, none twice, also where one of them had been stopped before."""
+    pytest.importorskip("accelerate")
+    config = """
+    [model]
+    family = "emoji"
+    device = "cpu"
+    [teacher]
+    prompts = "prompts.txt"
+    steps = 1
+    guidance = 1.0
+    [data]
+    source = "pictures"
+    prepared = "prepared"
+    size = 64
+    shard_size = 2
+    """
+    places = {}
+    for name in ("one", "two"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        (places[name] / "prompts.txt").write_text("red apple\nhappy dog\nrocket\nheart\ncat\n")
+        (places[name] / "config.toml").write_text(config)
+    for name in ("sample-teacher", "prepare"):
+        with contextlib.chdir(places["one"]):
+            assert main([name, "--config", "config.toml"]) == 0
+    (places["two"] / "pictures").mkdir()
+    for kept in ("000003.png", "000003.txt"):  # of a process that was stopped
+        shutil.copy(places["one"] / "pictures" / kept, places["two"] / "pictures")
+    before = (places["two"] / "pictures" / "000003.png").stat().st_mtime_ns
+    for name in ("sample-teacher", "prepare"):
+        shared(places["two"], name, "--config", "config.toml")
+    assert (places["two"] / "pictures" / "000003.png").stat().st_mtime_ns == before
+    files = {
+        name: {p.relative_to(place): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+        for name, place in places.items()
+    }
+    assert len(files["one"]) == 2 + 5 * 2 + 3 + 3, (
+        "pictures, captions, shards, and three of prepare"
+    )
+    assert files["one"] == files["two"]
 
 
 SPREAD = r"(\d+) weights spread over (\d+) processes, (\d+) in each"
