@@ -12,8 +12,8 @@ SERIES = {
     "overwritten": "#d98cff", "re-spaced": "#8c9bff", "published": "#ff6b6b",
 }  # fmt: skip
 MEASURES = {
-    "right": "everything right",
-    "frechet": "Fréchet distance",
+    "right more": "everything right, more than at full size",
+    "frechet more": "Frechet distance, more than at full size",
     "distance": "distance from the truth",
 }
 Points = dict[str, list[tuple[float, list[float]]]]  # by series: time, and value with its bounds
@@ -89,4 +89,4 @@ def _legend(draw: ImageDraw.ImageDraw) -> None:
         draw.ellipse((x, 12, x + 8, 20), colour)
         draw.text((x + 12, 16), name, INK, font, "lm")
         x += 30 + draw.textlength(name, font)
-    draw.text((x + 10, 16), "against time, full size 1", GRID, font, "lm")
+    draw.text((x + 10, 16), "against time; full size is 1", INK, font, "lm")

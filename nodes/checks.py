@@ -57,12 +57,12 @@ def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
         if not (math.isfinite(sigma) and 0 <= after < sigma):
             raise ValueError(
                 f"The SIGMAS must fall from step to step; step {step} goes from {sigma:g} to "
-                f"{after:g}. Take them from SwD Scale Schedule."
+                f"{after:g}. Take them from the node that made the schedule."
             )
     if sigmas and sigmas[0] > largest * 1.01:
         raise ValueError(
             f"The SIGMAS begin at {sigmas[0]:g}, above this model's largest, {largest:g}: they are "
-            "for another kind of model. Take them from SwD Scale Schedule with this model."
+            "for another kind of model. Take them from the schedule's node, with this model."
         )
 
 
