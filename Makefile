@@ -110,9 +110,12 @@ bench:
 	@failed=0; $(foreach b,$(BENCHES),$(MAKE) --no-print-directory bench-$(b) || failed=1;) exit $$failed
 
 # Not among the others: it needs the teacher and its classifier, which are trained and not shipped.
-.PHONY: bench-growth
+.PHONY: bench-growth bench-growth-drafts
 bench-growth: $(VENV)/dev.stamp runs/fluent-emoji-3d/package/assets
 	$(RUN) benchmarks/growth.py --scenes $(SCENES) --assets runs/fluent-emoji-3d/package/assets $(BENCH)
+
+bench-growth-drafts: $(VENV)/dev.stamp
+	$(RUN) benchmarks/growth_drafts.py --scenes $(SCENES) $(BENCH)
 
 # Run as files, not as modules: that puts benchmarks/ first on sys.path, not our nodes/.
 $(HOST_BENCHES:%=bench-%): bench-%:

@@ -127,7 +127,18 @@ class Teacher:
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def sampled(self, way: Way, solve: Solve, indices: range) -> tuple[Tensor, tuple[Stretch, ...]]:
+    def sampled(
+        self,
+        way: Way,
+        solve: Solve,
+        indices: range,
+        on_state: Callable[[GrowthState], None] | None = None,
+    ) -> tuple[Tensor, tuple[Stretch, ...]]:
+        """Latents of the images of these numbers on the device, and the run that made them.
+
+        Args:
+            on_state: of ours, called after each size.
+        """
         side, start = self.side, self.side // 2
         like = torch.zeros(len(indices), 16, side, side, device=self.device)
         sigmas = shifted(way.cut or way.steps, side)
@@ -150,7 +161,7 @@ class Teacher:
 
         state = sample_growing(
             solve, run, GrowthState(), noise, process=growth.levels, like=like,
-            lift=self.lift(way.lift, growth),
+            lift=self.lift(way.lift, growth), on_state=on_state,
         )  # fmt: skip
         return state.x_t, run
 
