@@ -106,6 +106,11 @@ def check_data(model: Any, data: TrainingData) -> None:
                 f"{data.folder} was prepared for {data.family}, this model is {wanted}: prepare "
                 "the pictures with the config of this model."
             )
+        if not data.pictures:
+            raise ValueError(
+                f"{data.folder} holds prompts alone, which `python -m swd_core distill` trains "
+                "with. Here connect pictures."
+            )
         shown = data.first(1)
         latent, text = shown.real, shown.text
     else:

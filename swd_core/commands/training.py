@@ -89,8 +89,14 @@ def _sample(a: argparse.Namespace) -> None:
         settings = _settings(a)
         _need(settings.data.source, "[data] source")
         from ..distill.sample_teacher import sample_teacher
+        from ..distill.sources import prompts_alone
         from ..distill.world import sharing_world
 
+        if prompts_alone(Path(settings.data.source)):
+            raise ValueError(
+                "[data] source is prompts alone, so there are no pictures to make: prepare it as "
+                "it is, or name a folder for pictures."
+            )
         world = sharing_world()
         made = sample_teacher(settings, _bar("picture", world), world)
     of = "" if world.size == 1 else f" by process {world.rank + 1} of {world.size}"
@@ -104,12 +110,13 @@ def _prepare(a: argparse.Namespace) -> None:
         _need(data.source, "[data] source")
         _need(data.prepared, "[data] prepared")
         from ..distill.prepare import prepare
-        from ..distill.sources import find_samples
+        from ..distill.sources import find_prompts, find_samples, prompts_alone
         from ..distill.teachers import device_of, load_encoder
         from ..distill.world import sharing_world
 
         world = sharing_world()
-        find_samples(Path(data.source))  # a wrong folder is told before the models are loaded
+        find = find_prompts if prompts_alone(Path(data.source)) else find_samples
+        find(Path(data.source))  # a wrong folder is told before the models are loaded
         report = prepare(
             Path(data.source), Path(data.prepared), load_encoder(settings, device_of(settings)),
             settings.scale_schedule(), data.size, shard_size=data.shard_size,

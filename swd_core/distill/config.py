@@ -14,6 +14,7 @@ from ..schedule import ScaleSchedule
 from .interface import DistillConfig
 from .objective import LOSSES, weighed
 from .scalewise import GRID
+from .sources import prompts_alone
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,7 +52,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """source: folder or tar of pictures with captions. prepared: folder for what is encoded.
+    """source: folder or tar of pictures with captions, or a .txt of prompts alone. prepared: folder for what is encoded.
     size: side of the square finished picture in pixels. most_oblong: longest over shortest side.
     text_tokens: of the T5 text encoder of SD3.5 and FLUX."""
 
@@ -249,7 +250,19 @@ def _check(s: Settings) -> None:
         raise ValueError(
             f"[model] compile is for diffusers' models; leave it out for {s.family.name}."
         )
+    if prompts_alone(Path(s.data.source)):
+        check_prompts_alone(s.train)
     s.scale_schedule()
+
+
+def check_prompts_alone(train: DistillConfig) -> None:
+    """Raises ValueError if a training without pictures has losses that compare with them."""
+    compared = [name for name in ("mmd", "gan", "regression") if getattr(train, name)]
+    if compared:
+        raise ValueError(
+            f"[data] source is prompts alone, and [train] {', '.join(compared)} compare with "
+            "pictures. Set them to 0, so that dmd alone teaches, or give a folder of pictures."
+        )
 
 
 def read_settings(path: Path) -> Settings:

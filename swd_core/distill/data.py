@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..families import ARCHITECTURES, FAMILIES
 from ..files import parse_json, read_json
 from ..schedule import ScaleSchedule, one_line
 from ..tensor_files import open_tensors
@@ -59,6 +60,7 @@ class PreparedBatches:
         index = read_index(self.folder)
         self.schedule = ScaleSchedule.from_dict(index["schedule"])
         self.family, factor = index["family"], index["factor"]
+        self.pictures = index.get("pictures", True)  # or prompts alone
         self.fingerprint = fingerprint(index)
         self._open: dict[str, safe_open] = {}
         self.empty = self._empty()
@@ -101,10 +103,8 @@ class PreparedBatches:
         """See `Batches`; of the whole batch only the rows `part` are read."""
         bucket = self.buckets[interval.bucket]
         chosen = [rng.randrange(bucket.ends[-1]) for _ in range(count)][part]
-        real = self._rows(bucket, "latent_{}x{}".format(*interval.size), chosen)
-        previous = None
-        if interval.previous:
-            previous = self._rows(bucket, "latent_{}x{}".format(*interval.previous), chosen)
+        real = self._latents(bucket, interval.size, chosen)
+        previous = self._latents(bucket, interval.previous, chosen) if interval.previous else None
         return real, previous, self._text(bucket, chosen)
 
     def first(self, count: int) -> Shown:
@@ -115,8 +115,8 @@ class PreparedBatches:
         for file in bucket.files:
             if len(captions) < len(chosen):
                 captions += self._captions(file)
-        real = self._rows(bucket, "latent_{}x{}".format(*steps[-1].size), chosen)
-        return Shown(tuple(captions[: len(chosen)]), steps, real, self._text(bucket, chosen))
+        real, text = self._latents(bucket, steps[-1].size, chosen), self._text(bucket, chosen)
+        return Shown(tuple(captions[: len(chosen)]), steps, real, text, self.pictures)
 
     def unconditional(self, count: int) -> Conditioning:
         return self.empty.map(as_number).expand(count)
@@ -135,6 +135,13 @@ class PreparedBatches:
         size = torch.tensor([bucket.size] * len(chosen), dtype=torch.float32)
         prompt = {name: self._rows(bucket, name, chosen) for name in self.empty.parts}
         return Conditioning(**prompt, size=size)
+
+    def _latents(self, bucket: Bucket, size: tuple[int, int], chosen: list[int]) -> Tensor:
+        """Zeros where there are prompts alone: the place of what a student begins without."""
+        if self.pictures:
+            return self._rows(bucket, "latent_{}x{}".format(*size), chosen)
+        known = ARCHITECTURES.get(self.family) or FAMILIES[self.family].architecture
+        return torch.zeros(len(chosen), known.channels, *size, device=self.device)
 
     def _rows(self, bucket: Bucket, name: str, chosen: list[int]) -> Tensor:
         rows = []
@@ -193,6 +200,7 @@ class PreparedBatches:
             shapes = {key: part.get_shape() for key, part in parts.items()}
             kinds = {key: part.get_dtype() for key, part in parts.items()}
             header = file.metadata() or {}
+        sizes = sizes if self.pictures else []
         wanted = {f"latent_{h}x{w}": (4, [h, w]) for h, w in sizes}
         for key, part in self.empty.parts.items():
             # As many tokens as its text has, but each as wide as everywhere.
@@ -245,6 +253,8 @@ def _check_index(index: Any) -> None:
             raise ValueError(f"{str(shard['file'])[:60]!r} is no shard of this folder")
         height, width = shard["size"]
         numbers += [height, width, shard["count"]]
+    if index.get("pictures", True) is not True and index["family"] not in FAMILIES | ARCHITECTURES:
+        raise ValueError("prompts without pictures are of a family that is not known")
     if not index["shards"]:
         raise ValueError("it has no shards")
     family = index["family"]

@@ -41,7 +41,10 @@ def measures(trainer: Trainer, x0: Tensor, shown: Shown) -> dict[str, float]:
         mmd: the patch loss between them by the teacher's features, its mean over fixed noise
         levels. squared: their mean squared distance. top_octave: energy of the finest details
         relative to the real ones, 1 where it is right and less where the pictures are blurred.
+        Nothing where there are prompts alone.
     """
+    if not shown.pictures:
+        return {}
     c, count = trainer.config, len(x0)
     noise = draw_noise(SEED, range(count), len(shown.steps), x0.shape[1:]).to(x0.device)
     low, high = c.mmd_sigma

@@ -64,12 +64,14 @@ class Shown:
     """Pictures of the training data, all of one size, that the student is compared with.
 
     steps: the schedule at that size. real: their latents (B, C, H, W) at the finished size.
+    pictures: whether there are any; of prompts alone `real` is zeros.
     """
 
     captions: tuple[str, ...]
     steps: Sequence[Interval]
     real: Tensor
     text: Conditioning
+    pictures: bool = True
 
 
 @dataclass(frozen=True)

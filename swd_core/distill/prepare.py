@@ -19,7 +19,7 @@ from ..schedule import ScaleSchedule
 from ..tensor_files import open_tensors, save_tensors
 from .buckets import buckets, check_schedule, cut, nearest_bucket, shrink
 from .conditioning import Conditioning
-from .sources import Sample, find_samples
+from .sources import Sample, find_prompts, find_samples, prompts_alone
 from .world import World
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def prepare(
     made anew is told before it is begun.
 
     Args:
-        source: see `find_samples`. side: of the square finished picture, in pixels.
+        source: see `find_samples`; or a .txt of prompts, a line each, without pictures. side: of the square finished picture, in pixels.
         most_oblong: of the aspect-ratio buckets; 1 cuts everything square.
         skip_small: leave out too small pictures instead of refusing all.
         on_shard: called with (shards done, shards in all), of this process's.
@@ -122,10 +122,14 @@ def prepare(
             is usable, or the schedule doesn't fit the VAE. OSError: if the disk is full.
     """
     check_schedule(schedule, side, encoder.factor, encoder.multiple)
-    samples = find_samples(source)
+    alone = prompts_alone(source)
+    samples = [] if alone else find_samples(source)
     step = max(encoder.factor * encoder.multiple, side // 16 // 8 * 8)
     step = -(-step // (encoder.factor * encoder.multiple)) * encoder.factor * encoder.multiple
-    plan, skipped = _plan(samples, buckets(side, step, most_oblong), schedule, skip_small)
+    if alone:
+        plan, skipped = {(side, side): [(prompt, "") for prompt in find_prompts(source)]}, {}
+    else:
+        plan, skipped = _plan(samples, buckets(side, step, most_oblong), schedule, skip_small)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [
         (size, group[i : i + shard_size], i // shard_size)
@@ -168,6 +172,8 @@ def prepare(
         if SHARD.fullmatch(old.name) and old.name not in kept_names and _header(old):
             old.unlink()
     _write(folder / EMPTY, encoder.unconditional().map(_halved).parts)
+    if alone:
+        settings["pictures"] = False
     index = {**settings, "side": side, "factor": encoder.factor, "multiple": encoder.multiple}
     write_text(folder / INDEX, json.dumps({**index, "shards": files}, indent=1))
     lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
@@ -283,17 +289,18 @@ def _encode_shard(
         pictures, prompts = [], []
         for sample in group[start : start + batch]:
             try:
-                pictures.append(cut(sample.read(), size))
+                if sample.picture is not None:
+                    pictures.append(cut(sample.read(), size))
             except (OSError, ValueError) as error:
                 skipped[sample.name] = f"broken: {error}".replace("\n", " ")
                 continue
             prompts.append(sample.caption)
             captions.append(sample.caption)
             names.append(sample.name)
-        if not pictures:
+        if not prompts:
             continue
-        whole = torch.stack(pictures)
-        for h, w in dict.fromkeys(sizes):
+        whole = torch.stack(pictures) if pictures else None
+        for h, w in dict.fromkeys(sizes) if pictures else ():
             small = shrink(whole, (h * encoder.factor, w * encoder.factor))
             parts[f"latent_{h}x{w}"].append(encoder.latents(small).half())
         for name, part in encoder.text(prompts).map(_halved).parts.items():

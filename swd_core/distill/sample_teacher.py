@@ -8,35 +8,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..files import parse_json, read_text, write_text
+from ..files import parse_json, write_text
 from ..noise import draw_noise
 from ..pictures import picture_of, write_png
 from ..schedule import CELL
 from .config import Settings
+from .sources import read_prompts
 from .teachers import device_of, load_pipeline
 from .world import World
 
-MOST_PROMPTS = 1 << 28  # bytes
 RECORD = "swd_teacher"  # in a picture's metadata: what it was made with
-
-
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; empty lines don't count.
-
-    Raises:
-        FileNotFoundError: if there is no such file. ValueError: if it holds no prompts, or is no
-            text.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in [teacher] "
-            "prompts."
-        )
-    lines = read_text(path, MOST_PROMPTS).splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts; write one a line.")
-    return prompts
 
 
 def sample_teacher(

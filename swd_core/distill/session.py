@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..lora import schedule_header
 from ..lora_files import write_hosts, write_peft
 from . import loop
 from .checkpoint import load_checkpoint
-from .config import Settings
+from .config import Settings, check_prompts_alone
 from .data import PreparedBatches, fingerprint, read_index
 from .evaluation import grid, measures, student_latents
 from .home import MARK, Home, check_own, claim, identity
@@ -54,8 +54,11 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         log.info("mmd_per_batch compares the pictures of each accumulated batch by itself")
     device = device_of(settings)
     batches = PreparedBatches(Path(settings.data.prepared), schedule_sigmas(settings), device)
-    model = load_model(settings, device)
-    return Trainer(model, batches, settings.train, world=world)
+    config = settings.train
+    if not batches.pictures:  # every input is what the student itself has made of noise
+        check_prompts_alone(config)
+        config = replace(config, backward_simulation=1.0)
+    return Trainer(load_model(settings, device), batches, config, world=world)
 
 
 def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:

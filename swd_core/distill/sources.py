@@ -9,16 +9,19 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..files import read_text
+
+MOST_PROMPTS = 1 << 28  # bytes
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION = ".txt"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its caption; `tar` None means plain files."""
+    """One picture with its caption; `tar` None means plain files. A prompt alone has no picture."""
 
     name: str
-    picture: Path | tarfile.TarInfo
+    picture: Path | tarfile.TarInfo | None
     caption: str
     tar: Path | None = None
 
@@ -42,6 +45,35 @@ class Sample:
         if turned:
             width, height = height, width
         return width, height, hashlib.sha256(data).hexdigest()[:24]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines don't count.
+
+    Raises:
+        FileNotFoundError: if there is no such file. ValueError: if it holds no prompts, or is no
+            text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in [teacher] "
+            "prompts."
+        )
+    lines = read_text(path, MOST_PROMPTS).splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts; write one a line.")
+    return prompts
+
+
+def prompts_alone(source: Path) -> bool:
+    """Whether a training's source is a file of prompts, without pictures."""
+    return source.suffix == CAPTION
+
+
+def find_prompts(source: Path) -> list[Sample]:
+    """The prompts of such a file, in their order. Raises as `read_prompts`."""
+    return [Sample(f"{i:06}", None, line) for i, line in enumerate(read_prompts(source))]
 
 
 def find_samples(source: Path) -> list[Sample]:
