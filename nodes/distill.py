@@ -161,8 +161,8 @@ class SwDDistillTrain(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The teacher as loaded, without LoRAs: SD3.5, FLUX.1, SDXL, or Load "
-                    "SwD Emoji Student with strength 0.",
+                    tooltip="The teacher as loaded, without LoRAs: SD3.5, FLUX.1, SDXL, Z-Image, "
+                    "Qwen-Image, FLUX.2 klein, Krea 2, or Load SwD Emoji Student with strength 0.",
                 ),
                 DistillData.Input(
                     "data", tooltip="From SwD Distill Data or Load SwD Prepared Data."

@@ -52,9 +52,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """source: folder or tar of pictures with captions, or a .txt of prompts alone. prepared: folder for what is encoded.
-    size: side of the square finished picture in pixels. most_oblong: longest over shortest side.
-    text_tokens: of the T5 text encoder of SD3.5 and FLUX."""
+    """source: folder or tar of pictures with captions, or a .txt of prompts alone. prepared: folder
+    for what is encoded. size: side of the square finished picture in pixels. most_oblong: longest
+    over shortest side. text_tokens: of the T5 text encoder of SD3.5 and FLUX, or of the language
+    model that reads the prompts."""
 
     source: str = ""
     prepared: str = ""

@@ -107,7 +107,8 @@ def prepare(
     made anew is told before it is begun.
 
     Args:
-        source: see `find_samples`; or a .txt of prompts, a line each, without pictures. side: of the square finished picture, in pixels.
+        source: see `find_samples`; or a .txt of prompts, a line each, without pictures.
+        side: of the square finished picture, in pixels.
         most_oblong: of the aspect-ratio buckets; 1 cuts everything square.
         skip_small: leave out too small pictures instead of refusing all.
         on_shard: called with (shards done, shards in all), of this process's.
