@@ -16,7 +16,6 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from comfy_execution.utils import get_executing_context
@@ -107,11 +106,6 @@ def make_room_for(guider: comfy.samplers.CFGGuider, size: Sequence[int]) -> None
         kind, "swd", prepare, options, is_model_options=True
     )
     guider.model_options = options
-
-
-def preview_callback(model: Any, steps: int) -> Any:
-    """Live preview and progress bar over the whole run; it also raises the host's interrupt."""
-    return latent_preview.prepare_callback(model, steps)
 
 
 def pbar_disabled() -> bool:

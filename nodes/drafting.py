@@ -18,6 +18,7 @@ from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
 from .checks import check_run
 from .growth_sampler import sampler_of
+from .preview import LiveSheet
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
@@ -111,13 +112,11 @@ class Sampling:
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
         ahead = self._stretches(drafts)[drafts.step : until]
-        steps, first = sum(stretch.steps for stretch in ahead), ahead[0].step
-        report = None
+        sizes = [stretch.size for stretch in ahead for _ in range(stretch.steps)]
+        live = LiveSheet(self.model, drafts.labels(), sizes)
         while todo.images:
-            total = steps * (len(done) + -(-len(todo.images) // size))
-            report = report or _host.preview_callback(self.model, total)
-            tell = _offset(report, steps * len(done) - first, total)
             part = todo.choose(range(min(size, len(todo.images))))
+            tell = _told(live, len(drafts.images) - len(todo.images), ahead[0].step)
             try:
                 finished = self._run_batch(part, ahead, until, tell)
             except (RuntimeError, MemoryError) as error:
@@ -216,8 +215,9 @@ class Sampling:
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
 
 
-def _offset(report: Callable[..., None], offset: int, total: int) -> Callable[..., None]:
-    return lambda step, x0, x_t, _: report(step + offset, x0, x_t, total)
+def _told(live: LiveSheet, image: int, first: int) -> Callable[..., None]:
+    """The callback of a batch that begins with that image and runs the steps from `first` on."""
+    return lambda step, x0, x_t, _: live.show(image, step - first, x0)
 
 
 def to_latent(drafts: Drafts) -> dict[str, Any]:

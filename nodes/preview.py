@@ -1,4 +1,4 @@
-"""SwD Sample's live preview and progress bar, over a whole run of growing sizes."""
+"""Live preview and progress bar over growing sizes: of one run, and of a sheet of drafts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,12 @@ import latent_preview
 from PIL import Image
 from torch import Tensor
 
+from ..swd_core.contact import contact_sheet
+from ._host_model import cell_pixels
+
 MOST_TILES = 16
+BLANK = "#2c3138"  # a draft that is not made yet
+MOST_SIDE = 1024  # of a sheet's frame, in pixels
 
 
 def progress_marks(sizes: Sequence[Sequence[int]]) -> list[int]:
@@ -29,6 +34,18 @@ def tiled(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+def decoded(previewer: Any, x0: Tensor) -> list[Image.Image]:
+    """What the host shows of each image of a clean latent (B, C, ..., H, W), of a video its first
+    frame; nothing where the previewer is another pack's that sends its own frames."""
+    shown = [previewer.decode_latent_to_preview_image("JPEG", row) for row in x0.split(1)]
+    return [] if None in shown else [image for _, image, _ in shown]
+
+
+def previewer_of(model: Any) -> Any:
+    """The host's, or None where previews are off."""
+    return latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+
 def run_callback(model: Any, sizes: Sequence[Sequence[int]]) -> Callable[..., None]:
     """The callback of one run: one bar of 100 percent, and frames that grow with the scales.
 
@@ -40,22 +57,50 @@ def run_callback(model: Any, sizes: Sequence[Sequence[int]]) -> Callable[..., No
         model: the MODEL. sizes: latent (height, width) of each step, the target last; a video's
             with its frames first. Of a video the first frame is shown.
     """
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    previewer = previewer_of(model)
     bar = comfy.utils.ProgressBar(100)
     marks = progress_marks(sizes)
 
     def frame(x0: Tensor, size: Sequence[int]) -> tuple[str, Image.Image, int] | None:
-        shown = [
-            previewer.decode_latent_to_preview_image("JPEG", row)
-            for row in x0[:MOST_TILES].split(1)
-        ]
-        if None in shown:  # a previewer of another pack that sends its own frames
-            return None
+        shown = decoded(previewer, x0[:MOST_TILES])
         most = latent_preview.MAX_PREVIEW_RESOLUTION * max(size[-2:]) / max(sizes[-1][-2:])
-        return "JPEG", tiled([image for _, image, _ in shown]), max(1, round(most))
+        return ("JPEG", tiled(shown), max(1, round(most))) if shown else None
 
     def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
         preview = None if previewer is None else frame(x0, sizes[step])
         bar.update_absolute(marks[step], 100, preview)
 
     return callback
+
+
+class LiveSheet:
+    """The same of many images run batch by batch: a frame is their contact sheet so far.
+
+    Args:
+        model: the MODEL. labels: of all the images. sizes: as of `run_callback`, of the steps that
+            run; each image is drawn as large as its step's size is of the last.
+    """
+
+    def __init__(self, model: Any, labels: Sequence[str], sizes: Sequence[Sequence[int]]):
+        self.previewer, self.bar = previewer_of(model), comfy.utils.ProgressBar(100)
+        self.sizes, self.marks, self.count = sizes, progress_marks(sizes), len(labels)
+        if self.previewer is not None:
+            cell = cell_pixels(model)
+            height, width = (cell * side for side in sizes[-1][-2:])
+            blank = Image.new("RGB", (width, height), BLANK)
+            self.sheet = contact_sheet([blank] * self.count, labels)
+
+    def show(self, first: int, step: int, x0: Tensor) -> None:
+        """Tells of a step of the images from number `first` on, both from 0."""
+        done = first * 100 + len(x0) * self.marks[step]
+        preview = None if self.previewer is None else self._frame(first, self.sizes[step], x0)
+        self.bar.update_absolute(done // self.count, 100, preview)
+
+    def _frame(
+        self, first: int, size: Sequence[int], x0: Tensor
+    ) -> tuple[str, Image.Image, int] | None:
+        shown = decoded(self.previewer, x0)
+        for k, picture in enumerate(shown, first):
+            self.sheet.put(k, picture, max(size[-2:]) / max(self.sizes[-1][-2:]))
+        sheet = self.sheet.picture.copy()  # the host sends it while the next one is drawn
+        return ("JPEG", sheet, min(MOST_SIDE, max(sheet.size))) if shown else None

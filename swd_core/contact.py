@@ -16,12 +16,27 @@ GAP, BAND = 8, 44
 
 @dataclass(frozen=True)
 class Sheet:
-    """A sheet and how it divides: cell k is in row k // columns, all cells are equally large."""
+    """A sheet and how it divides: cell k is in row k // columns, all cells are equally large.
+
+    size: (width, height) of each picture on it.
+    """
 
     picture: Image.Image
     columns: int
     rows: int
     count: int
+    size: tuple[int, int]
+
+    def put(self, k: int, picture: Image.Image, share: float = 1.0) -> None:
+        """Draws a picture into cell k, from 0, in the middle of its place, `share` as large."""
+        width, height = self.size
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        cell = (self.picture.width // self.columns, self.picture.height // self.rows)
+        x, y = k % self.columns * cell[0], k // self.columns * cell[1]
+        left, top = (cell[0] - size[0]) // 2, GAP // 2 + (height - size[1]) // 2
+        self.picture.paste(picture, (x + left, y + top))
 
 
 def _fitting(
@@ -68,15 +83,15 @@ def contact_sheet(
     side = max(LEAST, min(longer, most, WIDE // columns - GAP))
     size = tuple(max(1, round(s * side / longer)) for s in (width, height))
     cell = (max(size[0], LEAST) + GAP, size[1] + BAND + GAP)
-    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    paper = Image.new("RGB", (columns * cell[0], rows * cell[1]), PAPER)
+    sheet = Sheet(paper, columns, rows, count, size)
+    draw = ImageDraw.Draw(paper)
     for k, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        sheet.put(k, picture)
         x, y = k % columns * cell[0], k // columns * cell[1]
-        small = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-        sheet.paste(small, (x + (cell[0] - size[0]) // 2, y + GAP // 2))
         middle, top = x + cell[0] / 2, y + GAP // 2 + size[1] + 2
         draw.text((middle, top), str(k + 1), INK, ImageFont.load_default(22), "mt")
         line = one_line(label)
         font = _fitting(draw, line, cell[0] - 4, 13, 7)
         draw.text((middle, top + 23), line, FAINT, font, "mt")
-    return Sheet(sheet, columns, rows, count)
+    return sheet

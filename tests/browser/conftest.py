@@ -47,7 +47,7 @@ def host(chromium, tmp_path_factory):
     if not (module.COMFYUI / "main.py").is_file():
         pytest.skip(f"no ComfyUI at {module.COMFYUI}: set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfy_browser")
-    running = module.Server(base)
+    running = module.Server(base, "--preview-method", "latent2rgb")
     yield running
     running.stop()
     shutil.rmtree(base, ignore_errors=True)

@@ -1,6 +1,8 @@
 """Picking by keys, looking closely and finishing by one click, as an artist does them."""
 
 import json
+import uuid
+from pathlib import Path
 
 import pytest
 from sheets import BUTTONS, PICK, SEED, cached, marked, node_id, numbers
@@ -44,6 +46,11 @@ WATCH = """() => {
   }).observe({ type: "long-animation-frame" });
 }"""
 SCALE = "() => app.canvas.ds.scale"
+SET = """([type, values]) => {
+  const { widgets } = app.graph.nodes.find((n) => n.type === type);
+  for (const widget of widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -268,4 +275,45 @@ def test_in_and_out_of_subgraphs(sheet, posted, ended, run, look):
     said(page, "Last queued: 5, 3")
     assert len(posted) == 3 and saver in posted[2]["partial_execution_targets"]
     assert len(ended()["outputs"][saver]["images"]) == 2
+    assert not [f for f in page.faults if "swd" in f.lower()]
+
+
+# From here on the sheet's pictures as they load: whether it is a frame, and whether clicks count.
+FRAMES = """() => {
+  window.frames = [];
+  document.addEventListener("load", ({ target }) => {
+    if (!target.closest?.(".swd-page")) return;
+    const clickable = document.querySelector(".swd-grid").checkVisibility();
+    const others = [...document.querySelectorAll("[data-node-id] img")]
+      .filter((i) => !i.closest(".swd-sheet") && i.checkVisibility()).length;
+    window.frames.push([target.src.startsWith("blob:"), clickable, target.naturalWidth, others]);
+  }, true);
+}"""
+
+
+def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
+    """On the first run, where there is no sheet yet; and when stopped, the sheet before is back."""
+    page.keyboard.press("Escape")
+    name = "swd_drafts_emoji"
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    graph["id"] = str(uuid.uuid4())  # never run before
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate(SET, ["SwDDrafts", {"seed": 52_000 + len(host.get("/history")), "batch": 2}])
+    page.evaluate(FRAMES)
+    run()
+    page.wait_for_function("() => window.frames.at(-1)?.[0] === false")
+    frames = page.evaluate("() => window.frames")
+    made, [last] = frames[:-1], frames[-1:]
+    assert len(made) >= 2 and all(is_frame and not clickable for is_frame, clickable, *_ in made)
+    assert last[:2] == [False, True] and {width for _, _, width, _ in frames} == {last[2]}
+    assert {others for *_, others in frames} == {0}, "nowhere else in the node"
+    before = page.evaluate("() => document.querySelector('.swd-page img').src")
+    page.evaluate(SET, ["SwDDrafts", {"seed": 7, "count": 64, "batch": 1}])
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_selector(BUTTONS, state="hidden")
+    look("making")
+    host.post("/interrupt", {})
+    page.wait_for_selector(BUTTONS, state="visible")
+    assert page.evaluate("() => document.querySelector('.swd-page img').src") == before
+    assert page.locator(BUTTONS).count() == 16
     assert not [f for f in page.faults if "swd" in f.lower()]

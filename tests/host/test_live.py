@@ -7,6 +7,7 @@ import threading
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 import websocket
 from graphs import find, to_prompt
@@ -112,6 +113,51 @@ def test_live_previews_grow_and_show_the_whole_batch(preview_server, width, heig
         tiles = [last.crop((x, y, x + 256, y + 256)) for y in (0, 256) for x in (0, 256)]
         spreads = [tile.crop((20, 20, 236, 236)).getextrema() for tile in tiles]
         assert all(high - low > 20 for low, high in spreads[:3]) and spreads[3][1] < 20
+
+
+def test_drafts_appear_on_their_sheet_as_they_are_made(preview_server):
+    """Two at a time, two steps each: drawn as large as their scale, at the place of the sheet."""
+    name = ROOT / "workflows" / "swd_drafts_emoji.json"
+    graph = json.loads(name.read_text(encoding="utf-8"))
+    prompt = to_prompt(graph, preview_server.get("/object_info"))
+    find(prompt, "SwDDrafts").update(count=4, batch=2, stop_after=2, seed=3100)
+    [drafts] = [key for key, node in prompt.items() if node["class_type"] == "SwDDrafts"]
+    listener = Listener(preview_server)
+    preview_server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    assert len(listener.previews) == 4
+    values = [value for value, _ in listener.progress]
+    assert set(values) <= {19, 50, 69, 100} and values == sorted(values), "256 of 656 cells, ..."
+    history = preview_server.get("/history").values()
+    [output] = [e["outputs"][drafts] for e in history if drafts in e["outputs"]]
+    [cells], [file] = output["swd_sheet"], output["images"]
+    sheet = Image.open(preview_server.base / "temp" / file["subfolder"] / file["filename"])
+    wide, high = sheet.width / cells["columns"], sheet.height / cells["rows"]
+
+    def drawn(frame: Image.Image, k: int, share: float) -> Image.Image:
+        """Draft k where it is drawn `share` as large; and nothing beside it."""
+        frame = frame.convert("L").resize(sheet.size)
+        x, y = (k % cells["columns"] + 0.5) * wide, k // cells["columns"] * high + (high - 44) / 2
+        inner, outer = share * (wide - 8) / 2, (wide - 8) / 2
+        edge = (x - outer + 4, y - 4, x - inner - 4, y + 4)
+        assert share == 1 or is_empty(frame.crop(tuple(map(int, edge))))
+        box = (x - inner + 2, y - inner + 2, x + inner - 2, y + inner - 2)
+        return frame.crop(tuple(map(int, box)))
+
+    def is_empty(tile: Image.Image) -> bool:
+        low, high = tile.getextrema()
+        return high - low < 12
+
+    shares = [0.8, 1, 0.8, 1]  # of scales .5 and .625
+    for frame, (step, share) in zip(listener.previews, enumerate(shares), strict=True):
+        made = 2 if step < 2 else 4
+        tiles = [drawn(frame, k, share if made - 2 <= k < made else 1) for k in range(4)]
+        assert [is_empty(tile) for tile in tiles] == [False] * made + [True] * (4 - made), step
+    for k in range(4):  # the rough colours of what the sheet then shows
+        pair = [drawn(picture, k, 1).resize((16, 16)) for picture in (listener.previews[-1], sheet)]
+        rough, fine = (np.array(tile).ravel() for tile in pair)
+        assert np.corrcoef(rough, fine)[0, 1] > 0.6
 
 
 def test_taesd_previews(start_server):

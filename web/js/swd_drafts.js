@@ -9,6 +9,7 @@ const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another s
 const PASS_ON = ["SwDSaveDrafts", "Reroute"];
 const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
 const sheets = new Map(); // node -> refresh
+const living = new Set(); // nodes whose next sheet is being made
 
 // Every graph of the page: the outermost, and those of the subgraphs in it.
 function graphsIn(graph, found = new Set()) {
@@ -221,6 +222,7 @@ function show(node, output) {
   const [file] = output?.images ?? [];
   if (!cells || !file) return;
   node.swdSheet ??= addSheet(node);
+  living.delete(node);
   node.swdCells = { ...cells, drafts: cells.drafts?.map(addressOf) };
   node.swdSheet.show(addressOf(file), node.swdCells);
   sheets.set(node, () => {
@@ -228,6 +230,23 @@ function show(node, output) {
     node.swdSheet.mark(picked(first && pickOf(first)?.value, cells), Boolean(first));
   });
   refresh();
+}
+
+// Drafts as they are made: the host's previews of a node with a sheet are drawn there, of SwDDrafts from the first on.
+function showFrame({ blob, displayNodeId, nodeId }) {
+  const id = String(displayNodeId ?? nodeId);
+  const node = allGraphs()
+    .flatMap((graph) => graph.nodes)
+    .find((n) => (n.type === "SwDDrafts" || n.swdSheet) && pathOf(n) === id);
+  if (!node) return;
+  node.swdSheet ??= addSheet(node);
+  node.swdSheet.live(URL.createObjectURL(blob));
+  living.add(node);
+}
+
+function endFrames() {
+  for (const node of living) node.swdSheet.live("");
+  living.clear();
 }
 
 // After a reload of the page the sheets come back from what the host remembers of this workflow.
@@ -254,6 +273,10 @@ function fillIn(node) {
 app.registerExtension({
   name: "ComfyUI-SwD.drafts",
   setup() {
+    api.addEventListener("b_preview_with_metadata", ({ detail }) => showFrame(detail));
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, endFrames);
+    }
     api.addEventListener("status", ({ detail }) => {
       if (detail?.exec_info?.queue_remaining !== 0) return;
       for (const node of sheets.keys()) {

@@ -11,7 +11,7 @@ const STYLE = `
 .swd-grid button:hover { box-shadow: inset 0 0 0 2px #8cf8; }
 .swd-grid button[aria-pressed="true"] { box-shadow: inset 0 0 0 4px #5ab0ff; background: #5ab0ff22; }
 .swd-closer { grid-auto-flow: column; grid-auto-columns: 1fr; gap: 4px; background: #1e2227; }
-.swd-closer[hidden] { display: none; }
+.swd-grid[hidden], .swd-closer[hidden] { display: none; }
 .swd-pane { display: flex; flex-direction: column; min-width: 0; cursor: zoom-in; border: 3px solid #0000; }
 .swd-pane.swd-marked { border-color: #5ab0ff; }
 .swd-pane > div { flex: 1; min-height: 0; background-repeat: no-repeat; }
@@ -20,6 +20,7 @@ const STYLE = `
 .swd-bar button { padding: 3px 9px; white-space: nowrap; color: #f2f2f2; background: #3a4048; }
 .swd-bar button:first-child { background: #2868a8; }
 .swd-bar button:disabled { opacity: 0.5; cursor: default; }
+[data-testid^="node-body"]:has(.swd-sheet) > :is(img[src^="blob:"], img[src^="blob:"] + *) { display: none; }
 .swd-bar span { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 `;
 const HINT = "Space marks · A all · X none · Z closer · C compares";
@@ -42,7 +43,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   const grid = make("div", page, { className: "swd-grid", role: "group" });
   const closer = make("div", page, { className: "swd-closer", hidden: true, ariaHidden: "true" });
   const bar = make("div", root, { className: "swd-bar" });
-  const go = make("button", bar, { type: "button", title: "Ctrl+Enter; a double click finishes one" });
+  const go = make("button", bar, { type: "button", textContent: "Finish picked", title: "Ctrl+Enter; a double click finishes one" });
   const zoomer = make("button", bar, { type: "button", textContent: "Closer", title: "Z, or the wheel" });
   const comparer = make("button", bar, { type: "button", textContent: "Compare", title: "C" });
   const status = make("span", bar, { role: "status", title: HINT, textContent: HINT });
@@ -51,6 +52,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   let buttons = [];
   let marks = new Set();
   let current = 0; // the draft with the focus, from 0
+  let shown = ""; // the address of the sheet, which frames of the next one may stand in for
+  let frame = ""; // what is drawn now
   let look = null; // or { pinned, zoom, x, y }: beside which other, how large, and where, from 0 to 1
 
   function move(to) {
@@ -138,6 +141,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     move(current);
   }
 
+  go.disabled = zoomer.hidden = comparer.hidden = true; // until there is a sheet
+
   const keys = {
     arrowleft: () => move(current - 1),
     arrowright: () => move(current + 1),
@@ -153,6 +158,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   };
 
   root.addEventListener("keydown", (e) => {
+    if (!cells.count) return;
     const control = e.ctrlKey || e.metaKey;
     if (control ? e.key === "Enter" : [" ", "Enter"].includes(e.key)) {
       e.stopPropagation(); // the host would run the whole graph
@@ -205,6 +211,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   comparer.onclick = compare;
   image.onerror = () => (root.hidden = true); // cleared by a restart of the host
   image.onload = () => {
+    if (frame !== image.src) URL.revokeObjectURL(frame);
+    frame = image.src;
     root.hidden = false;
     page.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
     resized(image.naturalHeight / image.naturalWidth);
@@ -219,7 +227,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       look = null;
       closer.replaceChildren();
       image.alt = `Contact sheet of ${cells.count} drafts`;
-      image.src = address;
+      shown = image.src = address;
+      grid.hidden = false;
       grid.ariaLabel = `${cells.count} drafts. Arrows move, ${HINT}, Ctrl+Enter finishes`;
       grid.style.gridTemplate = `repeat(${cells.rows}, 1fr) / repeat(${cells.columns}, 1fr)`;
       buttons = Array.from({ length: cells.count }, (_, k) => {
@@ -244,6 +253,12 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       go.disabled = !marks.size || !finishable;
       go.textContent = finishable ? `Finish ${marks.size || ""} picked` : "No Finish SwD Drafts behind";
       if (look) place();
+    },
+    // A frame of the sheet that is being made; "" is the end of it, whether or not it came to one.
+    live(address) {
+      if (!address && !grid.hidden) return;
+      grid.hidden = Boolean(address);
+      image.src = address || shown;
     },
     say: (text) => (status.textContent = text || HINT),
   };
