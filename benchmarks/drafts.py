@@ -53,7 +53,7 @@ class Emoji:
         begun = drafting.begin(
             self.model, latent, self.schedule, on_host.SEED, count, "bicubic"
         )  # fmt: skip
-        return drafting.Sampling(self.model, self.cond, None, 1.0).run(begun, 1, count)
+        return drafting.Sampling(self.model, {"": (self.cond, None)}, 1.0).run(begun, 1, count)
 
     def show(self, count: int) -> Any:
         latent = on_host.empty_latent(256)

@@ -179,11 +179,16 @@ def sample(model: Any, positive: list, latent: dict, schedule: Any) -> Tensor:
 
 def draft(model: Any, positive: list, latent: dict, schedule: Any, count: int, **more: Any) -> Any:
     """What SwDDrafts puts out after the first step."""
-    out = pack()["SwDDrafts"].execute(
+    given = in_lists(
         model=model, positive=positive, latent_image=latent, schedule=schedule, seed=SEED,
         count=count, stop_after=1, batch=count, cfg=1.0, upscale_method="bicubic", **more,
     )  # fmt: skip
-    return out.args
+    return pack()["SwDDrafts"].execute(**given).args
+
+
+def in_lists(**given: Any) -> dict[str, list]:
+    """As the host gives them to a node that takes lists."""
+    return {name: [value] for name, value in given.items()}
 
 
 def growing(model: Any, latent: dict, steps: int) -> Any:

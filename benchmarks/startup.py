@@ -75,7 +75,9 @@ def latencies(known: dict[str, Any], found: dict[str, float]) -> None:
     drafts = known["SwDDrafts"]
     twice(
         "SwDDrafts, 16 emoji, decoded",
-        lambda: drafts.execute(**shared, count=16, stop_after=1, batch=16, vae=vae),
+        lambda: drafts.execute(
+            **on_host.in_lists(**shared, count=16, stop_after=1, batch=16, vae=vae)
+        ),
     )
 
 

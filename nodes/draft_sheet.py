@@ -1,12 +1,14 @@
 """Drafts as pictures: decoded, laid out on a sheet, and told to the page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import latent_preview
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..swd_core.contact import contact_sheet
+from ..swd_core.contact import Sheet, contact_sheet
 from ..swd_core.drafts import Drafts
 from ..swd_core.pictures import picture_of, pixels_of
 from ._host import ui
@@ -38,6 +40,12 @@ def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
     return images.reshape(-1, *images.shape[-3:])
 
 
+def sheet_of(drafts: Drafts, pictures: Sequence[Image.Image]) -> Sheet:
+    """Their contact sheet, a row for each prompt where they are of several."""
+    prompts = [draft.prompt for draft in drafts.images]
+    return contact_sheet(pictures, drafts.labels(), headings=prompts)
+
+
 def show(
     drafts: Drafts, images: Tensor, cls: Any, share: float | None = None
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -47,7 +55,7 @@ def show(
         share: what each has cost of a full run, where that is known.
     """
     firsts = images[:: images.shape[0] // len(drafts.images)]
-    sheet = contact_sheet([picture_of(pixels) for pixels in firsts], drafts.labels())
+    sheet = sheet_of(drafts, [picture_of(pixels) for pixels in firsts])
     image = pixels_of(sheet.picture)[None]
     cells = {
         "columns": sheet.columns,
@@ -55,7 +63,11 @@ def show(
         "count": sheet.count,
         "sheet": drafts.sheet,
         "seed": drafts.images[0].seed,
-        "labels": drafts.labels(),
+        "places": sheet.places,
+        "labels": [
+            " · ".join(filter(None, (draft.prompt, label)))
+            for draft, label in zip(drafts.images, drafts.labels(), strict=True)
+        ],
         "share": share,
         "size": list(firsts.shape[2:0:-1]),
         "drafts": ui.PreviewImage(firsts.detach(), cls=cls).as_dict()["images"],

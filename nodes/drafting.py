@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import comfy.model_management
@@ -19,6 +20,7 @@ from . import _host, _host_latent, _host_model
 from .checks import check_run
 from .growth_sampler import sampler_of
 from .preview import LiveSheet
+from .prompts import Texts
 
 log = logging.getLogger(__name__)
 KEY = "swd_drafts"
@@ -37,8 +39,9 @@ def begin(
     count: int,
     method: str,
     vae: Any = None,
+    prompts: Sequence[str] = ("",),
 ) -> Drafts:
-    """`count` images before their first step.
+    """`count` images of each prompt before their first step.
 
     Args:
         vae: for schedules that lift through pixels and have none with them.
@@ -58,7 +61,7 @@ def begin(
         schedule,
         model_name(model),
         tuple(samples.shape[-2:]),
-        tuple(Draft(plain_seed(seed), first + i) for i in range(count)),
+        tuple(Draft(plain_seed(seed), first + i, prompt=p) for p in prompts for i in range(count)),
         method=method,
         latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
         mask=mask,
@@ -84,11 +87,10 @@ def _run_of(
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a stretch needs of the host."""
+    """What a stretch needs of the host. texts: the conditioning of each draft's prompt."""
 
     model: Any
-    positive: Any
-    negative: Any
+    texts: Texts
     cfg: float
     vae: Any = None
 
@@ -97,12 +99,13 @@ class Sampling:
         if drafts.samples is not None:
             _host_latent.check_channels(drafts.samples, self.model)
         _host_model.check_prediction(self.model, drafts.schedule)
-        _host.check_cfg(self.cfg, self.negative, self.model)
+        for _, negative in self.texts.values():
+            _host.check_cfg(self.cfg, negative, self.model)
 
     def run(
         self, drafts: Drafts, until: int, batch: int, each: Callable[[Drafts], None] | None = None
     ) -> Drafts:
-        """Goes on to the end of step `until`, at most `batch` images at a time.
+        """Goes on to the end of step `until`, at most `batch` images of a prompt at a time.
 
         A batch that runs out of memory is halved and tried again; what is done stays done.
 
@@ -113,9 +116,9 @@ class Sampling:
         done, todo, size = [], drafts, min(batch, len(drafts.images))
         ahead = self._stretches(drafts)[drafts.step : until]
         sizes = [stretch.size for stretch in ahead for _ in range(stretch.steps)]
-        live = LiveSheet(self.model, drafts.labels(), sizes)
+        live = LiveSheet(self.model, drafts, sizes)
         while todo.images:
-            part = todo.choose(range(min(size, len(todo.images))))
+            part = todo.choose(range(min(size, _alike(todo))))
             tell = _told(live, len(drafts.images) - len(todo.images), ahead[0].step)
             try:
                 finished = self._run_batch(part, ahead, until, tell)
@@ -168,6 +171,7 @@ class Sampling:
         until: int,
         callback: Callable[..., None],
     ) -> Drafts:
+        """Drafts of one prompt, run at once."""
         count = len(drafts.images)
         channels = self.model.get_model_object("latent_format").latent_channels
         shape = (
@@ -196,7 +200,8 @@ class Sampling:
             vae=self.vae,
         )
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
-        guider = _host.cfg_guider(self.model, self.positive, self.negative, self.cfg)
+        positive, negative = self.texts[drafts.images[0].prompt]
+        guider = _host.cfg_guider(self.model, positive, negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
         _host.make_room_for(guider, max((stretch.size for stretch in ahead), key=math.prod))
         guider.sample(
@@ -213,6 +218,12 @@ class Sampling:
         samples = self.model.model.process_latent_out(scales[-1].to(torch.float32))
         x_t = states[-1].x_t if drafts.stretches else None
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
+
+
+def _alike(drafts: Drafts) -> int:
+    """How many images from the first on are of its prompt."""
+    _, first = next(groupby(drafts.images, key=lambda draft: draft.prompt))
+    return len(list(first))
 
 
 def _told(live: LiveSheet, image: int, first: int) -> Callable[..., None]:

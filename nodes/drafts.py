@@ -1,5 +1,6 @@
 """SwDDrafts and SwDFinishDrafts: see many, finish few."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -15,11 +16,13 @@ from .drafting import KEY, Sampling
 from .finished import LATELY
 from .fitting import check_vae
 from .inputs import checked
+from .prompts import by_prompt, matching
 from .sampler import METHOD_TIP, MODEL_TIP, NEGATIVE_TIP, SCHEDULE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
 CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
 BATCH_TIP = "Most images run at once; halved by itself where the memory does not hold them."
+LISTS = ("positive", "negative")
 VAE_TIP = "Decodes the drafts for the sheet; without it the colours are rough."
 
 
@@ -34,7 +37,11 @@ class SwDDrafts(io.ComfyNode):
             "sheet. Click those you like, or type their numbers, in the finishing node.",
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TIP),
-                io.Conditioning.Input("positive", tooltip="What to show."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="What to show. A list, as of SwD Prompts, has a row on the sheet for "
+                    "each.",
+                ),
                 io.Latent.Input(
                     "latent_image", tooltip="An empty latent of the finished size, batch size 1."
                 ),
@@ -49,7 +56,11 @@ class SwDDrafts(io.ComfyNode):
                     "other drafts.",
                 ),
                 io.Int.Input(
-                    "count", default=16, min=1, max=MAX_DRAFTS, tooltip="How many drafts."
+                    "count",
+                    default=16,
+                    min=1,
+                    max=MAX_DRAFTS,
+                    tooltip="How many drafts of a prompt.",
                 ),
                 io.Int.Input(
                     "stop_after",
@@ -83,17 +94,18 @@ class SwDDrafts(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            is_input_list=True,
             **supported(
                 io.Schema, search_aliases=["preview", "contact sheet", "pick", "scale-wise", "SwD"]
             ),
         )
 
     @classmethod
-    @checked()
+    @checked(lists=LISTS)
     def execute(
         cls,
         model: Any,
-        positive: Any,
+        positive: list[Any],
         latent_image: Any,
         schedule: AnySchedule,
         seed: int,
@@ -103,17 +115,21 @@ class SwDDrafts(io.ComfyNode):
         cfg: float,
         upscale_method: str,
         vae: Any = None,
-        negative: Any = None,
+        negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
-        check_count(count)
-        drafts = drafting.begin(model, latent_image, schedule, seed, count, upscale_method, vae)
+        texts = by_prompt(positive, negative)
+        total = count * len(texts)
+        check_count(total, "count" if len(texts) == 1 else f"count times {len(texts)} prompts")
+        drafts = drafting.begin(
+            model, latent_image, schedule, seed, count, upscale_method, vae, list(texts)
+        )
         check_stop(stop_after, drafts)
         check_vae(vae, model)
-        sampling = Sampling(model, positive, negative, cfg, vae)
+        sampling = Sampling(model, texts, cfg, vae)
         drafts = sampling.run(drafts, stop_after, batch)
         share = sampling.share(drafts)
         whole = "run at full size" if drafts.stretches else "full run"
-        say(f"{count} drafts, each {share:.3f} of a {whole}; all of them {count * share:.2f}")
+        say(f"{total} drafts, each {share:.3f} of a {whole}; all of them {total * share:.2f}")
         images = draft_sheet.decode(drafts, vae, model, batch)
         sheet, shown = draft_sheet.show(drafts, images, cls, share)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)
@@ -130,7 +146,10 @@ class SwDFinishDrafts(io.ComfyNode):
             "they had been run straight through. Nothing picked, nothing runs.",
             inputs=[
                 io.Model.Input("model", tooltip="The model the drafts were made with."),
-                io.Conditioning.Input("positive", tooltip="What the drafts were made with."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="What the drafts were made with; of several prompts all, in any order.",
+                ),
                 io.Latent.Input(
                     "drafts", tooltip="From SwD Drafts, or from this node with stop_after."
                 ),
@@ -187,17 +206,18 @@ class SwDFinishDrafts(io.ComfyNode):
                     tooltip="A latent for every scale, to decode for SwD Scale Strip.",
                 ),
             ],
+            is_input_list=True,
             **supported(
                 io.Schema, search_aliases=["continue", "pick", "variations", "scale-wise", "SwD"]
             ),
         )
 
     @classmethod
-    @checked()
+    @checked(lists=LISTS)
     def execute(
         cls,
         model: Any,
-        positive: Any,
+        positive: list[Any],
         drafts: Any,
         pick: str,
         detail_seed: int,
@@ -206,7 +226,7 @@ class SwDFinishDrafts(io.ComfyNode):
         batch: int,
         cfg: float,
         vae: Any = None,
-        negative: Any = None,
+        negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
         known = drafting.from_latent(drafts)
         positions = parse_picks(pick, known)
@@ -217,10 +237,8 @@ class SwDFinishDrafts(io.ComfyNode):
             check_stop(stop_after, known)
             check_vae(vae, model)
         chosen = known.choose(positions).vary(detail_seed, variations)
-        sampling, until = (
-            Sampling(model, positive, negative, cfg, vae),
-            stop_after or known.last,
-        )
+        texts = matching(by_prompt(positive, negative), chosen.images)
+        sampling, until = Sampling(model, texts, cfg, vae), stop_after or known.last
         done = LATELY.run(sampling, drafts[KEY], chosen, until, batch)
         scales = drafting.every_scale(done, model)
         if not stop_after:

@@ -63,10 +63,14 @@ class Finished:
         Args:
             source: what the LATENT carries. drafts: those picked of it.
         """
-        run = (number_of(source), until, *map(trace, vars(sampling).values()))
+        run = (number_of(source), until, *map(trace, (sampling.model, sampling.cfg, sampling.vae)))
+        digests = (
+            hashlib.blake2b(x0.contiguous().view(torch.uint8).numpy()).digest()
+            for x0 in drafts.scales[-1].cpu()
+        )
         keys = [
-            (*run, hashlib.blake2b(x0.contiguous().view(torch.uint8).numpy()).digest(), draft)
-            for x0, draft in zip(drafts.scales[-1].cpu(), drafts.images, strict=True)
+            (*run, trace(sampling.texts[draft.prompt]), digest, draft)
+            for digest, draft in zip(digests, drafts.images, strict=True)
         ]
         found = {key: self.rows[key] for key in keys if key in self.rows}
         missing = [i for i, key in enumerate(keys) if key not in found]

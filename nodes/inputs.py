@@ -6,7 +6,7 @@ And what an error of ours may say.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,11 +20,15 @@ from ._host import io
 TODO = "Set another here, or in the node that is linked to it."
 
 
-def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def checked(
+    *own: str, lists: Sequence[str] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Holds what an `execute` gets to the node's own schema: its limits and menus, form and None.
 
     Args:
         own: menus that the node checks itself, as they list files or take more than they show.
+        lists: of a node that the host gives lists, the inputs that may have several entries; the
+            others come to `execute` by themselves. By default all are lists there, too.
     """
 
     def around(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +43,9 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     continue
                 value = given[entry.id]
                 if schema.is_input_list:  # an empty one is a link that gave nothing
-                    given[entry.id] = [_checked(entry, one) for one in value or [None]]
+                    value = [_checked(entry, one) for one in value or [None]]
+                    one = lists is not None and entry.id not in lists
+                    given[entry.id] = _only(entry.id, value) if one else value
                 else:
                     given[entry.id] = _checked(entry, value)
             try:
@@ -51,6 +57,16 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return run
 
     return around
+
+
+def _only(name: str, values: list[Any]) -> Any:
+    """Raises ValueError unless there is one."""
+    if len(values) > 1:
+        raise ValueError(
+            f"{name} brings a list of {len(values)}; this node takes lists of prompts alone. "
+            "Connect one."
+        )
+    return values[0]
 
 
 def _make_printable(error: BaseException | None) -> None:

@@ -10,8 +10,9 @@ import latent_preview
 from PIL import Image
 from torch import Tensor
 
-from ..swd_core.contact import contact_sheet
+from ..swd_core.drafts import Drafts
 from ._host_model import cell_pixels
+from .draft_sheet import sheet_of
 
 MOST_TILES = 16
 BLANK = "#2c3138"  # a draft that is not made yet
@@ -77,18 +78,18 @@ class LiveSheet:
     """The same of many images run batch by batch: a frame is their contact sheet so far.
 
     Args:
-        model: the MODEL. labels: of all the images. sizes: as of `run_callback`, of the steps that
+        model: the MODEL. drafts: all of the images. sizes: as of `run_callback`, of the steps that
             run; each image is drawn as large as its step's size is of the last.
     """
 
-    def __init__(self, model: Any, labels: Sequence[str], sizes: Sequence[Sequence[int]]):
+    def __init__(self, model: Any, drafts: Drafts, sizes: Sequence[Sequence[int]]):
         self.previewer, self.bar = previewer_of(model), comfy.utils.ProgressBar(100)
-        self.sizes, self.marks, self.count = sizes, progress_marks(sizes), len(labels)
+        self.sizes, self.marks, self.count = sizes, progress_marks(sizes), len(drafts.images)
         if self.previewer is not None:
             cell = cell_pixels(model)
             height, width = (cell * side for side in sizes[-1][-2:])
             blank = Image.new("RGB", (width, height), BLANK)
-            self.sheet = contact_sheet([blank] * self.count, labels)
+            self.sheet = sheet_of(drafts, [blank] * self.count)
 
     def show(self, first: int, step: int, x0: Tensor) -> None:
         """Tells of a step of the images from number `first` on, both from 0."""

@@ -17,7 +17,8 @@ from .noise import MAX_SEED, NOISE_VERSION
 from .schedule import ScaleSchedule, one_line
 from .tensor_files import open_tensors, read_tensors, save_tensors
 
-VERSION, GROWN_VERSION = 1, 2  # of a student's drafts, which older packs read too; of growing ones
+# Of a student's drafts, which older packs read too; of growing ones; of several prompts' of either.
+VERSION, GROWN_VERSION, PROMPTS_VERSION = 1, 2, 3
 SUFFIX = ".drafts.safetensors"
 _HEADER = "swd_drafts"
 _ROUNDING = 16  # latent cells; no model's patch is larger
@@ -38,8 +39,9 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
     tensors |= {name: value for name, value in extra.items() if value is not None}
     growing = isinstance(drafts.schedule, GrowthSchedule)
     plan = drafts.schedule.to_dict()
+    several = any(d.prompt for d in drafts.images)
     header = {
-        "version": GROWN_VERSION if growing else VERSION,
+        "version": PROMPTS_VERSION if several else GROWN_VERSION if growing else VERSION,
         "noise_version": NOISE_VERSION,
         "schedule": {"growth": plan} if growing else plan,
         "step": drafts.step,
@@ -51,6 +53,8 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
     }
     if growing:
         header["stretches"] = drafts.stretches
+    if several:
+        header["prompts"] = [d.prompt for d in drafts.images]
     save_tensors(path, tensors, {_HEADER: json.dumps(header)}, overwrite)
 
 
@@ -83,10 +87,10 @@ def check_versions(header: Any, name: str) -> None:
     """Raises ValueError for a newer format, or a noise rule that would finish another picture."""
     if not isinstance(header, dict) or not {"version", "noise_version"} <= header.keys():
         raise ValueError(f"The drafts file {name} is damaged: its header has no version.")
-    if header["version"] not in (VERSION, GROWN_VERSION):
+    if header["version"] not in (VERSION, GROWN_VERSION, PROMPTS_VERSION):
         raise ValueError(
-            f"{name} has the drafts format {header['version']}; this version reads {VERSION} and "
-            f"{GROWN_VERSION}. Update the pack."
+            f"{name} has the drafts format {header['version']}; this version reads {VERSION} to "
+            f"{PROMPTS_VERSION}. Update the pack."
         )
     if header["noise_version"] != NOISE_VERSION:
         raise ValueError(
@@ -98,16 +102,26 @@ def check_versions(header: Any, name: str) -> None:
 def _read_header(header: dict[str, Any]) -> Drafts:
     """Drafts without their tensors; every number is one that can be meant."""
     height, width = header["size"]
-    plan, growing = header["schedule"], header["version"] == GROWN_VERSION
+    plan, version = header["schedule"], header["version"]
+    growing = version == GROWN_VERSION or (version == PROMPTS_VERSION and "growth" in plan)
+    rows, texts = header["images"], header["prompts"] if version == PROMPTS_VERSION else None
+    prompts = [""] * len(rows) if texts is None else [_text(text) for text in texts]
     return Drafts(
         GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
         one_line(str(header["model"])),
         (_whole(height, 1), _whole(width, 1)),
-        tuple(Draft(*(_whole(n) for n in row)) for row in header["images"]),
+        tuple(
+            Draft(*(_whole(n) for n in row), prompt=text)
+            for row, text in zip(rows, prompts, strict=True)
+        ),
         method=str(header["method"]),
-        prompt=str(header["prompt"]).encode("utf-8", "replace").decode("utf-8"),
+        prompt=_text(header["prompt"]),
         stretches=_whole(header["stretches"], 1) if growing else 0,
     )
+
+
+def _text(value: Any) -> str:
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _whole(value: Any, least: int = 0) -> int:

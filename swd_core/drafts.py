@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ class Draft:
     """Where one image's noise comes from.
 
     seed, index: of the run and of the image in it. detail: 0, or another seed that the steps after
-    the draft draw from.
+    the draft draw from. prompt: which of several prompts it is of, by its text; "" where there is
+    one alone.
     """
 
     seed: int
     index: int
     detail: int = 0
+    prompt: str = field(default="", repr=False)  # the sheet's name goes by the rest
 
     @property
     def label(self) -> str:

@@ -317,3 +317,40 @@ def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
     assert page.evaluate("() => document.querySelector('.swd-page img').src") == before
     assert page.locator(BUTTONS).count() == 16
     assert not [f for f in page.faults if "swd" in f.lower()]
+
+
+def test_rows_by_prompt(page, run, posted, ended, look):
+    """Three prompts, four seeds: arrows go by what is seen, picks by number."""
+    page.keyboard.press("Escape")
+    path = ROOT / "workflows" / "swd_drafts_emoji.json"
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    [text] = [n for n in graph["nodes"] if n["type"] == "CLIPTextEncode"]
+    text.update(type="SwDPrompts", widgets_values=["a red apple\na happy dog\na green frog"])
+    text["properties"] = {}
+    graph["id"] = str(uuid.uuid4())
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate(SET, ["SwDDrafts", {"count": 4}])
+    run()
+    page.wait_for_selector(BUTTONS, state="visible")
+    assert page.locator(BUTTONS).count() == 12
+    boxes = [page.get_by_title(f"Draft {k}", exact=True).bounding_box() for k in (1, 4, 5, 9)]
+    first, fourth, fifth, ninth = boxes
+    assert fourth["y"] == first["y"] < fifth["y"] < ninth["y"]
+    assert fifth["x"] == first["x"] == ninth["x"] < fourth["x"]
+    page.get_by_title("Draft 2", exact=True).focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(FOCUS) == "Draft 6"
+    page.keyboard.press(" ")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press(" ")
+    assert numbers(page) == "6,10"
+    group = page.get_by_role("group", name="12 drafts")
+    assert group.get_by_role("button", name="Draft 10 · a green frog · ").count() == 1
+    page.keyboard.press("Control+Enter")
+    said(page, "Last queued: 6, 10")
+    entry = ended()
+    assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 2
+    page.wait_for_timeout(1000)
+    look("prompts")
+    assert not [f for f in page.faults if "swd" in f.lower()]

@@ -36,6 +36,22 @@ def test_a_file_keeps_everything(file):
     assert loaded.latent.shape == (1, 4, 8, 12) and loaded.mask.shape == (1, 64, 96)
 
 
+@pytest.mark.parametrize("growing", [False, True])
+def test_each_draft_keeps_its_prompt(tmp_path, growing):
+    images = (Draft(5, 0, prompt="ж\n\ud800 苹果"), Draft(5, 0, prompt="fox"), Draft(6, 1, 9))
+    x0 = torch.ones(3, 4, 4, 6)
+    made = Drafts(SCHEDULE, "test", (8, 12), images, (x0,), samples=x0)
+    if growing:
+        plan = GrowthSchedule((1.0, 0.8, 0.4), delta=0.3, solver="dpmpp_2m", name="growth")
+        made = replace(made, schedule=plan, x_t=x0, stretches=2)
+    path = tmp_path / f"a{draft_files.SUFFIX}"
+    save_drafts(made, path)
+    loaded = load_drafts(path)
+    assert [d.prompt for d in loaded.images] == ["ж\n? 苹果", "fox", ""]
+    assert loaded.schedule == made.schedule and loaded.last == made.last
+    assert [(d.seed, d.index, d.detail) for d in loaded.images] == [(5, 0, 0), (5, 0, 0), (6, 1, 9)]
+
+
 def test_a_file_that_is_there_is_kept(file):
     before = file.read_bytes()
     with pytest.raises(OSError, match="nothing was overwritten"):
@@ -58,7 +74,10 @@ def change(file, **values):
     ("values", "says"),
     [
         ({"noise_version": 2}, "noise rule 2.*Draft them again"),
-        ({"version": 3}, "format 3.*Update the pack"),
+        ({"version": 4}, "format 4.*Update the pack"),
+        ({"version": 3}, "damaged.*no 'prompts'"),
+        ({"version": 3, "prompts": ["fox"]}, "damaged"),
+        ({"version": 3, "prompts": 7}, "damaged"),
         ({"step": 3}, "damaged"),
         ({"step": 0}, "damaged"),
         ({"images": [[1, 2, 3]]}, "damaged"),

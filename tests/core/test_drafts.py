@@ -1,5 +1,6 @@
 """Drafts without a host: picking, going on and the sheet."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,32 @@ def test_every_cell_of_a_sheet_shows_its_picture_over_its_label(count, size):
         assert tuple(cell[int(high - 44) // 2, int(wide) // 2]) == shade
         ink = (cell[-44:].astype(int).min(-1) > 150).any(0).nonzero()[0]
         assert 0 < ink.min() and ink.max() < wide - 1, "the label stays within its cell"
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns"), [((3, 3), 3), ((1, 4, 2), 4), ((16, 1), 8), ((1, 1, 1), 1)]
+)
+def test_each_heading_has_rows_of_its_own(counts, columns):
+    """And stands above the first of them, within the sheet."""
+    names = [f"{'a long prompt ' * 30}{n}" for n, _ in enumerate(counts)]
+    headings = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    pictures = [Image.new("RGB", (64, 64), (0, 200, 0))] * len(headings)
+    sheet = contact_sheet(pictures, ["seed 1"] * len(headings), headings=headings)
+    rows = [math.ceil(count / columns) for count in counts]
+    assert (sheet.columns, sheet.rows, sheet.count) == (columns, sum(rows), sum(counts))
+    pixels = np.asarray(sheet.picture).astype(int)
+    high, wide = pixels.shape[0] // sheet.rows, pixels.shape[1] // columns
+    k = 0
+    for n, count in enumerate(counts):
+        for i in range(count):
+            row, column = sum(rows[:n]) + i // columns, i % columns
+            assert sheet.places[k] == (row, column)
+            cell = pixels[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+            assert tuple(cell[30 + 4 + 64, wide // 2]) == (0, 200, 0)
+            has_heading = (cell[:30].min(-1) > 150).any()
+            assert column or has_heading == (i == 0), "on the first row alone"
+            k += 1
+    assert (pixels[:, -4:].min(-1) < 60).all(), "clipped at the sheet's edge"
 
 
 @pytest.mark.parametrize("label", ["two\nlines", "\ud800 half", "\0", "", " \t ", "x" * 5000])

@@ -1,6 +1,7 @@
 """The drafts' nodes around one small model, and a model that counts or has no room."""
 
 import torch
+from chain import hosted
 
 SEED = 12345
 FAMILIES = {"sd35-medium": "sd35-medium-4", "flux": "flux-4", "sdxl": "sdxl-4"}
@@ -23,7 +24,7 @@ class Bench:
             "cfg": 1.0, "upscale_method": "bicubic", **options,
         }  # fmt: skip
         inputs = {"model": self.model, "positive": self.cond, "schedule": self.schedule, **inputs}
-        return self.pack["SwDDrafts"].execute(**inputs).args
+        return hosted(self.pack["SwDDrafts"], **inputs).args
 
     def finish(self, drafts, pick, **options):
         inputs = {
@@ -35,7 +36,7 @@ class Bench:
             **options,
         }
         inputs = {"model": self.model, "positive": self.cond, **inputs}
-        return self.pack["SwDFinishDrafts"].execute(drafts=drafts, pick=pick, **inputs).args
+        return hosted(self.pack["SwDFinishDrafts"], drafts=drafts, pick=pick, **inputs).args
 
     def straight(self, indices, seed=SEED):
         latent = {

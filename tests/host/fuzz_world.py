@@ -10,7 +10,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.taesd.taesd
 import torch
-from chain import call
+from chain import call, hosted
 from fuzzing import SIGMAS, Latent, conditionings
 from torch import Tensor, nn
 
@@ -146,7 +146,8 @@ class World:
         shape = {"sdxl": (1, 4, 8, 8), "wan": (1, 16, 2, 8, 8)}.get(family, (1, 16, 8, 8))
         empty = Latent(shape).make()
         schedule = self.shelves["SWD_SCHEDULE"][self.usual("SWD_SCHEDULE", family, "")]
-        drafts = self.pack["SwDDrafts"].execute(
+        drafts = hosted(
+            self.pack["SwDDrafts"],
             model=self.shelves["MODEL"][family], positive=self.shelves["CONDITIONING"][family],
             latent_image=empty, schedule=schedule, seed=1, count=3, stop_after=1, batch=2, cfg=1.0,
             upscale_method="bicubic",

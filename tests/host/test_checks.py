@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from chain import cfg_guider, scalewise
+from chain import cfg_guider, hosted, scalewise
 
 ODD = {"INT": (-(2**70), 2**70, None), "FLOAT": (-math.inf, 1e300, math.nan, math.inf, 10**400)}
 SOCKETS = {
@@ -43,7 +43,7 @@ def test_every_number_by_a_link_is_held_to_the_schema(pack):
 def test_what_is_no_whole_number_is_refused(pack, value):
     node = pack["SwDDrafts"]
     with pytest.raises(ValueError, match=r"^count is .*no number"):
-        node.execute(**linked(node) | {"count": value})
+        node.execute(**linked(node) | {"count": [value]})
 
 
 def test_every_socket_refuses_nothing_unless_it_is_optional(pack):
@@ -94,7 +94,7 @@ def drafts(pack, model, **inputs):
         "latent_image": SOCKETS["LATENT"], "seed": 0, "count": 4, "stop_after": 1, "batch": 4,
         "cfg": 1.0, "upscale_method": "bicubic",
     }  # fmt: skip
-    return pack["SwDDrafts"].execute(model=model, schedule=schedule, **given | inputs).args[0]
+    return hosted(pack["SwDDrafts"], model=model, schedule=schedule, **given | inputs).args[0]
 
 
 LATENTS = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chain import hosted
 from drafts_bench import FAMILIES, SEED, Bench, counting
 from PIL import Image
 
@@ -202,7 +203,8 @@ def test_scale_strip(pack):
 
 def test_a_click_outlives_the_file_and_the_host_s_own_choice_does_not(one, pack):
     drafts, _, _ = one.drafts(count=4)
-    [cells] = pack["SwDDrafts"].execute(
+    [cells] = hosted(
+        pack["SwDDrafts"],
         model=one.model, positive=one.cond, schedule=one.schedule, latent_image=one.empty,
         seed=SEED, count=4, stop_after=1, batch=16, cfg=1.0, upscale_method="bicubic",
     ).ui["swd_sheet"]  # fmt: skip
@@ -222,7 +224,8 @@ def test_the_page_gets_each_draft_at_its_own_size(one, pack, folders):
     """What it looks at closely: the pixels of `images`, who they are and what they cost."""
     import folder_paths
 
-    shown = pack["SwDDrafts"].execute(
+    shown = hosted(
+        pack["SwDDrafts"],
         model=one.model, positive=one.cond, schedule=one.schedule, latent_image=one.empty,
         seed=SEED, count=3, stop_after=1, batch=16, cfg=1.0, upscale_method="bicubic",
         vae=FlatVAE(),

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from chain import hosted
 from paper import (
     PRESETS,
     SEED,
@@ -203,12 +204,14 @@ def test_a_linked_negative_seed_is_the_hosts_own(pack, small, models):
     latent = empty(192, 256)
     out = call(custom + "SamplerCustomAdvanced", noise, guider, sampler, sigmas, latent)
     assert torch.equal(out["samples"], expected)
-    drafts = pack["SwDDrafts"].execute(
+    drafts = hosted(
+        pack["SwDDrafts"],
         model=model, positive=cond, latent_image=latent, schedule=schedule, seed=-1, count=1,
         stop_after=1, batch=1, cfg=1.0, upscale_method="bicubic",
     ).args[0]  # fmt: skip
     assert drafts["swd_drafts"].images[0].seed == 2**64 - 1, "as a file can hold it"
-    finished = pack["SwDFinishDrafts"].execute(
+    finished = hosted(
+        pack["SwDFinishDrafts"],
         model=model, positive=cond, drafts=drafts, pick="1", detail_seed=0, variations=1,
         stop_after=0, batch=1, cfg=1.0,
     ).args[0]  # fmt: skip

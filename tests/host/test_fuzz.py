@@ -27,6 +27,7 @@ EXAMPLES = {
     "SwDDrafts": 100, "SwDFinishDrafts": 100, "SwDSaveDrafts": 60, "SwDLoadDrafts": 40,
     "SwDScaleStrip": 80, "SwDLoraLoader": 40, "SwDEmojiStudent": 5, "SwDDistillData": 60,
     "SwDDistillTrain": 30, "SwDLoadPrepared": 40, "SwDGrowthSchedule": 120, "SwDSpectrum": 60,
+    "SwDPrompts": 40,
 }  # fmt: skip
 # Values within the schema that would only take long.
 MOST = {
@@ -34,7 +35,7 @@ MOST = {
     "rank": 8, "width": 200, "height": 200, "latent_frames": 5,
 }  # fmt: skip
 NO_VAE, NO_SOLVER = "growing through pixels", "growing by nobody"
-TEXTS = {"pick": "1", "captions": "red apple"}
+TEXTS = {"pick": "1", "captions": "red apple", "prompts": "red apple\nhappy dog"}
 # What the host's own nodes raise for the same input, and why it is not ours to say better.
 HOSTS = {
     "model_base.py:877 (encode_adm)": "FLUX.1 on 0.3.64: pooled_output may be None, not left out",
@@ -106,7 +107,8 @@ def inputs(draw: Any, world: Any, node: Any) -> dict[str, Any]:
         if entry.optional and entry.id not in odd and draw(st.booleans()):
             continue
         value = (anything if entry.id in odd else usual)(world, entry, family)
-        given[entry.id] = draw(st.lists(value, max_size=3) if schema.is_input_list else value)
+        many = st.lists(value, max_size=3) if entry.id in odd else st.tuples(value).map(list)
+        given[entry.id] = draw(many if schema.is_input_list else value)
     return given
 
 

@@ -5,7 +5,7 @@ SD3.5, FLUX.1 and SDXL are in test_growing.py. Where ComfyUI 0.3.64 has no class
 
 import pytest
 import torch
-from chain import call
+from chain import call, hosted
 from growing_models import MODELS, SIZES, empty, make, text
 from grown import growth, host_noise, sample, sampler_of
 from paper import SEED
@@ -75,23 +75,21 @@ def test_drafts_are_finished_to_the_same_bits(pack, one):
     schedule = growth(pack, model, latent, steps=4, scheduler="auto")[0]
     shared = {"model": model, "positive": text(width), "cfg": 1.0}
     with torch.inference_mode():
-        drafts = pack["SwDDrafts"].execute(
+        drafts = hosted(
+            pack["SwDDrafts"],
             **shared, latent_image={"samples": latent}, schedule=schedule, seed=SEED, count=2,
             stop_after=1, batch=1, upscale_method="bicubic",
         ).args[0]  # fmt: skip
-        finished = (
-            pack["SwDFinishDrafts"]
-            .execute(
-                **shared,
-                drafts=drafts,
-                pick="2",
-                detail_seed=0,
-                variations=1,
-                stop_after=0,
-                batch=1,
-            )
-            .args[0]["samples"]
-        )
+        finished = hosted(
+            pack["SwDFinishDrafts"],
+            **shared,
+            drafts=drafts,
+            pick="2",
+            detail_seed=0,
+            variations=1,
+            stop_after=0,
+            batch=1,
+        ).args[0]["samples"]
         straight = pack["SwDSample"].execute(
             **shared, latent_image={"samples": latent, "batch_index": [1]}, schedule=schedule,
             seed=SEED, upscale_method="bicubic",

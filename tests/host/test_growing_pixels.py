@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from chain import call
+from chain import call, hosted
 from grown import growth, sampler_of
 from paper import SEED, guided, relative
 
@@ -97,17 +97,17 @@ def test_drafts_from_a_file_need_the_vae_at_the_finishing_node(pack, small, mode
     schedule = schedule_of(pack, model, vae)[0]
     shared = {"model": model, "positive": guided(small, "sd35-medium"), "cfg": 1.0, "batch": 1}
     with torch.inference_mode():
-        drafts = call(
+        drafts = hosted(
             pack["SwDDrafts"], **shared, latent_image={"samples": torch.zeros(1, 16, *SIZE)},
             schedule=schedule, seed=SEED, count=1, stop_after=1, upscale_method="bicubic",
-        )  # fmt: skip
+        ).args[0]  # fmt: skip
         files.save_drafts(drafting.from_latent(drafts), tmp_path / "x.drafts.safetensors")
         back = drafting.to_latent(files.load_drafts(tmp_path / "x.drafts.safetensors"))
         finish = {**shared, "pick": "1", "detail_seed": 0, "variations": 1, "stop_after": 0}
         with pytest.raises(ValueError, match="finishing node"):
-            call(pack["SwDFinishDrafts"], drafts=back, **finish)
-        again = call(pack["SwDFinishDrafts"], drafts=back, vae=vae, **finish)["samples"]
-        here = call(pack["SwDFinishDrafts"], drafts=drafts, **finish)["samples"]
+            hosted(pack["SwDFinishDrafts"], drafts=back, **finish)
+        again = hosted(pack["SwDFinishDrafts"], drafts=back, vae=vae, **finish).args[0]["samples"]
+        here = hosted(pack["SwDFinishDrafts"], drafts=drafts, **finish).args[0]["samples"]
     assert torch.equal(again, here)
     assert torch.equal(here, run(pack, small, model, schedule))
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from chain import hosted
 from grown import growth
 from paper import SEED, guided
 
@@ -38,7 +39,8 @@ class Graph:
             "seed": SEED, "count": 3, "stop_after": 1, "batch": 2, "cfg": 1.0,
             "upscale_method": "bicubic", **widgets,
         }  # fmt: skip
-        return self.pack["SwDDrafts"].execute(
+        return hosted(
+            self.pack["SwDDrafts"],
             model=self.model, positive=self.positive, latent_image={"samples": self.empty},
             schedule=schedule, **given,
         ).args  # fmt: skip
@@ -48,7 +50,8 @@ class Graph:
         given = {
             "detail_seed": 0, "variations": 1, "stop_after": 0, "batch": 2, "cfg": 1.0, **widgets,
         }  # fmt: skip
-        return self.pack["SwDFinishDrafts"].execute(
+        return hosted(
+            self.pack["SwDFinishDrafts"],
             model=self.model, positive=self.positive, drafts=drafts, pick=pick, **given
         ).args  # fmt: skip
 

@@ -104,6 +104,10 @@ INPUTS = {
         file: COMBO
         vae: VAE
     """,
+    "SwDPrompts": """
+        clip: CLIP
+        prompts: STRING =
+    """,
     "SwDScaleStrip": """
         images: IMAGE
         gap: INT = 8
@@ -170,6 +174,7 @@ OUTPUTS = {
     "SwDFinishDrafts": "latent: LATENT, scales: LATENT",
     "SwDSaveDrafts": "drafts: LATENT",
     "SwDLoadDrafts": "drafts: LATENT, images: IMAGE",
+    "SwDPrompts": "conditioning: CONDITIONING",
     "SwDScaleStrip": "strip: IMAGE, frames: IMAGE",
     "SwDLatentUpscale": "latent: LATENT",
     "SwDLoraLoader": "model: MODEL, report: STRING",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain import call, cfg_guider
+from chain import call, cfg_guider, hosted
 from conftest import Server
 from paper import SEED, guided, relative, schedule_of
 from safetensors.torch import load_file
@@ -91,7 +91,8 @@ def test_finished_drafts_are_the_straight_run(pack, wan, schedule, tmp_path, sto
     for name in ("temp", "output"):
         (tmp_path / name).mkdir()
         getattr(folder_paths, f"set_{name}_directory")(str(tmp_path / name))
-    drafts, images, sheet = pack["SwDDrafts"].execute(
+    drafts, images, sheet = hosted(
+        pack["SwDDrafts"],
         model=wan, positive=text(), latent_image=empty(), schedule=schedule, seed=SEED, count=2,
         stop_after=stop_after, batch=1, cfg=1.0, upscale_method="bicubic",
     ).args  # fmt: skip
@@ -105,7 +106,8 @@ def test_finished_drafts_are_the_straight_run(pack, wan, schedule, tmp_path, sto
         .execute(file=f"drafts/{file['filename']} [output]", vae=FrameVAE())
         .args[0]
     )
-    done, scales = pack["SwDFinishDrafts"].execute(
+    done, scales = hosted(
+        pack["SwDFinishDrafts"],
         model=wan, positive=text(), drafts=drafts, pick="2", detail_seed=0, variations=1,
         stop_after=0, batch=4, cfg=1.0,
     ).args  # fmt: skip

@@ -48,7 +48,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   const comparer = make("button", bar, { type: "button", textContent: "Compare", title: "C" });
   const status = make("span", bar, { role: "status", title: HINT, textContent: HINT });
 
-  let cells = { count: 0, columns: 1 };
+  let cells = { count: 0 };
   let buttons = [];
   let marks = new Set();
   let current = 0; // the draft with the focus, from 0
@@ -110,6 +110,13 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     for (const k of [current - 1, current + 1]) if (cells.drafts[k]) new Image().src = cells.drafts[k];
   }
 
+  // To the next row, where that is shorter to its last draft.
+  function step(by) {
+    const [row, column] = cells.places[current];
+    const to = cells.places.findLastIndex(([r, c]) => r === row + by && c <= column);
+    if (to >= 0) move(to);
+  }
+
   function described(k) {
     const share = cells.share && `${Math.round(cells.share * 100)} % of a full run`;
     return [`Draft ${k + 1}`, cells.labels?.[k], share].filter(Boolean).join(" · ");
@@ -146,8 +153,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   const keys = {
     arrowleft: () => move(current - 1),
     arrowright: () => move(current + 1),
-    arrowup: () => current >= cells.columns && move(current - cells.columns),
-    arrowdown: () => current + cells.columns < cells.count && move(current + cells.columns),
+    arrowup: () => step(-1),
+    arrowdown: () => step(1),
     home: () => move(0),
     end: () => move(cells.count - 1),
     a: all,
@@ -221,7 +228,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   return {
     root,
     bar: BAR,
-    // cells: rows, columns, count, and where known labels, share, size and drafts, the address of each.
+    // cells: rows, columns, count, places (row and column of each), and where known labels, share, size and drafts, the
+    // address of each.
     show(address, given) {
       cells = given;
       look = null;
@@ -233,6 +241,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       grid.style.gridTemplate = `repeat(${cells.rows}, 1fr) / repeat(${cells.columns}, 1fr)`;
       buttons = Array.from({ length: cells.count }, (_, k) => {
         const button = document.createElement("button");
+        const [row, column] = cells.places[k];
+        button.style.gridArea = `${row + 1} / ${column + 1}`;
         return Object.assign(button, {
           type: "button",
           title: `Draft ${k + 1}`,

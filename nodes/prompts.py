@@ -1,0 +1,103 @@
+"""SwDPrompts: a prompt a line, and how drafts of several keep each to its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..swd_core.drafts import Draft
+from ._host import CATEGORY, io, supported
+from .inputs import checked
+
+NAME = "swd_prompt"  # in a conditioning's options: the text it was made of
+MOST_PROMPTS = 64
+
+Texts = Mapping[str, tuple[Any, Any]]  # positive and negative conditioning, by prompt
+
+
+class SwDPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SwDPrompts",
+            display_name="SwD Prompts",
+            category=CATEGORY,
+            description="A prompt a line. SwD Drafts shows each in a row of its sheet, and Finish "
+            "SwD Drafts finishes every pick with its own.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="One prompt a line; empty lines are left out.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    is_output_list=True,
+                    tooltip="A list, for positive of SwD Drafts and of Finish SwD Drafts. Other "
+                    "nodes on the way run once for each.",
+                )
+            ],
+            **supported(io.Schema, search_aliases=["multiple prompts", "prompt list", "wildcard"]),
+        )
+
+    @classmethod
+    @checked()
+    def execute(cls, clip: Any, prompts: str) -> io.NodeOutput:
+        found = list(dict.fromkeys(filter(None, map(str.strip, prompts.splitlines()))))
+        if not 1 <= len(found) <= MOST_PROMPTS:
+            raise ValueError(
+                f"prompts has {len(found)} different lines; write 1 to {MOST_PROMPTS} prompts, one "
+                "a line."
+            )
+        made = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in found]
+        return io.NodeOutput(
+            [
+                [[context, {**options, NAME: text}] for context, options in conditioning]
+                for text, conditioning in zip(found, made, strict=True)
+            ]
+        )
+
+
+def by_prompt(positive: Sequence[Any], negative: Sequence[Any]) -> Texts:
+    """Conditionings by their text from SwD Prompts; others by their place, one alone as "".
+
+    Raises:
+        ValueError: unless there is one negative for all or for each.
+    """
+    if len(negative) not in (1, len(positive)):
+        raise ValueError(
+            f"positive brings {len(positive)} prompts and negative {len(negative)}. Connect one "
+            "negative, or as many."
+        )
+    negatives = [*negative] * (len(positive) if len(negative) == 1 else 1)
+    found: dict[str, tuple[Any, Any]] = {}
+    for k, pair in enumerate(zip(positive, negatives, strict=True), 1):
+        name = str(pair[0][0][1].get(NAME, "")) or (f"prompt {k}" if len(positive) > 1 else "")
+        found[f"{name} ({k})" if name in found else name] = pair
+    return found
+
+
+def matching(texts: Texts, images: Sequence[Draft]) -> Texts:
+    """What each of the drafts is finished with: one alone goes with drafts of one prompt.
+
+    Raises:
+        ValueError: names the prompt that is missing.
+    """
+    wanted = list(dict.fromkeys(draft.prompt for draft in images))
+    if len(wanted) == len(texts) == 1:
+        return dict.fromkeys(wanted, *texts.values())
+    missing = [prompt for prompt in wanted if prompt not in texts]
+    if missing:
+        raise ValueError(
+            f"The picks are of {len(wanted)} prompts, and positive brings {len(texts)}, among them "
+            f"not {missing[0]!r:.60}. Connect to the finishing node the same prompts as to SwD "
+            "Drafts, by the same nodes."
+        )
+    return texts
+
+
+NODES = [SwDPrompts]

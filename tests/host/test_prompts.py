@@ -1,0 +1,179 @@
+"""Several prompts on one sheet: a row for each, and every pick is finished with its own."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chain import call, hosted
+from drafts_bench import SEED, Bench, counting
+from graphs import find
+from test_drafts_server import graph_of, key_of, saved
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bench(pack, small, models, folders):
+    bench = Bench(pack, small, models["sd35-medium"], "sd35-medium")
+    bench.conds = [[[t * scale, o] for t, o in bench.cond] for scale in (1.0, -1.0, 0.3)]
+    return bench
+
+
+def named(cond, text):
+    return [[context, {**options, "swd_prompt": text}] for context, options in cond]
+
+
+def drafted(bench, positive, **inputs):
+    given = {
+        "model": bench.model, "schedule": bench.schedule, "latent_image": bench.empty,
+        "seed": SEED, "count": 2, "stop_after": 1, "batch": 16, "cfg": 1.0,
+        "upscale_method": "bicubic", **inputs,
+    }  # fmt: skip
+    several = [n for n in ("positive", "negative") if n == "positive" or n in inputs]
+    return hosted(bench.pack["SwDDrafts"], several, positive=positive, **given)
+
+
+def finished(bench, positive, drafts, pick, **inputs):
+    given = {
+        "model": bench.model, "detail_seed": 0, "variations": 1, "stop_after": 0, "batch": 4,
+        "cfg": 1.0, **inputs,
+    }  # fmt: skip
+    return hosted(
+        bench.pack["SwDFinishDrafts"], ["positive"], positive=positive, drafts=drafts, pick=pick,
+        **given,
+    ).args[0]["samples"]  # fmt: skip
+
+
+def straight(bench, cond, *indices):
+    bench.cond = cond
+    return bench.straight(indices)
+
+
+def test_every_row_is_a_prompt_and_every_pick_is_its_own_straight_run(bench):
+    fox, dog, apple = (named(c, t) for c, t in zip(bench.conds, "fox dog apple".split(), strict=1))
+    shown = drafted(bench, [fox, dog, apple])
+    drafts, [cells] = shown.args[0], shown.ui["swd_sheet"]
+    assert cells["places"] == ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
+    assert (cells["rows"], cells["columns"], cells["count"]) == (3, 2, 6)
+    names = [label.partition(" · ")[0] for label in cells["labels"]]
+    assert names == ["fox"] * 2 + ["dog"] * 2 + ["apple"] * 2
+    expected = torch.cat([straight(bench, cond, 0, 1) for cond in (fox, dog, apple)])
+    assert torch.equal(finished(bench, [fox, dog, apple], drafts, "all"), expected)
+    # In any order, and those of the picks alone.
+    some = finished(bench, [dog, apple], drafts, "6,5,3,4")
+    torch.testing.assert_close(some, expected[[5, 4, 2, 3]], rtol=0, atol=1e-4)
+    assert (expected[0] - expected[2]).abs().max() > 0.03, "the prompts make different pictures"
+
+
+def test_without_names_they_go_by_their_places(bench):
+    first, second, third = bench.conds
+    drafts = drafted(bench, [first, second], count=1).args[0]
+    done = finished(bench, [first, second], drafts, "2,1", batch=1)
+    expected = torch.cat([straight(bench, second, 0), straight(bench, first, 0)])
+    torch.testing.assert_close(done, expected, rtol=0, atol=1e-4)
+    twice = drafted(bench, [named(first, "fox"), named(second, "fox")], count=1).args[0]
+    assert [d.prompt for d in twice["swd_drafts"].images] == ["fox", "fox (2)"]
+
+
+def test_one_prompt_alone_may_be_changed_as_before(bench):
+    """Finishing with another text is the artist's choice where there is no doubt which."""
+    first, second, _ = bench.conds
+    drafts = drafted(bench, [named(first, "fox")], count=1).args[0]
+    changed = finished(bench, [second], drafts, "1")
+    assert not torch.equal(changed, finished(bench, [first], drafts, "1"))
+
+
+def test_deeper_drafts_and_files_keep_each_prompt(bench, pack):
+    fox, dog = (named(c, t) for c, t in zip(bench.conds[:2], ("fox", "dog"), strict=True))
+    drafts = drafted(bench, [fox, dog]).args[0]
+    deeper = hosted(
+        pack["SwDFinishDrafts"], ["positive"], model=bench.model, positive=[fox, dog],
+        drafts=drafts, pick="2,3", detail_seed=0, variations=1, stop_after=2, batch=1, cfg=1.0,
+    ).args[0]  # fmt: skip
+    [file] = pack["SwDSaveDrafts"].execute(drafts=deeper, filename_prefix="x").ui["swd_files"]
+    files = importlib.import_module("swd_pack.swd_core.draft_files")
+    import folder_paths
+
+    known = files.load_drafts(Path(folder_paths.get_output_directory()) / file["filename"])
+    assert [d.prompt for d in known.images] == ["fox", "dog"]
+    loaded = importlib.import_module("swd_pack.nodes.drafting").to_latent(known)
+    done = finished(bench, [fox, dog], loaded, "all", batch=1)
+    expected = torch.cat([straight(bench, fox, 1), straight(bench, dog, 0)])
+    torch.testing.assert_close(done, expected, rtol=0, atol=1e-4)
+
+
+def test_each_may_have_its_negative(bench):
+    first, second, third = bench.conds
+    more = {"negative": [third, first], "cfg": 3.0, "count": 1}
+    both = drafted(bench, [first, second], **more).args[0]["samples"]
+    for row, (positive, negative) in zip(both, [(first, third), (second, first)], strict=True):
+        alone = drafted(bench, [positive], **more | {"negative": [negative]}).args[0]["samples"]
+        torch.testing.assert_close(row, alone[0], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="positive brings 3 prompts and negative 2"):
+        drafted(bench, bench.conds, **more)
+
+
+def test_what_can_t_be_told_apart_is_refused_before_any_call(bench, pack):
+    fox, dog, apple = (named(c, t) for c, t in zip(bench.conds, "fox dog apple".split(), strict=1))
+    drafts = drafted(bench, [fox, dog]).args[0]
+    calls = []
+    bench.model = counting(bench.model, calls)
+    with pytest.raises(ValueError, match="picks are of 2 prompts.*brings 1.*not 'dog'"):
+        finished(bench, [fox], drafts, "1,3")
+    with pytest.raises(ValueError, match="brings 2, among them not 'dog'"):
+        finished(bench, [fox, apple], drafts, "3")
+    with pytest.raises(ValueError, match="count times 3 prompts is 300; ask for 1 to 256"):
+        drafted(bench, [fox, dog, apple], count=100)
+    with pytest.raises(ValueError, match="^seed brings a list of 2"):
+        hosted(
+            pack["SwDDrafts"], ["positive", "seed"], positive=[fox], seed=[1, 2], model=bench.model,
+            schedule=bench.schedule, latent_image=bench.empty, count=1, stop_after=1, batch=1,
+            cfg=1.0, upscale_method="bicubic",
+        )  # fmt: skip
+    assert not calls
+
+
+def test_the_host_s_nodes_leave_a_prompt_its_name(bench, pack):
+    """FLUX's guidance, an area and a mask stand between the text and the drafts in many graphs."""
+    import nodes
+
+    fox = named(bench.conds[0], "fox")
+    guided = call("comfy_extras.nodes_flux:FluxGuidance", fox, 3.5)
+    (area,) = nodes.ConditioningSetArea().append(guided, 64, 64, 0, 0, 1.0)
+    (masked,) = nodes.ConditioningSetMask().append(area, torch.ones(1, 8, 8), "default", 1.0)
+    assert masked[0][1]["swd_prompt"] == "fox"
+
+
+def prompts_graph(server, text: str) -> dict:
+    prompt = graph_of(server)
+    key = key_of(prompt, "CLIPTextEncode")
+    clip = prompt[key]["inputs"]["clip"]
+    prompt[key] = {"class_type": "SwDPrompts", "inputs": {"clip": clip, "prompts": text}}
+    find(prompt, "SwDDrafts").update(count=3, seed=6100)
+    return prompt
+
+
+def test_prompts_through_the_server(server):
+    """Two lines, three seeds; each finished picture is that of its prompt alone."""
+    prompt = prompts_graph(server, "a red apple\n\n  a happy dog  \n")
+    entry = server.run(prompt)
+    [cells] = entry["outputs"][key_of(prompt, "SwDDrafts")]["swd_sheet"]
+    assert (cells["rows"], cells["columns"], cells["count"]) == (2, 3, 6)
+    assert cells["labels"][3].startswith("a happy dog · ")
+    find(prompt, "SwDFinishDrafts")["pick"] = "5,2"
+    dog, apple = saved(server, prompt)
+    for text, picture in (("a happy dog", dog), ("a red apple", apple)):
+        alone = graph_of(server)
+        find(alone, "CLIPTextEncode")["text"] = text
+        find(alone, "SwDDrafts").update(count=3, seed=6100)
+        find(alone, "SwDFinishDrafts")["pick"] = "2"
+        assert np.abs(saved(server, alone)[0] - picture).max() <= 1
+    assert np.abs(dog - apple).mean() > 5
+
+
+@pytest.mark.parametrize("text", ["", " \n \n", "\n".join(map(str, range(65)))])
+def test_no_prompt_and_too_many_are_said(server, text):
+    assert "1 to 64 prompts" in json.dumps(server.run(prompts_graph(server, text)))
