@@ -248,6 +248,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
           title: `Draft ${k + 1}`,
           ariaLabel: described(k),
           tabIndex: k ? -1 : 0,
+          onfocus: () => (current = k),
           ...clicks(k),
         });
       });
