@@ -1,5 +1,6 @@
 """The seam to ComfyUI: what a MODEL is (family, cells, patch, noise levels), by its own words."""
 
+import copy
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,6 +51,12 @@ def patch_multiple(model: Any) -> int:
     return 2
 
 
+def noise_table(model: Any) -> Any:
+    """The model's noise levels on the CPU: a card rounds differently, and it has them only once
+    the model has been loaded, so the first run would differ from the next."""
+    return copy.deepcopy(model.get_model_object("model_sampling")).cpu()
+
+
 def schedule_sigmas(model: Any, schedule: AnySchedule) -> Tensor:
     """SIGMAS (steps + 1,) of a schedule in the model's own terms, with the final 0.
 
@@ -59,9 +66,9 @@ def schedule_sigmas(model: Any, schedule: AnySchedule) -> Tensor:
     Raises:
         ValueError: if the model's table has no falling noise levels for them.
     """
-    sampling = model.get_model_object("model_sampling")
     if schedule.sigma_kind != "timestep":
         return torch.tensor([*schedule.sigmas, 0.0], dtype=torch.float32)
+    sampling = noise_table(model)
     sigmas = [
         float(sampling.sigma_max) if t >= 999 else float(sampling.sigma(torch.tensor(float(t))))
         for t in schedule.sigmas

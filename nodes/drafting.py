@@ -215,7 +215,7 @@ class Sampling:
             seed=drafts.images[0].seed,
         )
         scales = tuple(state.x0 for state in states)
-        samples = self.model.model.process_latent_out(scales[-1].to(torch.float32))
+        samples = decodable(scales[-1], self.model)
         x_t = states[-1].x_t if drafts.stretches else None
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
 
@@ -265,6 +265,10 @@ def from_latent(latent: Any) -> Drafts:
 
 def every_scale(drafts: Drafts, model: Any) -> list[dict[str, Tensor]]:
     """A LATENT (N, C, h, w) for each step that ran."""
-    return [
-        {"samples": model.model.process_latent_out(x0.to(torch.float32))} for x0 in drafts.scales
-    ]
+    return [{"samples": decodable(x0, model)} for x0 in drafts.scales]
+
+
+def decodable(x0: Tensor, model: Any) -> Tensor:
+    """x0 in the VAE's units: worked out where the host does it, as a card divides differently."""
+    there = x0.to(model.load_device, torch.float32)
+    return _host.to_output_device(model.model.process_latent_out(there))

@@ -66,7 +66,7 @@ def start_sigmas(model: Any, sigmas: torch.Tensor, strength: float) -> torch.Ten
     The strength means the host's own noise level for it. The run begins at the first step whose
     sigma is not above that; below the last step's, one step at exactly that level.
     """
-    top = float(model.get_model_object("model_sampling").percent_to_sigma(1 - strength))
+    top = float(_host_model.noise_table(model).percent_to_sigma(1 - strength))
     for step, sigma in enumerate(sigmas.tolist()[:-1]):
         if sigma <= 1.01 * top:
             return sigmas[step:]
