@@ -15,6 +15,7 @@ from .scalewise import Interval
 class DistillModel(Protocol):
     """What the trainer needs of a model; adapters 'student' and 'fake' are already in `module`.
 
+    Tensors come on the device it computes on; only the conditioning's size stays on the CPU.
     patch: latent cells in a row of what [train] batch_tokens counts.
     """
 

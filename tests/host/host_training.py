@@ -51,7 +51,7 @@ def train(pack, model, data, name="student", vae=None, **values):
 def bits(model) -> dict[str, torch.Tensor]:
     """A copy of every weight's bytes."""
     return {
-        name: value.detach().clone().contiguous().view(-1).view(torch.uint8)
+        name: value.detach().cpu().clone().contiguous().view(-1).view(torch.uint8)
         for name, value in model.model.state_dict().items()
         if value.numel()
     }

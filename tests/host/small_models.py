@@ -165,9 +165,7 @@ WAN = {
 def wan_model(kind: str = "WAN21_T2V", **changes: Any) -> Any:
     """The host's MODEL of a small random Wan, of a class of its supported_models."""
     config = {**WAN, **changes}
-    net = comfy.ldm.wan.model.WanModel(
-        **config, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32
-    )
+    net = comfy.ldm.wan.model.WanModel(**config, operations=nn, device="cpu", dtype=torch.float32)
     config = getattr(comfy.supported_models, kind)({"image_model": "wan2.1", **config})
     return patcher(config, random_weights(net), torch.float32)
 
@@ -187,7 +185,10 @@ QWEN = {
 
 
 def random_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Weights for the host's own module, so that outputs are about as large as inputs."""
+    """Weights for the host's own network, so that outputs are about as large as inputs.
+
+    Made of torch's layers: with dynamic VRAM the host's have no weights before they are loaded.
+    """
     generator = torch.Generator().manual_seed(8)
     return {
         name: torch.randn(w.shape, generator=generator)
@@ -199,7 +200,7 @@ def random_weights(net: nn.Module) -> dict[str, Tensor]:
 @lru_cache(maxsize=1)
 def flux2_model() -> Any:
     """The host's MODEL of a small random FLUX.2, which ComfyUI 0.3.64 doesn't know."""
-    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    made = {"operations": nn, "device": "cpu", "dtype": torch.float32}
     state = random_weights(comfy.ldm.flux.model.Flux(**FLUX2, **made))
     return patcher(comfy.supported_models.Flux2(dict(FLUX2)), state, torch.float32)
 
@@ -207,14 +208,14 @@ def flux2_model() -> Any:
 @lru_cache(maxsize=1)
 def qwen_model() -> Any:
     """The host's MODEL of a small random Qwen-Image; its latents have a frame."""
-    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    made = {"operations": nn, "device": "cpu", "dtype": torch.float32}
     net = comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(**QWEN, **made)
     return patcher(comfy.supported_models.QwenImage(dict(QWEN)), random_weights(net), torch.float32)
 
 
 def _built(config_class: str, config: dict[str, Any], net: Any) -> Any:
     """The host's MODEL of a class of its supported_models around a small random network."""
-    made = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    made = {"operations": nn, "device": "cpu", "dtype": torch.float32}
     state = random_weights(net(**config, **made))
     return patcher(
         getattr(comfy.supported_models, config_class)(dict(config)), state, torch.float32

@@ -12,6 +12,8 @@ from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.diffusers_models import wrap
 from swd_core.lora_files import write_peft
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def host_model(pack):
@@ -27,8 +29,8 @@ def folders(loras, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
 
 
-def inputs(small, family):
-    """x_t, noise levels at entries of SDXL's table, and text of a batch of two."""
+def inputs(small, family, device=CPU):
+    """x_t, noise levels at entries of SDXL's table, and text of a batch of two, as trainers do."""
     kind, generator = small.KINDS[family], torch.Generator().manual_seed(5)
     x = torch.randn(2, kind.channels, SIDE, SIDE, generator=generator)
     sigma = torch.tensor([0.9, 0.4])
@@ -40,7 +42,8 @@ def inputs(small, family):
     texts = [small.conditioning(family, seed)[0] for seed in (1, 2)]
     context = torch.cat([context for context, _ in texts])
     pooled = torch.cat([extra["pooled_output"] for _, extra in texts])
-    return x, sigma, Conditioning(context, pooled, size=torch.full((2, 2), 8.0 * SIDE))
+    text = Conditioning(context.to(device), pooled.to(device), size=torch.full((2, 2), 8.0 * SIDE))
+    return x.to(device), sigma.to(device), text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,10 +52,10 @@ def test_predictions_features_and_gradients_are_those_of_diffusers(
 ):
     ours = host_model.HostModel(models[family], 4)
     theirs = wrap(copy.deepcopy(small.reference(family)), rank=4)
-    x, sigma, text = inputs(small, family)
     assert ours.width == theirs.width
     results = []
-    for model in (ours, theirs):
+    for model, device in ((ours, models[family].load_device), (theirs, CPU)):
+        x, sigma, text = inputs(small, family, device)
         start = x.clone().requires_grad_()
         x0, tokens = model.predict_with_features(start, sigma, text)
         (x0.square().mean() + tokens.square().mean()).backward()
@@ -77,9 +80,9 @@ def test_the_adapter_is_the_published_file_on_diffusers(
 ):
     """Fused layers come apart into diffusers' with a common down matrix, and PEFT agrees."""
     ours = host_model.HostModel(models[family], 4)
-    x, sigma, text = inputs(small, family)
+    here = inputs(small, family, models[family].load_device)
     generator = torch.Generator().manual_seed(0)
-    bare = ours.predict(x, sigma, text)
+    bare = ours.predict(*here)
     pairs = {}
     for name in ours.parts:
         layer = ours.module.get_submodule(name)
@@ -92,16 +95,16 @@ def test_the_adapter_is_the_published_file_on_diffusers(
     worn = peft.PeftModel.from_pretrained(reference, tmp_path / "file")
     theirs = wrap(worn.merge_and_unload(), rank=1)
     with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
-        x0 = ours.predict(x, sigma, text)
+        x0 = ours.predict(*here)
     assert relative(bare, x0) > 0.01
-    near(x0, theirs.predict(x, sigma, text), 1e-4)
-    near(bare, ours.predict(x, sigma, text))
+    near(x0, theirs.predict(*inputs(small, family)), 1e-4)
+    near(bare, ours.predict(*here))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_changes_no_gradient(small, models, host_model, family):
     """The backward pass runs when another adapter is active, as in the trainer."""
-    x, sigma, text = inputs(small, family)
+    x, sigma, text = inputs(small, family, models[family].load_device)
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(1)

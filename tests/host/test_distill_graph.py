@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ON_CPU
 from host_training import FAMILIES, PRESET, bits, data_for, near, packed, same_bits, train
 from lora_files import SHORT, load, peft, publish
 from paper import empty, guided, reference_latent, relative, run_node
@@ -22,6 +23,14 @@ def folders(loras, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """As the host's --deterministic: a card adds up attention's gradients in any order."""
+    torch.use_deterministic_algorithms(not ON_CPU, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,7 +50,7 @@ def test_a_student_is_trained_loaded_and_sampled(pack, small, loras, family):
     theirs = reference_latent(small, PRESET[family], 128, 128, cond, net=worn.base_model.model)
     bare = reference_latent(small, PRESET[family], 128, 128, cond)
     assert relative(bare, theirs) > 1e-3
-    near(ours, theirs, 1e-4)
+    near(ours, theirs, 1e-4 if ON_CPU else 5e-4)
     assert lora.schedule == presets()[PRESET[family]].schedule
     theirs = wrap(copy.deepcopy(small.reference(family)), rank=1)
     assert lora.layers.keys() == switched_layers(theirs.module).keys(), "as the other trainer"
