@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 
-from . import offered
+from . import offered, tray
 from ._host import ComfyExtension, io
 
 FIRST = ("schedule", "sampler", "drafts", "draft_files")  # in the node library; then by name
@@ -38,4 +38,5 @@ class SwDExtension(ComfyExtension):
 def extension() -> SwDExtension:
     menus = (getattr(module, "MENUS", {}) for module in MODULES)
     offered.serve({node: menu for found in menus for node, menu in found.items()})
+    tray.serve()
     return SwDExtension()

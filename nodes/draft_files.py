@@ -9,6 +9,7 @@ from typing import Any
 import folder_paths
 
 from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
+from ..swd_core.drafts import parse_picks
 from ..swd_core.files import check_name
 from . import draft_sheet, drafting, offered
 from ._host import CATEGORY, io, supported
@@ -56,6 +57,13 @@ class SwDSaveDrafts(io.ComfyNode):
                     default=PREFIX,
                     tooltip="Folder and beginning of the file's name.",
                 ),
+                io.String.Input(
+                    "pick",
+                    default="all",
+                    optional=True,
+                    tooltip="Which: numbers of the contact sheet, such as 3, or 1,4-6, or all. In "
+                    "the folder drafts/tray they lie on SwD Draft Tray.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -68,8 +76,11 @@ class SwDSaveDrafts(io.ComfyNode):
 
     @classmethod
     @checked()
-    def execute(cls, drafts: Any, filename_prefix: str) -> io.NodeOutput:
-        known = drafting.from_latent(drafts)
+    def execute(cls, drafts: Any, filename_prefix: str, pick: str = "all") -> io.NodeOutput:
+        whole = drafting.from_latent(drafts)
+        known = whole.choose(parse_picks(pick, whole))
+        if not known.images:
+            return io.NodeOutput(drafts)
         root = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             checked_prefix(filename_prefix), root

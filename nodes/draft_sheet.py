@@ -12,6 +12,7 @@ from ..swd_core.contact import Sheet, contact_sheet
 from ..swd_core.drafts import Drafts
 from ..swd_core.pictures import picture_of, pixels_of
 from ._host import ui
+from .shown import LATELY
 
 
 def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
@@ -57,6 +58,7 @@ def show(
     firsts = images[:: images.shape[0] // len(drafts.images)]
     sheet = sheet_of(drafts, [picture_of(pixels) for pixels in firsts])
     image = pixels_of(sheet.picture)[None]
+    LATELY.add(drafts)
     cells = {
         "columns": sheet.columns,
         "rows": sheet.rows,

@@ -39,12 +39,6 @@ def trace(value: Any) -> Hashable:
     return value if isinstance(value, (str, int, float, type(None))) else number_of(value)
 
 
-def bytes_of(drafts: Drafts) -> int:
-    """Of the latents that they hold of their own; the picture they began with is shared."""
-    held = [t for t in (*drafts.scales, drafts.samples, drafts.x_t) if t is not None]
-    return sum(t.numel() * t.element_size() for t in held)
-
-
 class Finished:
     """Images by their drafts, the draft and what finished them; the oldest go beyond MOST_BYTES.
 
@@ -99,10 +93,10 @@ class Finished:
         for key in [key for key in self.rows if key in found or key[0] not in living]:
             del self.rows[key]
         self.rows.update(found)
-        size = sum(map(bytes_of, self.rows.values()))
+        size = sum(row.bytes for row in self.rows.values())
         while size > MOST_BYTES:
             _, row = self.rows.popitem(last=False)
-            size -= bytes_of(row)
+            size -= row.bytes
 
 
 LATELY = Finished()

@@ -9,6 +9,7 @@ from .inputs import checked
 
 NAME = "swd_prompt"  # in a conditioning's options: the text it was made of
 MOST_PROMPTS = 64
+UNTOLD = "one without a known text"
 
 Texts = Mapping[str, tuple[Any, Any]]  # positive and negative conditioning, by prompt
 
@@ -53,13 +54,16 @@ class SwDPrompts(io.ComfyNode):
                 f"prompts has {len(found)} different lines; write 1 to {MOST_PROMPTS} prompts, one "
                 "a line."
             )
-        made = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in found]
-        return io.NodeOutput(
-            [
-                [[context, {**options, NAME: text}] for context, options in conditioning]
-                for text, conditioning in zip(found, made, strict=True)
-            ]
-        )
+        return io.NodeOutput(encoded(clip, found))
+
+
+def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
+    """The conditioning of each, which carries its text."""
+    made = [(text, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in prompts]
+    return [
+        [[context, {**options, NAME: text}] for context, options in conditioning]
+        for text, conditioning in made
+    ]
 
 
 def by_prompt(positive: Sequence[Any], negative: Sequence[Any]) -> Texts:
@@ -94,8 +98,8 @@ def matching(texts: Texts, images: Sequence[Draft]) -> Texts:
     if missing:
         raise ValueError(
             f"The picks are of {len(wanted)} prompts, and positive brings {len(texts)}, among them "
-            f"not {missing[0]!r:.60}. Connect to the finishing node the same prompts as to SwD "
-            "Drafts, by the same nodes."
+            f"not {missing[0] or UNTOLD!r:.60}. Connect to the finishing node what SwD Drafts got "
+            "for positive."
         )
     return texts
 

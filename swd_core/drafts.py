@@ -116,6 +116,26 @@ class Drafts:
             digest.update(x0.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @property
+    def bytes(self) -> int:
+        """Of the latents that they hold of their own; the picture they began with is shared."""
+        held = [t for t in (*self.scales, self.samples, self.x_t) if t is not None]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def goes_with(self, other: "Drafts") -> bool:
+        """Whether both can lie on one sheet: of the same model and run, and as far along it."""
+        parts = [
+            replace(d, images=(), scales=(), samples=None, x_t=None, latent=None, mask=None)
+            for d in (self, other)
+        ]
+        shapes = [[x0.shape[1:] for x0 in d.scales] for d in (self, other)]
+        return (
+            parts[0] == parts[1]
+            and shapes[0] == shapes[1]
+            and _equal(self.latent, other.latent)
+            and _equal(self.mask, other.mask)
+        )
+
     def labels(self) -> list[str]:
         """A line for each image: its seed, and its place in that seed's run unless that is the
         number it has here."""
@@ -160,6 +180,12 @@ class Drafts:
                 f"These drafts were made with a model of the family {self.model}; the loaded "
                 f"model is {model or 'of no known family'}. Load the model they were made with."
             )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def check_count(count: int, what: str = "count") -> None:

@@ -27,7 +27,7 @@ EXAMPLES = {
     "SwDDrafts": 100, "SwDFinishDrafts": 100, "SwDSaveDrafts": 60, "SwDLoadDrafts": 40,
     "SwDScaleStrip": 80, "SwDLoraLoader": 40, "SwDEmojiStudent": 5, "SwDDistillData": 60,
     "SwDDistillTrain": 30, "SwDLoadPrepared": 40, "SwDGrowthSchedule": 120, "SwDSpectrum": 60,
-    "SwDPrompts": 40,
+    "SwDPrompts": 40, "SwDTray": 20,
 }  # fmt: skip
 # Values within the schema that would only take long.
 MOST = {

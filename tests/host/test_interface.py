@@ -99,10 +99,15 @@ INPUTS = {
     "SwDSaveDrafts": """
         drafts: LATENT
         filename_prefix: STRING = drafts/swd
+        pick?: STRING = all
     """,
     "SwDLoadDrafts": """
         file: COMBO
         vae: VAE
+    """,
+    "SwDTray": """
+        vae: VAE
+        clip?: CLIP
     """,
     "SwDPrompts": """
         clip: CLIP
@@ -174,6 +179,7 @@ OUTPUTS = {
     "SwDFinishDrafts": "latent: LATENT, scales: LATENT",
     "SwDSaveDrafts": "drafts: LATENT",
     "SwDLoadDrafts": "drafts: LATENT, images: IMAGE",
+    "SwDTray": "drafts: LATENT, images: IMAGE, conditioning: CONDITIONING",
     "SwDPrompts": "conditioning: CONDITIONING",
     "SwDScaleStrip": "strip: IMAGE, frames: IMAGE",
     "SwDLatentUpscale": "latent: LATENT",

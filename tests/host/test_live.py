@@ -50,6 +50,7 @@ class Listener:
                 self.progress.append((message["data"]["value"], message["data"]["max"]))
                 self.on_progress(message["data"]["value"])
             if message["type"] in ("execution_success", "execution_interrupted", "execution_error"):
+                self.error = message["data"].get("exception_message", "")
                 self.ended = message["type"]
 
     def wait(self) -> None:

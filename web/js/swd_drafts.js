@@ -3,8 +3,10 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { makeSheet } from "./swd_sheet.js";
+import { keptOf, put, take } from "./swd_tray.js";
 
-const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts"];
+const TRAY = "SwDTray";
+const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts", TRAY];
 const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
 const PASS_ON = ["SwDSaveDrafts", "Reroute"];
 const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
@@ -183,6 +185,31 @@ async function finish(node, cells, one) {
   }
 }
 
+// What is put on the tray and taken off it shows at once where the graph has one; no other node runs.
+async function changeTray(node, change) {
+  const { say } = node.swdSheet;
+  try {
+    say(await change());
+    node.swdSheet.star(node.type === TRAY ? [] : await keptOf(node.swdCells.sheet));
+  } catch (error) {
+    return say(error.message);
+  }
+  const trays = allGraphs().flatMap((g) => g.nodes.filter((n) => n.type === TRAY && n.mode === ALWAYS));
+  if (trays.length) await app.queuePrompt(0, 1, trays.map(pathOf));
+}
+
+const keep = (node, numbers) =>
+  changeTray(node, async () => {
+    await put(node.swdCells.sheet, numbers);
+    return `On the tray: ${numbers.join(", ")}`;
+  });
+
+const remove = (node, numbers) =>
+  changeTray(node, async () => {
+    await take(numbers.map((number) => node.swdCells.kept[number - 1]));
+    return "";
+  });
+
 function refresh() {
   for (const [node, update] of sheets) node.graph ? update() : sheets.delete(node);
 }
@@ -197,6 +224,8 @@ function addSheet(node) {
     only: (number) => finish(node, node.swdCells, number),
     enter: refresh, // a finishing node may have come or gone
     pass: (event) => app.canvas.processMouseWheel(event),
+    keep: (numbers) => keep(node, numbers),
+    remove: node.type === TRAY ? (numbers) => remove(node, numbers) : undefined,
     resized(to) {
       ratio = to;
       const least = node.computeSize();
@@ -209,6 +238,7 @@ function addSheet(node) {
     serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
+  if (node.type === TRAY && node.size[0] < 440) node.setSize([440, node.size[1]]); // for its buttons
   // The host would show the same picture once more.
   node.hideOutputImages = true;
   node.onDrawBackground = undefined;
@@ -220,11 +250,13 @@ const addressOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 function show(node, output) {
   const [cells] = output?.swd_sheet ?? [];
   const [file] = output?.images ?? [];
+  if (!cells && node.type === TRAY && node.swdSheet) node.swdSheet.root.hidden = true; // an empty tray
   if (!cells || !file) return;
   node.swdSheet ??= addSheet(node);
   living.delete(node);
   node.swdCells = { ...cells, drafts: cells.drafts?.map(addressOf) };
   node.swdSheet.show(addressOf(file), node.swdCells);
+  if (node.type !== TRAY) keptOf(cells.sheet).then(node.swdSheet.star, () => {});
   sheets.set(node, () => {
     const [first] = finishers(node);
     node.swdSheet.mark(picked(first && pickOf(first)?.value, cells), Boolean(first));

@@ -10,8 +10,12 @@ const STYLE = `
 .swd-sheet button:focus-visible { outline: 3px solid #ffb35a; outline-offset: -3px; }
 .swd-grid button:hover { box-shadow: inset 0 0 0 2px #8cf8; }
 .swd-grid button[aria-pressed="true"] { box-shadow: inset 0 0 0 4px #5ab0ff; background: #5ab0ff22; }
+.swd-grid .swd-kept { position: relative; }
+.swd-grid .swd-kept::after {
+  content: "★"; position: absolute; top: 4px; right: 8px; color: #ffd35a; font-size: 20px; text-shadow: 0 0 3px #000;
+}
 .swd-closer { grid-auto-flow: column; grid-auto-columns: 1fr; gap: 4px; background: #1e2227; }
-.swd-grid[hidden], .swd-closer[hidden] { display: none; }
+.swd-grid[hidden], .swd-closer[hidden], .swd-sheet button[hidden] { display: none; }
 .swd-pane { display: flex; flex-direction: column; min-width: 0; cursor: zoom-in; border: 3px solid #0000; }
 .swd-pane.swd-marked { border-color: #5ab0ff; }
 .swd-pane > div { flex: 1; min-height: 0; background-repeat: no-repeat; }
@@ -24,6 +28,7 @@ const STYLE = `
 .swd-bar span { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 `;
 const HINT = "Space marks · A all · X none · Z closer · C compares";
+const KEEPS = " · K keeps", REMOVES = " · Delete removes";
 const BAR = 34;
 
 document.head.appendChild(document.createElement("style")).textContent = STYLE;
@@ -33,8 +38,10 @@ function make(kind, parent, props = {}) {
 }
 
 // Args: toggle(number), all(), none(), finish(), only(number), numbers from 1; enter(); resized(height over width);
-// pass(event), of the wheel where it is the canvas's.
-export function makeSheet({ toggle, all, none, finish, only, enter, resized, pass }) {
+// pass(event), of the wheel where it is the canvas's. keep(numbers) puts drafts on the tray; a sheet of the tray has
+// remove(numbers) in its place.
+export function makeSheet({ toggle, all, none, finish, only, enter, resized, pass, keep, remove }) {
+  const hint = HINT + (remove ? REMOVES : KEEPS);
   const root = document.createElement("div");
   root.className = "swd-sheet";
   root.dataset.captureWheel = "true";
@@ -46,7 +53,11 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   const go = make("button", bar, { type: "button", textContent: "Finish picked", title: "Ctrl+Enter; a double click finishes one" });
   const zoomer = make("button", bar, { type: "button", textContent: "Closer", title: "Z, or the wheel" });
   const comparer = make("button", bar, { type: "button", textContent: "Compare", title: "C" });
-  const status = make("span", bar, { role: "status", title: HINT, textContent: HINT });
+  const keeper = make("button", bar, { type: "button", textContent: remove ? "Remove" : "Keep" });
+  keeper.title = remove ? "What is marked; Delete: the one in focus" : "What is marked; K: the one in focus";
+  const clearer = make("button", bar, { type: "button", textContent: "Clear the rest", hidden: true });
+  clearer.title = "Removes what is not marked";
+  const status = make("span", bar, { role: "status", title: hint, textContent: hint });
 
   let cells = { count: 0 };
   let buttons = [];
@@ -148,7 +159,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     move(current);
   }
 
-  go.disabled = zoomer.hidden = comparer.hidden = true; // until there is a sheet
+  go.disabled = zoomer.hidden = comparer.hidden = keeper.hidden = true; // until there is a sheet
 
   const keys = {
     arrowleft: () => move(current - 1),
@@ -161,6 +172,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     x: none,
     z: closeUp,
     c: compare,
+    [remove ? "delete" : "k"]: () => (remove ?? keep)([current + 1]),
     escape: () => ((look = null), move(current)),
   };
 
@@ -214,6 +226,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   root.addEventListener("pointerdown", (e) => e.button === 0 && e.stopPropagation());
   root.addEventListener("pointerenter", enter);
   go.onclick = finish;
+  keeper.onclick = () => (remove ?? keep)(marks.size ? [...marks] : [current + 1]);
+  clearer.onclick = () => remove(cells.places.map((_, k) => k + 1).filter((number) => !marks.has(number)));
   zoomer.onclick = closeUp;
   comparer.onclick = compare;
   image.onerror = () => (root.hidden = true); // cleared by a restart of the host
@@ -237,7 +251,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       image.alt = `Contact sheet of ${cells.count} drafts`;
       shown = image.src = address;
       grid.hidden = false;
-      grid.ariaLabel = `${cells.count} drafts. Arrows move, ${HINT}, Ctrl+Enter finishes`;
+      grid.ariaLabel = `${cells.count} drafts. Arrows move, ${hint}, Ctrl+Enter finishes`;
       grid.style.gridTemplate = `repeat(${cells.rows}, 1fr) / repeat(${cells.columns}, 1fr)`;
       buttons = Array.from({ length: cells.count }, (_, k) => {
         const button = document.createElement("button");
@@ -255,6 +269,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       grid.replaceChildren(...buttons);
       current = 0;
       zoomer.hidden = comparer.hidden = !cells.drafts;
+      keeper.hidden = false;
       draw();
     },
     // finishable: whether anything behind the sheet finishes drafts.
@@ -262,6 +277,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       marks = numbers;
       buttons.forEach((button, k) => button.setAttribute("aria-pressed", marks.has(k + 1)));
       go.disabled = !marks.size || !finishable;
+      clearer.hidden = !remove || !marks.size || marks.size === cells.count;
       go.textContent = finishable ? `Finish ${marks.size || ""} picked` : "No Finish SwD Drafts behind";
       if (look) place();
     },
@@ -271,6 +287,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       grid.hidden = Boolean(address);
       image.src = address || shown;
     },
-    say: (text) => (status.textContent = text || HINT),
+    // The numbers that lie on the tray.
+    star: (numbers) => buttons.forEach((b, k) => b.classList.toggle("swd-kept", numbers.includes(k + 1))),
+    say: (text) => (status.textContent = text || hint),
   };
 }

@@ -1,0 +1,154 @@
+"""Drafts put aside: one by one, over runs and a restart, finished with their own prompts."""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import find
+from test_drafts_server import key_of, saved
+from test_live import Listener
+from test_prompts import prompts_graph
+
+TRAY = "/swd/tray"
+
+
+def put(server, sheet: str, pick: str) -> list[str]:
+    """Asks as the page does; what is refused is an error with the words of the host."""
+    request = urllib.request.Request(
+        server.url + TRAY, json.dumps({"sheet": sheet, "pick": pick}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.load(reply)
+
+
+def sheet_of(entry: dict, prompt: dict, node: str) -> dict:
+    assert entry["status"]["status_str"] == "success", entry
+    [cells] = entry["outputs"][key_of(prompt, node)]["swd_sheet"]
+    return cells
+
+
+def tray_graph(server) -> dict:
+    """The graph of drafts with the tray in place of the drafting node and of the prompts."""
+    prompt = prompts_graph(server, "unused")
+    texts, drafts = key_of(prompt, "SwDPrompts"), key_of(prompt, "SwDDrafts")
+    student = key_of(prompt, "SwDEmojiStudent")
+    del prompt[texts]
+    prompt[drafts] = {
+        "class_type": "SwDTray", "inputs": {"vae": [student, 2], "clip": [student, 1]}
+    }  # fmt: skip
+    find(prompt, "SwDFinishDrafts")["positive"] = [drafts, 2]
+    return prompt
+
+
+def files(base: Path) -> list[str]:
+    return sorted(p.name for p in (base / "output" / "drafts" / "tray").glob("*"))
+
+
+def test_from_two_runs_over_a_restart_to_finished_pictures(start_server):
+    first = start_server()
+    prompt = prompts_graph(first, "a red apple\na happy dog")
+    cells = sheet_of(first.run(prompt), prompt, "SwDDrafts")
+    assert len(put(first, cells["sheet"], "2,5")) == 2
+    find(prompt, "SwDFinishDrafts")["pick"] = "2,5"
+    apple, dog = saved(first, prompt)
+    find(prompt, "SwDFinishDrafts")["pick"] = ""
+    find(prompt, "SwDDrafts")["seed"] = 6200
+    find(prompt, "SwDPrompts")["prompts"] = "a green frog"
+    cells = sheet_of(first.run(prompt), prompt, "SwDDrafts")
+    names = put(first, cells["sheet"], "3")
+    assert put(first, cells["sheet"], "3") == names, "twice is once"
+    find(prompt, "SwDFinishDrafts")["pick"] = "3"
+    [frog] = saved(first, prompt)
+    assert len(first.get(TRAY)) == len(files(first.base)) == 3
+    first.stop()
+
+    (first.base / "custom_nodes" / "ComfyUI-SwD").unlink()
+    second = type(first)(first.base)
+    try:
+        prompt = tray_graph(second)
+        cells = sheet_of(second.run(prompt), prompt, "SwDTray")
+        texts = ["a red apple", "a happy dog", "a green frog"]
+        assert [label.partition(" · ")[0] for label in cells["labels"]] == texts
+        assert cells["kept"] == second.get(TRAY) and cells["count"] == 3
+        find(prompt, "SwDFinishDrafts")["pick"] = "3,1,2"
+        again = saved(second, prompt)
+        for picture, known in zip(again, (frog, apple, dog), strict=True):
+            assert np.abs(picture - known).max() <= 1
+        # Taken off one by one; what is no name of the tray takes nothing away.
+        odd = ["../tray/" + cells["kept"][1], "..", "", cells["kept"][1] + ".drafts.safetensors"]
+        left = second.post(f"{TRAY}/remove", {"names": [cells["kept"][0], *odd]})
+        assert left == cells["kept"][1:] and len(files(second.base)) == 2
+        find(prompt, "SwDFinishDrafts")["pick"] = ""
+        assert sheet_of(second.run(prompt), prompt, "SwDTray")["count"] == 2, "seen at once"
+        second.post(f"{TRAY}/remove", {"names": left})
+        entry = second.run(prompt)
+        assert entry["status"]["status_str"] == "success" and files(second.base) == []
+        assert entry["outputs"][key_of(prompt, "SwDTray")]["swd_sheet"] == []
+    finally:
+        second.stop()
+
+
+@pytest.fixture
+def empty_tray(server):
+    server.post(f"{TRAY}/remove", {"names": server.get(TRAY)})
+
+
+def test_drafts_of_another_kind_wait(server, empty_tray):
+    """Other steps or another size can't lie on one sheet; the newest draft says which do."""
+    prompt = prompts_graph(server, "a red apple")
+    for stop_after in (1, 2):
+        find(prompt, "SwDDrafts").update(seed=6300, stop_after=stop_after)
+        cells = sheet_of(server.run(prompt), prompt, "SwDDrafts")
+        put(server, cells["sheet"], "1-2")
+    shown = tray_graph(server)
+    cells = sheet_of(server.run(shown), shown, "SwDTray")
+    assert cells["count"] == 2 and len(server.get(TRAY)) == 4
+    server.post(f"{TRAY}/remove", {"names": cells["kept"]})
+    assert sheet_of(server.run(shown), shown, "SwDTray")["count"] == 2, "those that waited"
+
+
+def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server, empty_tray):
+    prompt = prompts_graph(server, "a red apple\na happy dog")
+    find(prompt, "SwDDrafts")["seed"] = 6400
+    prompt["97"] = {
+        "class_type": "SwDSaveDrafts",
+        "inputs": {"drafts": [key_of(prompt, "SwDDrafts"), 0], "filename_prefix": "drafts/tray/x",
+                   "pick": "2,4"},
+    }  # fmt: skip
+    assert server.run(prompt)["status"]["status_str"] == "success"
+    shown = tray_graph(server)
+    cells = sheet_of(server.run(shown), shown, "SwDTray")
+    assert cells["count"] == 2 and cells["labels"][1].startswith("a happy dog")
+    prompt["97"]["inputs"]["pick"] = ""
+    find(prompt, "SwDDrafts")["seed"] = 6401
+    assert server.run(prompt)["status"]["status_str"] == "success"
+    assert len(files(server.base)) == 1, "nothing picked, nothing saved"
+
+
+def test_what_can_t_be_kept_is_said(server, empty_tray):
+    with pytest.raises(urllib.error.HTTPError, match="404") as gone:
+        put(server, "00000000", "1")
+    assert b"too long ago" in gone.value.read()
+    prompt = prompts_graph(server, "a red apple")
+    find(prompt, "SwDDrafts")["seed"] = 6500
+    cells = sheet_of(server.run(prompt), prompt, "SwDDrafts")
+    with pytest.raises(urllib.error.HTTPError, match="400") as wrong:
+        put(server, cells["sheet"], "4")
+    assert b"drafts 1 to 3" in wrong.value.read()
+    assert files(server.base) == []
+
+
+def test_prompts_that_are_not_known_are_asked_for(server, empty_tray):
+    prompt = prompts_graph(server, "a red apple")
+    find(prompt, "SwDDrafts")["seed"] = 6600
+    put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1")
+    shown = tray_graph(server)
+    del find(shown, "SwDTray")["clip"]
+    find(shown, "SwDFinishDrafts")["pick"] = "1"
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_error" and "connect its clip" in listener.error

@@ -1,0 +1,19 @@
+// The tray of drafts put aside, which the host keeps as files: asked by name, never by a run.
+import { api } from "../../../scripts/api.js";
+
+async function ask(path, data) {
+  const reply = await api.fetchApi(`/swd/tray${path}`, data && { method: "POST", body: JSON.stringify(data) });
+  if (!reply.ok) throw new Error(await reply.text());
+  return reply.json();
+}
+
+// Puts these numbers of a sheet on the tray. The error says why not.
+export const put = (sheet, numbers) => ask("", { sheet, pick: numbers.join(",") });
+
+export const take = (names) => ask("/remove", { names });
+
+// The numbers of a sheet's drafts that lie on the tray.
+export async function keptOf(sheet) {
+  const names = await ask("");
+  return names.filter((name) => name.startsWith(`${sheet}_`)).map((name) => Number(name.slice(sheet.length + 1)));
+}
