@@ -38,7 +38,7 @@ from swd_core.tensor_files import read_tensors, save_tensors
 ROUNDS, TRUTH_STEPS, LARGEST_REAL = 40, 50, 256
 DELTAS = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 FEWER = (0.01, 0.05, 0.2)  # of all lifts but the spectral one
-CUTS = {25: (16, 12), 8: (5, 4)}
+CUTS = {25: (15, 12), 8: (5, 4)}
 RESULTS = ROOT / "docs" / "growth.json"
 FIGURE = ROOT / "docs" / "images" / "growth_curves.png"
 REAL, TRUTH = "real", "truth"

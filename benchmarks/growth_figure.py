@@ -12,8 +12,8 @@ SERIES = {
     "overwritten": "#d98cff", "re-spaced": "#8c9bff", "published": "#ff6b6b",
 }  # fmt: skip
 MEASURES = {
-    "right more": "everything right, more than at full size",
-    "frechet more": "Frechet distance, more than at full size",
+    "right more": "right, over full size",
+    "frechet more": "Frechet, over full size",
     "distance": "distance from the truth",
 }
 Points = dict[str, list[tuple[float, list[float]]]]  # by series: time, and value with its bounds
