@@ -256,7 +256,7 @@ def test_diffusers_makes_the_same_of_the_lora_as_the_trainer(made):
     close(sampled(made, pipe), bare, 1e-5)
     with trainer.averaged(), adapter(trainer.model.module, "student"):
         expected = sampled(made, pipe)
-    assert float((expected - bare).abs().max()) > 0.05 * float(bare.abs().max())
+    assert float((expected - bare).abs().max()) > 0.02 * float(bare.abs().max())
 
     lora = made.place / "run" / "swd_lora"
     by_peft = made.pipe()
