@@ -48,6 +48,9 @@ class PlainVAE:
     def __init__(self, channels: int = 16, pixels: int = 8):
         self.channels, self.pixels = channels, pixels
 
+    def spacial_compression_encode(self) -> int:
+        return self.pixels
+
     def encode(self, pixels: Tensor) -> Tensor:
         means = F.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
         return means.repeat(1, 6, 1, 1)[:, : self.channels]
