@@ -16,7 +16,8 @@ AUTO = {
 }
 NAMES = [
     "sd35-medium-4", "sd35-medium-6", "sd35-medium-4-2025", "sd35-large-4", "sd35-large-6-2025",
-    "flux-4", "flux-4-paper", "sdxl-4", "wan21-1.3b-4", "emoji-4",
+    "flux-4", "flux-4-paper", "zimage-4", "qwen-image-4", "flux2-klein-4", "krea2-4", "sdxl-4",
+    "wan21-1.3b-4", "emoji-4",
 ]  # fmt: skip
 
 
@@ -278,7 +279,8 @@ def test_broken_users_preset_is_reported_and_the_others_load(pack, user_folder, 
         "no numbers": {**MINE, "sigmas": "1 0.5"},
     }
     (user_folder / "swd_presets.json").write_text(json.dumps(entries))
-    assert menu(pack)[11].startswith("good (flux): ") and len(menu(pack)) == 13
+    *_, mine, custom = menu(pack)
+    assert mine.startswith("good (flux): ") and len(menu(pack)) == len(NAMES) + 3
     for name in list(entries)[1:]:
         assert any("swd_presets.json" in m and repr(name) in m for m in caplog.messages), (
             f"{name} is not reported"
