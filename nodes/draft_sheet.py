@@ -34,10 +34,16 @@ def rough_images(drafts: Drafts, latent_format: Any) -> Tensor:
 
 
 def decode(drafts: Drafts, vae: Any, model: Any, batch: int) -> Tensor:
-    """IMAGE (N, H, W, 3) of the drafts; a video's frames follow one another."""
+    """IMAGE (N, H, W, 3) of the drafts; a video's frames follow one another.
+
+    Of a video a VAE of pictures gets the first frame: newer hosts see to that themselves.
+    """
     if vae is None:
         return rough_images(drafts, model.get_model_object("latent_format"))
-    images = torch.cat([vae.decode(part.samples) for part in drafts.batches(batch)])
+    samples = [part.samples for part in drafts.batches(batch)]
+    if getattr(vae, "latent_dim", None) == 2 and drafts.samples.ndim == 5:
+        samples = [part[:, :, 0] for part in samples]
+    images = torch.cat([vae.decode(part) for part in samples])
     return images.reshape(-1, *images.shape[-3:])
 
 

@@ -184,3 +184,17 @@ class DiffusersModel(Watched):
     @property
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+
+class DoubleAndSingle(DiffusersModel):
+    """With FLUX's two kinds of blocks: of two streams first, of one after them."""
+
+    def _last(self) -> nn.Module | None:
+        return [*self.module.transformer_blocks, *self.module.single_transformer_blocks][-1]
+
+    def _first_half(self) -> Any:
+        return replaced(
+            self.module,
+            transformer_blocks=self.module.transformer_blocks[: self.block + 1],
+            single_transformer_blocks=nn.ModuleList(),
+        )

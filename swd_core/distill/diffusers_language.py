@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families import FLUX2, KREA2, QWEN_IMAGE, ZIMAGE
 from .conditioning import Conditioning
-from .diffusers_base import DiffusersModel, replaced
+from .diffusers_base import DiffusersModel, DoubleAndSingle
 from .transfer import sent
 
 
@@ -83,7 +83,7 @@ class QwenImageModel(DiffusersModel):
 
 
 @dataclass
-class Flux2Model(DiffusersModel):
+class Flux2Model(DoubleAndSingle):
     """Flux2Transformer2DModel without embedded guidance (klein): latents (B, 128, H, W).
 
     A prompt has as many tokens as any other; those that fill it up are read as well.
@@ -115,16 +115,6 @@ class Flux2Model(DiffusersModel):
             return_dict=False,
         )[0]
         return rearrange(output, "b (h w) c -> b c h w", h=height)
-
-    def _last(self) -> nn.Module | None:
-        return [*self.module.transformer_blocks, *self.module.single_transformer_blocks][-1]
-
-    def _first_half(self) -> Any:
-        return replaced(
-            self.module,
-            transformer_blocks=self.module.transformer_blocks[: self.block + 1],
-            single_transformer_blocks=nn.ModuleList(),
-        )
 
 
 @dataclass

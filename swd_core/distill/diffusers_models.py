@@ -11,7 +11,7 @@ from ..families import FLUX, SD3, SDXL
 from ..process import VarianceExploding
 from .adapters import active_adapter
 from .conditioning import Conditioning
-from .diffusers_base import DiffusersModel, replaced
+from .diffusers_base import DiffusersModel, DoubleAndSingle, replaced
 from .diffusers_language import Flux2Model, Krea2Model, QwenImageModel, ZImageModel
 from .transfer import sent
 
@@ -40,7 +40,7 @@ class SD3Model(DiffusersModel):
 
 
 @dataclass
-class FluxModel(DiffusersModel):
+class FluxModel(DoubleAndSingle):
     """FluxTransformer2DModel: latents (B, 16, H, W), packed here.
 
     Args:
@@ -77,16 +77,6 @@ class FluxModel(DiffusersModel):
             return_dict=False,
         )[0]
         return rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
-
-    def _last(self) -> nn.Module | None:
-        return [*self.module.transformer_blocks, *self.module.single_transformer_blocks][-1]
-
-    def _first_half(self) -> Any:
-        return replaced(
-            self.module,
-            transformer_blocks=self.module.transformer_blocks[: self.block + 1],
-            single_transformer_blocks=nn.ModuleList(),
-        )
 
 
 @dataclass

@@ -258,3 +258,12 @@ def compare(pack, small, models, record_property):
         return ours
 
     return run
+
+
+@pytest.fixture
+def host_model(pack):
+    """HostModel's module, while the host is told that gradients are wanted."""
+    from host_training import packed
+
+    with packed("nodes.twin").training_mode():
+        yield packed("nodes.host_model")

@@ -15,13 +15,6 @@ from swd_core.lora_files import write_peft
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def host_model(pack):
-    """HostModel's module, while the host is told that gradients are wanted."""
-    with packed("nodes.twin").training_mode():
-        yield packed("nodes.host_model")
-
-
 @pytest.fixture(autouse=True)
 def folders(loras, tmp_path, monkeypatch):
     import folder_paths

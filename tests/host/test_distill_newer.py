@@ -29,13 +29,6 @@ def newer(small):
     return importlib.import_module("newer_models")
 
 
-@pytest.fixture
-def host_model(pack):
-    """HostModel's module, while the host is told that gradients are wanted."""
-    with packed("nodes.twin").training_mode():
-        yield packed("nodes.host_model")
-
-
 @pytest.fixture(autouse=True)
 def folders(loras, tmp_path, monkeypatch):
     import folder_paths

@@ -40,7 +40,6 @@ TEXTS = {"pick": "1", "captions": "red apple", "prompts": "red apple\nhappy dog"
 HOSTS = {
     "model_base.py:877 (encode_adm)": "FLUX.1 on 0.3.64: pooled_output may be None, not left out",
     "_verify_batch_size": "GroupNorm of the small SDXL, at one cell: 32 channels in 32 groups",
-    "(_conv_forward): Expected 3D (unbatched) or 4D": "0.3.64: a VAE of pictures decodes a video",
 }
 
 
