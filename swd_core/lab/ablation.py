@@ -107,15 +107,7 @@ class Bench:
 
     @classmethod
     def make(cls, a: argparse.Namespace) -> "Bench":
-        side = SIDE * FACTOR
-        test = Test.make(
-            real_painter(a.assets, side, a.workers),
-            load_classifier(a.scenes / CLASSIFIER_FILE, a.device),
-            a.count,
-            a.new,
-            a.run / f"real_{side}_{a.count}.pt",
-        )
-        return cls(LatentShards(a.scenes, device=a.device, count=a.pictures), test)
+        return cls(LatentShards(a.scenes, device=a.device, count=a.pictures), test_of(a))
 
     def row(self, a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
         """Trains a student and measures it.
@@ -137,6 +129,18 @@ class Bench:
             "variant": variant.name, "title": variant.title, "seed": seed, "steps": steps,
             "pictures": a.count, "calls": way.calls, **measured,
         }  # fmt: skip
+
+
+def test_of(a: argparse.Namespace) -> Test:
+    """The test; its real pictures are painted by the first call in a run's folder."""
+    side = SIDE * FACTOR
+    return Test.make(
+        real_painter(a.assets, side, a.workers),
+        load_classifier(a.scenes / CLASSIFIER_FILE, a.device),
+        a.count,
+        a.new,
+        a.run / f"real_{side}_{a.count}.pt",
+    )
 
 
 class Stopped(Exception):
@@ -165,10 +169,11 @@ def measured_rows(
     a: argparse.Namespace, wanted: list[tuple[Variant, int]]
 ) -> Iterator[dict[str, Any]]:
     """The rows of variants and seeds as they are finished, `a.jobs` at a time."""
-    bench = Bench.make(a)
     if a.jobs == 1:
+        bench = Bench.make(a)
         yield from (bench.row(a, *each) for each in wanted)
         return
+    test_of(a)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(a.jobs, context, _begin, (a,)) as pool:
         for future in as_completed([pool.submit(_row, a, *each) for each in wanted]):

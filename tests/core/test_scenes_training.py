@@ -83,8 +83,9 @@ def test_captions_name_what_their_pictures_show():
         scene = scene_of(2, 3000 + number)
         wrong = {m for m in (*PLACES, *TIMES, *THINGS) if m not in scene.things} - {
             scene.place, scene.time}  # fmt: skip
-        for ids in prompts[number].tolist():
-            assert not wrong & {meanings[i] for i in ids}
+        said = [{meanings[i] for i in ids} for ids in prompts[number].tolist()]
+        assert not any(wrong & words for words in said)
+        assert set(scene.things) <= set().union(*said), "in some of its captions"
 
 
 def test_the_rate_warms_up_stays_and_falls():
