@@ -138,9 +138,10 @@ class Drafts:
 
     def labels(self) -> list[str]:
         """A line for each image: its seed, and its place in that seed's run unless that is the
-        number it has here."""
+        number it has here. Of several prompts, whose rows have the same places, all say it."""
+        several = len({d.prompt for d in self.images}) > 1
         return [
-            f"seed {d.seed}" if d.index == i and not d.detail else d.label
+            f"seed {d.seed}" if d.index == i and not d.detail and not several else d.label
             for i, d in enumerate(self.images)
         ]
 

@@ -121,6 +121,17 @@ def test_labels_name_what_makes_the_image_again():
     assert deeper.labels() == ["seed 7 image 3 detail 5"]
 
 
+def test_rows_of_several_prompts_name_their_places_alike():
+    two = begin(4)
+    prompts = ("fox", "fox", "owl", "owl")
+    images = [
+        replace(d, index=k % 2, prompt=p)
+        for k, (d, p) in enumerate(zip(two.images, prompts, strict=True))
+    ]
+    labels = replace(two, images=tuple(images)).labels()
+    assert labels == ["seed 7 image 1", "seed 7 image 2"] * 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 16, 256])
 @pytest.mark.parametrize("size", [(128, 128), (48, 96), (512, 256)])
 def test_every_cell_of_a_sheet_shows_its_picture_over_its_label(count, size):
