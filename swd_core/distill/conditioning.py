@@ -91,9 +91,20 @@ def with_mask(prompts: list[Tensor], length: int) -> Conditioning:
 
 
 def joined(batches: Iterable[Conditioning]) -> Conditioning:
-    """Batches with the same parts as one."""
+    """Batches with the same parts as one; what fills shorter prompts up is not in the mask."""
     named = [batch.parts for batch in batches]
-    return Conditioning(**{name: torch.cat([parts[name] for parts in named]) for name in named[0]})
+    longest = max(parts["context"].shape[1] for parts in named)
+
+    def filled(name: str, part: Tensor) -> Tensor:
+        if name not in ("context", "mask") or part.shape[1] == longest:
+            return part
+        whole = part.new_zeros(len(part), longest, *part.shape[2:])
+        whole[:, : part.shape[1]] = part
+        return whole
+
+    return Conditioning(
+        **{name: torch.cat([filled(name, parts[name]) for parts in named]) for name in named[0]}
+    )
 
 
 def as_number(part: Tensor) -> Tensor:

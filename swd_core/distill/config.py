@@ -68,13 +68,21 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How `sample-teacher` makes pictures for prompts (a text file, one prompt a line)."""
+    """How `sample-teacher` makes pictures for prompts (a text file, one prompt a line).
+
+    Where a training has prompts alone and compares with pictures, the teacher makes them meanwhile:
+    pool is how many there are at a time, pool_renewed how many of them each step exchanges,
+    pool_steps how many Euler steps each takes.
+    """
 
     prompts: str = ""
     steps: int = 28
     guidance: float = 4.5
     per_prompt: int = 1
     seed: int = 0
+    pool: int = 32
+    pool_renewed: int = 1
+    pool_steps: int = 12
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,9 @@ def _check(s: Settings) -> None:
         "[output] samples": (s.output.samples, 0),
         "[output] log_every": (s.output.log_every, 1),
         "[data] most_oblong": (s.data.most_oblong, 1),
-        "[teacher] per_prompt": (s.teacher.per_prompt, 1),
+        "[teacher] per_prompt": (s.teacher.per_prompt, 1), "[teacher] pool": (s.teacher.pool, 1),
+        "[teacher] pool_renewed": (s.teacher.pool_renewed, 0),
+        "[teacher] pool_steps": (s.teacher.pool_steps, 1),
         **{f"[train] {name}": (getattr(s.train, name), 0) for name in LOSSES},
         "[train] gan_head": (s.train.gan_head, 0), "[train] clip": (s.train.clip, 0),
         "[train] ema": (s.train.ema, 0), "[train] decay": (s.train.decay, 0),
@@ -257,12 +267,11 @@ def _check(s: Settings) -> None:
 
 
 def check_prompts_alone(train: DistillConfig) -> None:
-    """Raises ValueError if a training without pictures has losses that compare with them."""
-    compared = [name for name in ("mmd", "gan", "regression") if getattr(train, name)]
-    if compared:
+    """Raises ValueError if a training without pictures is to repeat them."""
+    if train.regression:
         raise ValueError(
-            f"[data] source is prompts alone, and [train] {', '.join(compared)} compare with "
-            "pictures. Set them to 0, so that dmd alone teaches, or give a folder of pictures."
+            "[data] source is prompts alone, and [train] regression repeats the picture of a "
+            "prompt, of which there is none. Set it to 0, or give a folder of pictures."
         )
 
 

@@ -91,6 +91,12 @@ class PreparedBatches:
         """Every step's size in latent cells, of all buckets."""
         return tuple({step.size for steps in self._steps.values() for step in steps})
 
+    @property
+    def finished(self) -> tuple[int, int]:
+        """The largest finished size in latent cells."""
+        ends = (steps[-1].size for steps in self._steps.values())
+        return max(ends, key=lambda size: size[0] * size[1])
+
     def steps(self, rng: random.Random) -> list[Interval]:
         """The intervals of one bucket, drawn in proportion to its pictures."""
         names = list(self.buckets)

@@ -15,6 +15,7 @@ from ..lora_files import WEIGHTS_NAME
 from ..tensor_files import open_tensors
 from .checkpoint import load_checkpoint
 from .config import Settings
+from .sources import prompts_alone
 
 log = logging.getLogger(__name__)
 MARK = "swd_training"
@@ -53,6 +54,9 @@ def identity(settings: Settings, content: Mapping[str, Any]) -> dict[str, Any]:
     told |= {"family": m.family, "base": m.base, "rank": m.rank, "block": m.block}
     if settings.family.architecture.guided:
         told["embedded_guidance"] = m.embedded_guidance
+    if prompts_alone(Path(settings.data.source)):
+        names = ("guidance", "pool", "pool_renewed", "pool_steps")
+        told |= {f"teacher's {name}": getattr(settings.teacher, name) for name in names}
     told |= {"scales": schedule.scales, "sigmas": schedule.sigmas}
     # A checkpoint keeps tuples as they are; a TOML list became one.
     told = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}

@@ -120,6 +120,11 @@ class Objective:
         return any(loss.needs & TRAINED for loss in self.scores.values())
 
     @property
+    def needs_real(self) -> bool:
+        """Whether anything is compared with real latents."""
+        return bool(_needs(self.scores | self.others) & {"real_tokens", "logits"})
+
+    @property
     def parts(self) -> tuple[Callable[..., dict[str, Tensor]], ...]:
         """The student's losses by name, from (real, x0, text, draws), in parts: each one's graph
         ends at x0 and can be freed before the next one is made."""
@@ -134,7 +139,7 @@ class Objective:
             return {}
         sigma, (noisy,) = self.renoise(self.config.dmd_sigma, draws, x0)
         if "teacher" in needs:
-            seen.teacher = self._guided(noisy, sigma, text)
+            seen.teacher = self.guided(noisy, sigma, text, self.config.guidance)
         with adapter(self.model.module, "fake"):
             tokens = None
             if {"fake", "logits"} <= needs:
@@ -162,9 +167,8 @@ class Objective:
         return _values(self.others, seen)
 
     @torch.no_grad()
-    def _guided(self, noisy: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
-        """The teacher's x0, with classifier-free guidance where it is asked for."""
-        scale = self.config.guidance
+    def guided(self, noisy: Tensor, sigma: Tensor, text: Conditioning, scale: float) -> Tensor:
+        """The teacher's x0, with classifier-free guidance unless `scale` is 1."""
         with adapter(self.model.module, None):
             guided = self.model.predict(noisy, sigma, text)
             if scale == 1.0:

@@ -1,6 +1,7 @@
 """The scale-wise training step: what the student sees at one interval of the schedule."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -8,17 +9,19 @@ from ..process import FlowMatching, Process
 from ..resample import upscale
 
 PROCESS = FlowMatching()
+T = TypeVar("T", float, Tensor)
 
 
-def _grid(steps: int = 28, shift: float = 3.0) -> tuple[float, ...]:
+def shifted(time: T, shift: float = 3.0) -> T:
+    """A flow's noise level at a time 0..1, as SD3 and FLUX space their steps."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def _grid(steps: int = 28) -> tuple[float, ...]:
     """Noise levels of diffusers' flow-matching scheduler, from 1 to 0.0089.
 
     It shifts its range of times first, and the even steps through that range once more.
     """
-
-    def shifted(time: float) -> float:
-        return shift * time / (1 + (shift - 1) * time)
-
     last = shifted(1 / 1000)
     return tuple(shifted(1 - (1 - last) * i / (steps - 1)) for i in range(steps))
 

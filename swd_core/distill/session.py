@@ -21,6 +21,7 @@ from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
 from .stopping import stop_if, stoppable
+from .taught import Taught
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .trainer import Trainer
 from .world import World, join_world
@@ -58,7 +59,22 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     if not batches.pictures:  # every input is what the student itself has made of noise
         check_prompts_alone(config)
         config = replace(config, backward_simulation=1.0)
-    return Trainer(load_model(settings, device), batches, config, world=world)
+    trainer = Trainer(load_model(settings, device), batches, config, world=world)
+    if not batches.pictures and trainer.objective.needs_real:
+        t, guided = settings.teacher, settings.family.architecture.guided
+        trainer.taught = Taught(
+            trainer.objective,
+            batches,
+            load_decoder(settings, device),
+            group=trainer.count(batches.finished),
+            pool=t.pool,
+            renewed=t.pool_renewed,
+            steps=t.pool_steps,
+            guidance=1.0 if guided else t.guidance,  # or the model has it inside
+            seed=config.seed,
+            world=world,
+        )
+    return trainer
 
 
 def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
@@ -186,7 +202,8 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
     record = Record(run, trainer.step, output.tensorboard) if world.is_first else None
     evaluate = None
     if output.samples:
-        evaluate = Evaluator(settings, trainer.batches.first(output.samples))
+        decoder = trainer.taught.autoencoder if trainer.taught else None
+        evaluate = Evaluator(settings, trainer.batches.first(output.samples), decoder)
 
     def save() -> None:
         if world.is_first:

@@ -22,6 +22,7 @@ from .interface import Batches, DistillConfig, DistillModel
 from .objective import Loss, Objective
 from .precision import fast_autocast
 from .scalewise import Interval, student_input
+from .taught import Taught
 from .transfer import sent
 from .world import World
 
@@ -37,6 +38,7 @@ class Trainer:
         between: called before every batch; what it raises ends the training there. `step` and
             `fake_done`, the fake score's steps of the next one, then say what is done, and saving
             and resuming give what an uninterrupted training gives.
+        taught: what the losses compare with instead of the batches' own pictures.
     """
 
     model: DistillModel
@@ -48,6 +50,7 @@ class Trainer:
     extra: Mapping[str, Loss] = field(default_factory=dict)
     between: Callable[[], None] = lambda: None
     fake_done: int = 0
+    taught: Taught | None = None
     _sums: dict[str, list[float]] = field(default_factory=dict)
     _unread: list[tuple[dict[str, Tensor], Tensor]] = field(default_factory=list)
 
@@ -157,21 +160,28 @@ class Trainer:
     def _generate(self, steps: list[Interval], draws: Draws) -> tuple[Tensor, Tensor, Conditioning]:
         """Real latents of the last of `steps`, the student's prediction for them, their text."""
         interval, share, rng = steps[-1], self.config.backward_simulation, draws.rng
-        height, width = interval.size
-        count = max(2, self.config.batch_tokens * self.model.patch**2 // (height * width))
+        count = self.count(interval.size)
         total = count * self.world.size
         part = self.world.part(total)
-        real, previous, text = self.batches.draw(interval, total, rng, part)
+        begun, previous, text = self.batches.draw(interval, total, rng, part)
+        real = begun
+        if self.taught is not None:
+            real, text = self.taught.draw(self.step, interval, total, part, draws)
         with adapter(self.model.module, "student"):
             if share and rng.random() < share and len(steps) > 1:
                 with torch.no_grad():
                     previous = self.sample(
-                        steps[:-1], text, real, lambda _, shape: self._noise(shape, draws)
+                        steps[:-1], text, begun, lambda _, shape: self._noise(shape, draws)
                     )
-            x_t = self.input(interval, real, previous, draws)
+            x_t = self.input(interval, begun, previous, draws)
             sigma = torch.full((count,), interval.sigma, device=self.device)
             x0 = self.model.predict(x_t, sigma, text)
         return real, x0, text
+
+    def count(self, size: tuple[int, int]) -> int:
+        """Pictures of a size in one process's batch."""
+        cells = size[0] * size[1]
+        return max(2, self.config.batch_tokens * self.model.patch**2 // cells)
 
     def input(
         self, interval: Interval, real: Tensor, previous: Tensor | None, draws: Draws

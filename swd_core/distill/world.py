@@ -62,6 +62,14 @@ class World:
         nccl = self.size > 1 and torch.distributed.get_backend() == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
+    def gathered(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, in their order; each must give as many."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         if self.size > 1:
             torch.distributed.barrier()

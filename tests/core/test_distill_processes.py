@@ -92,6 +92,21 @@ def test_two_processes_are_one_with_the_doubled_batch(place):
     compare(place / "pair", runs.train(place, "one", steps=3, batch_tokens=288))
 
 
+def test_two_processes_are_one_where_the_teacher_makes_the_pictures_meanwhile(
+    tmp_path, random_weights
+):
+    pytest.importorskip("accelerate")
+    text = runs.CONFIG.format(weights=random_weights, device="cpu", steps=3, folder=tmp_path)
+    text = text.replace('"pictures"', '"prompts.txt"').replace("tokens = 16", "tokens = 144")
+    teacher = "[teacher]\npool = 20\npool_steps = 2\npool_renewed = 18\n"
+    (tmp_path / "config.toml").write_text(text + teacher)
+    (tmp_path / "prompts.txt").write_text("red apple\nhappy dog\nrocket\n")
+    with contextlib.chdir(tmp_path):
+        assert main(["prepare", "--config", "config.toml"]) == 0
+    launched(tmp_path, "--multi_gpu")
+    compare(tmp_path / "pair", runs.train(tmp_path, "one", steps=3, batch_tokens=288))
+
+
 def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp_path):
     """FSDP, with a diffusers model loaded from the disk and checkpointing."""
     for package in ("accelerate", "diffusers", "transformers"):

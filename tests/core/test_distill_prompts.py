@@ -86,14 +86,110 @@ def test_it_trains_shows_samples_and_goes_on_as_if_uninterrupted(place):
     assert {"dmd", "fake"} <= names and not {"mmd", "gan"} & names
 
 
-@pytest.mark.parametrize("name", ["mmd", "gan", "regression"])
-def test_losses_that_compare_with_pictures_are_refused(name):
+def test_to_repeat_pictures_that_there_are_none_of_is_refused():
     data = {
         "model": {"family": "emoji"}, "data": {"source": "prompts.txt"},
-        "train": {"mmd": 0.0, "gan": 0.0, name: 0.5},
+        "train": {"regression": 0.5},
     }  # fmt: skip
-    with pytest.raises(ValueError, match=f"prompts alone, and .train. {name} compare"):
+    with pytest.raises(ValueError, match="prompts alone, and .train. regression repeats"):
         parse_settings(data)
+
+
+TAUGHT = """
+[teacher]
+guidance = 3.0
+pool = 4
+pool_steps = 3
+pool_renewed = 1
+"""
+
+
+@pytest.fixture
+def taught(place) -> Path:
+    """The same with all losses, a small pool, and two pictures in a batch."""
+    text = (place / "config.toml").read_text().replace("mmd = 0.0\ngan = 0.0\n", "")
+    (place / "config.toml").write_text(text + TAUGHT)
+    return place
+
+
+def test_the_pool_is_what_guided_euler_steps_of_the_teacher_make(taught):
+    """Written anew: times spaced evenly, shifted by 3; smaller sizes shrunk in the pixels."""
+    trainer = session.build_trainer(runs.settings_of(taught), World())
+    interval = trainer.batches.steps(Draws(0).rng)[-1]
+    model, vae, seen = trainer.model, trainer.taught.autoencoder, []
+    predict = model.predict
+
+    def watched(x, sigma, text):
+        seen.append((x.clone(), float(sigma[0]), text))
+        return predict(x, sigma, text)
+
+    model.predict = watched
+    trainer.taught.draw(0, interval, 2, slice(None), Draws(0))
+    model.predict = predict
+    levels = [1.0, 3 * (2 / 3) / (1 + 2 * 2 / 3), 3 * (1 / 3) / (1 + 2 / 3)]
+    assert [sigma for _, sigma, _ in seen] == pytest.approx([s for s in levels for _ in "ab"] * 2)
+    empty = trainer.batches.unconditional(2)
+    for group in (0, 1):
+        x, _, text = seen[6 * group]
+        assert float(x.std()) == pytest.approx(1, abs=0.1)
+        for sigma, after in zip(levels, [*levels[1:], 0.0], strict=True):
+            with torch.no_grad(), trainer.autocast():
+                level = torch.full((2,), sigma)
+                v = model.module(x, level, text.context, text.pooled).float()
+                v0 = model.module(x, level, empty.context, empty.pooled).float()
+            x = x + (after - sigma) * (v0 + 3.0 * (v - v0))
+        made = trainer.taught._groups[group]
+        torch.testing.assert_close(made.latents[interval.size], x, rtol=1e-3, atol=1e-3)
+        assert torch.equal(made.text.context, text.context.cpu())
+        pixels = vae.pictures(made.latents[interval.size]).permute(0, 3, 1, 2)
+        for (h, w), latents in made.latents.items():
+            if (h, w) != interval.size:
+                small = F.interpolate(pixels, size=(8 * h, 8 * w), mode="area")
+                torch.testing.assert_close(latents, vae.latents(small), rtol=1e-4, atol=1e-4)
+
+
+def test_the_student_is_compared_with_the_pools_pictures_of_its_prompts(taught):
+    trainer = session.build_trainer(runs.settings_of(taught), World())
+    seen, first = [], trainer.objective.of_others
+
+    def watched(real, x0, text, draws):
+        seen.append((trainer.step, real, text.context))
+        return first(real, x0, text, draws)
+
+    trainer.objective.of_others = watched
+    held = []
+    for _ in range(5):
+        trainer.train_step(1.0)
+        held.append(dict(trainer.taught._groups))
+    for step, real, context in seen:
+        pool = held[step].values()
+        for one, prompt in zip(real, context, strict=True):
+            (group, row) = next(
+                (group, row) for group in pool for row, known in
+                enumerate(group.latents[tuple(one.shape[-2:])]) if torch.equal(known, one)
+            )  # fmt: skip
+            assert torch.equal(group.text.context[row], prompt.cpu())
+    # Four pictures at a time in twos, one new each step: two are exchanged every second step.
+    assert [list(groups) for groups in held] == [[0, 1], [0, 1], [1, 2], [1, 2], [2, 3]]
+    assert held[1][1] is held[2][1], "what stays is not made again"
+
+
+def test_with_a_pool_it_goes_on_as_if_uninterrupted(taught):
+    """The pool is made again as it was at that step, not as it is at the beginning."""
+    assert main(["distill", "--config", "config.toml"]) == 0
+    assert main(["distill", "--config", "config.toml", "--run", "halved", "--steps", "2"]) == 0
+    assert main(["distill", "--config", "config.toml", "--run", "halved", "--resume"]) == 0
+    runs.assert_same(taught / "halved", taught / "run")
+    names = {name for line in runs.losses(taught / "run") for name in line}
+    assert {"mmd", "dmd", "gan", "fake", "head"} <= names
+
+
+def test_another_pool_is_another_training(taught, capsys):
+    assert main(["distill", "--config", "config.toml", "--steps", "1"]) == 0
+    text = (taught / "config.toml").read_text().replace("pool_steps = 3", "pool_steps = 4")
+    (taught / "config.toml").write_text(text)
+    assert main(["distill", "--config", "config.toml", "--resume"]) == 2
+    assert "teacher's pool_steps was 3, is 4" in capsys.readouterr().err
 
 
 def test_there_are_no_pictures_to_make(place, capsys):
