@@ -68,7 +68,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How `sample-teacher` makes pictures for prompts (a text file, one prompt a line).
+    """How `sample-teacher` makes pictures for prompts (a text file, one prompt a line), `batch` of
+    them at a time.
 
     Where a training has prompts alone and compares with pictures, the teacher makes them meanwhile:
     pool is how many there are at a time, pool_renewed how many of them each step exchanges,
@@ -80,6 +81,7 @@ class TeacherConfig:
     guidance: float = 4.5
     per_prompt: int = 1
     seed: int = 0
+    batch: int = 4
     pool: int = 32
     pool_renewed: int = 1
     pool_steps: int = 12
@@ -224,6 +226,7 @@ def _check(s: Settings) -> None:
         "[output] log_every": (s.output.log_every, 1),
         "[data] most_oblong": (s.data.most_oblong, 1),
         "[teacher] per_prompt": (s.teacher.per_prompt, 1), "[teacher] pool": (s.teacher.pool, 1),
+        "[teacher] batch": (s.teacher.batch, 1),
         "[teacher] pool_renewed": (s.teacher.pool_renewed, 0),
         "[teacher] pool_steps": (s.teacher.pool_steps, 1),
         **{f"[train] {name}": (getattr(s.train, name), 0) for name in LOSSES},

@@ -25,10 +25,13 @@ def sample_teacher(
 ) -> int:
     """Fills [data] source with NNNNNN.png and .txt; pictures that are there are kept.
 
+    [teacher] batch pictures are made together, always the same ones, since the last bits may depend
+    on it: where some of them are there, all are made once more and the others kept.
+
     Args:
         on_picture: called with (pictures there, pictures in all), of this process's.
-        world: the processes, of several machines too, that share the work and the folder; a picture
-            is of its number, whoever makes it.
+        world: the processes, of several machines too, that share the work and the folder; a batch
+            is of its numbers, whoever makes it.
 
     Returns:
         how many were made now.
@@ -41,15 +44,20 @@ def sample_teacher(
     prompts = read_prompts(Path(t.prompts))
     jobs = [p for p in prompts for _ in range(t.per_prompt)]
     folder.mkdir(parents=True, exist_ok=True)
-    own = [i for i in range(len(jobs)) if (world or World()).has(i)]
+    own = [i for i in range(len(jobs)) if (world or World()).has(i // t.batch)]
     waiting = [i for i in own if not _is_done(folder, i, jobs[i])]
+    firsts = dict.fromkeys(i - i % t.batch for i in waiting)
+    batches = [list(range(i, min(i + t.batch, len(jobs)))) for i in firsts]
     made_with = _made_with(settings)
     _check_kept(folder, set(own) - set(waiting), made_with)
     _check_replaced(folder, waiting)
+    missing = set(waiting)
     make = _emoji_teacher if settings.family.embedded else _diffusers_teacher
     done = len(own) - len(waiting)
     on_picture(done, len(own))
-    for i, picture in make(settings, jobs, waiting) if waiting else ():
+    for i, picture in make(settings, jobs, batches) if waiting else ():
+        if i not in missing:
+            continue
         write_png(picture, folder / f"{i:06}.png", {RECORD: json.dumps(made_with)}, overwrite=True)
         write_text(folder / f"{i:06}.txt", jobs[i])
         done += 1
@@ -110,7 +118,7 @@ def _check_replaced(folder: Path, numbers: Iterable[int]) -> None:
 
 @torch.inference_mode()
 def _emoji_teacher(
-    settings: Settings, jobs: list[str], waiting: list[int]
+    settings: Settings, jobs: list[str], batches: list[list[int]]
 ) -> Iterator[tuple[int, Image.Image]]:
     """Euler steps with classifier-free guidance on the embedded teacher."""
     from ..emoji.student import EmojiStudent
@@ -119,18 +127,20 @@ def _emoji_teacher(
     base = Path(settings.model.base) if settings.model.base else None
     teacher = EmojiStudent.load(base, lora=None)
     side = settings.data.size // CELL
-    for i in waiting:
-        denoise = teacher.denoiser(teacher.encode([jobs[i]]), guidance=t.guidance)
-        x = draw_noise(t.seed, [i], 0, (16, side, side))
+    for batch in batches:
+        text = teacher.encode([jobs[i] for i in batch])
+        denoise = teacher.denoiser(text, guidance=t.guidance)
+        x = draw_noise(t.seed, batch, 0, (16, side, side))
         sigmas = torch.linspace(1, 0, t.steps + 1).tolist()
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
             x0 = denoise(x, sigma)
             x = x0 + (x - x0) * (after / sigma)
-        yield i, picture_of(teacher.decode(x)[0])
+        for i, pixels in zip(batch, teacher.decode(x), strict=True):
+            yield i, picture_of(pixels)
 
 
 def _diffusers_teacher(
-    settings: Settings, jobs: list[str], waiting: list[int]
+    settings: Settings, jobs: list[str], batches: list[list[int]]
 ) -> Iterator[tuple[int, Image.Image]]:
     """The family's own diffusers pipeline with its own scheduler."""
     t, device = settings.teacher, device_of(settings)
@@ -138,20 +148,19 @@ def _diffusers_teacher(
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()
+    pipe.vae.enable_slicing()  # picture by picture: a VAE takes more memory than what it decodes
     names = settings.family.architecture.diffusers
     argument, none = names.guidance
     guidance = {argument: t.guidance - 1 + none}
-    if names.negative is not None and t.guidance > 1:
-        guidance["negative_prompt"] = names.negative
-    for i in waiting:
-        yield (
-            i,
-            pipe(
-                prompt=jobs[i],
-                height=settings.data.size,
-                width=settings.data.size,
-                num_inference_steps=t.steps,
-                **guidance,
-                generator=torch.Generator().manual_seed(t.seed * 1_000_003 + i),
-            ).images[0],
+    for batch in batches:
+        if names.negative is not None and t.guidance > 1:
+            guidance["negative_prompt"] = [names.negative] * len(batch)
+        found = pipe(
+            prompt=[jobs[i] for i in batch],
+            height=settings.data.size,
+            width=settings.data.size,
+            num_inference_steps=t.steps,
+            **guidance,
+            generator=[torch.Generator().manual_seed(t.seed * 1_000_003 + i) for i in batch],
         )
+        yield from zip(batch, found.images, strict=True)

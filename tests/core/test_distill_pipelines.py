@@ -155,6 +155,21 @@ def test_the_teachers_pictures_are_the_pipelines_own(made):
     assert (made.place / "pictures" / "000001.txt").read_text() == small.PROMPTS[1]
 
 
+def test_pictures_made_together_are_those_made_one_by_one(made):
+    """The three above were made in one call: but for rounding, each is what its own call makes."""
+    text = (made.place / "config.toml").read_text()
+    alone = text.replace("seed = 5", "seed = 5\nbatch = 1").replace('"pictures"', '"alone"')
+    (made.place / "alone.toml").write_text(alone)
+    code, written = run(made.place, "sample-teacher", "--config", "alone.toml")
+    assert code == 0, written
+    for i in range(len(small.PROMPTS)):
+        one, together = (
+            np.asarray(Image.open(made.place / folder / f"{i:06}.png"), np.int16)
+            for folder in ("alone", "pictures")
+        )
+        assert abs(one - together).max() <= 1 and (one == together).mean() > 0.99
+
+
 def test_prepared_text_is_what_the_pipeline_hands_to_its_model(made):
     pipe, rows = made.pipe(), made.rows()
     for i, prompt in enumerate(small.PROMPTS):

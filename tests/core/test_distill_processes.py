@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from multiprocessing.process import BaseProcess
@@ -107,13 +108,13 @@ def test_two_processes_are_one_where_the_teacher_makes_the_pictures_meanwhile(
     compare(tmp_path / "pair", runs.train(tmp_path, "one", steps=3, batch_tokens=288))
 
 
-def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp_path):
-    """FSDP, with a diffusers model loaded from the disk and checkpointing."""
+def alone_with_the_doubled_batch(name: str, folder: Path) -> Path:
+    """A prepared training of a small diffusers model from the disk, already run in one process."""
     for package in ("accelerate", "diffusers", "transformers"):
         pytest.importorskip(package)
     small = importlib.util.module_from_spec(_models)
     _models.loader.exec_module(small)
-    place = small.make_place("sd3", tmp_path, "cpu")
+    place = small.make_place(name, folder, "cpu")
     text = (place / "config.toml").read_text().replace("batch_tokens = 16", "batch_tokens = 144")
     (place / "config.toml").write_text(text)
     (place / "pictures").mkdir()
@@ -127,6 +128,19 @@ def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp
         prepare(Path("pictures"), Path("prepared"), encoder, settings.scale_schedule(), 64)
         alone = runs.changed(settings, "train", batch_tokens=288)
         session.train(runs.changed(alone, "output", run="one"))
+    return place
+
+
+def test_two_processes_are_one_for_a_model_that_reads_a_language_models_tokens(tmp_path):
+    """Of its prompts each has as many tokens as it has: a process's own rows may be shorter."""
+    place = alone_with_the_doubled_batch("zimage", tmp_path)
+    launched(place, "--multi_gpu")
+    compare(place / "pair", place / "one")
+
+
+def test_two_processes_that_share_the_weights_are_one_with_the_doubled_batch(tmp_path):
+    """FSDP, with checkpointing."""
+    place = alone_with_the_doubled_batch("sd3", tmp_path)
     written = launched(place, "--use_fsdp", "--fsdp_version", "2")
     spread, processes, each = map(int, re.search(SPREAD, written).groups())
     assert processes == 2 and spread > each
@@ -145,6 +159,67 @@ def shared(place: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+MAKING = """
+[model]
+family = "emoji"
+base = '{weights}'
+device = "cpu"
+[teacher]
+prompts = "{folder}/prompts.txt"
+steps = 2
+guidance = 3.0
+batch = 3
+[data]
+source = "{folder}/pictures"
+prepared = "{folder}/prepared"
+size = 64
+shard_size = 2
+"""
+
+
+def killed_on_its_way(command: str, config: Path, made: Path, moments: list[int]) -> None:
+    """Runs a command again and again, killed when so many files of `made` are there, then whole."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["swd_core.distill.session"])
+    there: dict[Path, int] = {}
+    for files in [*moments, None]:
+        process = context.Process(target=main, args=([command, "--config", str(config)],))
+        process.start()
+        while files is not None and process.exitcode is None:
+            process.join(timeout=0.01)
+            if made.is_dir() and len(list(made.glob("[0-9]*"))) >= files:
+                process.kill()
+        assert ended(process) == (0 if files is None else -signal.SIGKILL)
+        pairs = {p: p.stat().st_mtime_ns for p in made.glob("[0-9]*") if whole(p)}
+        assert there.items() <= pairs.items(), "what was whole is not made again"
+        there = pairs
+
+
+def whole(path: Path) -> bool:
+    """A shard, or a picture or caption with the other."""
+    return path.with_suffix(".png").is_file() and path.with_suffix(".txt").is_file() or (
+        path.suffix == ".safetensors"
+    )
+
+
+def test_killed_while_making_pictures_and_encoding_them(tmp_path, random_weights):
+    """kill -9 at any moment leaves one folder, as a run that nobody stopped leaves it."""
+    files = {}
+    for name in ("straight", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = folder / "config.toml"
+        config.write_text(MAKING.format(weights=random_weights, folder=folder))
+        (folder / "prompts.txt").write_text("red apple\nhappy dog\nrocket\nheart\ncat\n" * 3)
+        stops = name == "killed"
+        killed_on_its_way("sample-teacher", config, folder / "pictures", [1, 2, 5, 14] * stops)
+        killed_on_its_way("prepare", config, folder / "prepared", [1, 2, 5] * stops)
+        found = [p for part in ("pictures", "prepared") for p in (folder / part).iterdir()]
+        files[name] = {p.relative_to(folder): p.read_bytes() for p in found}
+    assert len(files["straight"]) == 15 * 2 + 8 + 3
+    assert files["killed"] == files["straight"]
+
+
 def test_two_processes_make_the_same_pictures_and_shards_as_one(tmp_path):
     """Byte for byte, none twice, also where one of them had been stopped before."""
     pytest.importorskip("accelerate")
@@ -156,6 +231,7 @@ def test_two_processes_make_the_same_pictures_and_shards_as_one(tmp_path):
     prompts = "prompts.txt"
     steps = 1
     guidance = 1.0
+    batch = 2
     [data]
     source = "pictures"
     prepared = "prepared"
