@@ -28,7 +28,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) emoji distill
 
-.PHONY: help demo test test-browser lint node locales emoji-data train-student ablation
+.PHONY: help demo test test-browser lint node locales graphs emoji-data train-student ablation
 .PHONY: scenes-data train-scenes-autoencoder scenes-latents train-scenes-teacher
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
@@ -39,6 +39,7 @@ help:
 	@echo "make lint               ruff, and vulture: code that nothing reaches"
 	@echo "make node               begins a node: NAME=SwDThing DOES=\"what it does, in a line\""
 	@echo "make locales            what the host serves, from the translations of each node"
+	@echo "make graphs             the groups of workflows/, and of those graphs the blueprints in subgraphs/"
 	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
 	@echo "                        cores; one by bench-NAME: $(BENCHES)"
 	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
@@ -104,6 +105,10 @@ node:
 
 locales:
 	$(PYTHON) tools/locales.py
+
+graphs:
+	$(PYTHON) tools/groups.py
+	$(PYTHON) tools/blueprints.py
 
 # One after the other, also with -j: they would take each other's time. One that fails stops no other.
 bench:
