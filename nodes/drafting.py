@@ -216,7 +216,8 @@ class Sampling:
         )
         scales = tuple(state.x0 for state in states)
         samples = decodable(scales[-1], self.model)
-        x_t = states[-1].x_t if drafts.stretches else None
+        kept = drafts.stretches or drafts.schedule.eta
+        x_t = states[-1].x_t if kept else None
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
 
 

@@ -192,6 +192,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
             draw=self.noise or self._by_number(levels, noise, sized),
             method=self.method,
             report=report,
+            eta=self.schedule.eta,
         )
 
     def _by_number(self, levels: list[float], noise: Tensor, sized: SizedModel) -> Noise:

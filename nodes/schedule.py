@@ -1,5 +1,6 @@
 """SwDScaleSchedule: which size and which noise level each step runs at, and what that costs."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..swd_core.presets import presets
@@ -14,6 +15,7 @@ from .schedule_choice import (
     USUAL_TARGET,
     choose,
     custom_schedule,
+    eta_note,
     longer,
     named_schedule,
     origin,
@@ -85,6 +87,17 @@ class SwDScaleSchedule(io.ComfyNode):
                     "fractions of the time, or as numbers of frames with the target last. Empty: "
                     "all frames in every step.",
                 ),
+                io.Float.Input(
+                    "eta",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Where a step has the size of the one before: how much of the noise "
+                    "that the model found it goes on with; the rest is fresh. Steps that grow "
+                    "always get fresh noise.",
+                ),
             ],
             outputs=[
                 Schedule.Output(
@@ -131,6 +144,7 @@ class SwDScaleSchedule(io.ComfyNode):
         latent_image: Any = None,
         large_targets: str = STRETCH,
         custom_frames: str = "",
+        eta: float = 0.0,
     ) -> io.NodeOutput:
         family = _host_model.model_family(model)
         own = _host_lora.own_schedule(model)
@@ -149,10 +163,12 @@ class SwDScaleSchedule(io.ComfyNode):
                 schedule.check_picture()
         if large_targets == EXTEND:
             schedule = longer(schedule, entry, samples, pixels)
+        schedule = replace(schedule, eta=eta or schedule.eta)
         sigmas = _host_model.schedule_sigmas(model, schedule)
         levels = sigmas.tolist()
         sizes = schedule.sizes(height, width, multiple, frames)
-        table = "\n".join([*steps_table(schedule.name, sizes, levels, pixels), source])
+        rows = steps_table(schedule.name, sizes, levels, pixels)
+        table = "\n".join([*rows, source, *eta_note(schedule.eta, sizes)])
         plot = schedule_plot(schedule, height, width, multiple, levels, frames, pixels)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(schedule, sigmas, table, plot, ui=shown)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,16 @@ def origin(preset: str, family: str, schedule: ScaleSchedule, own: OwnSchedule |
     ):
         return chosen
     return f"{chosen}; auto would take {own.text}"
+
+
+def eta_note(eta: float, sizes: Sequence[tuple[int, ...]]) -> list[str]:
+    """Which of the steps an eta means, for the table."""
+    if not eta:
+        return []
+    staying = [str(i) for i, (a, b) in enumerate(pairwise(sizes), 2) if a == b]
+    if not staying:
+        return [f"eta {eta:g} changes nothing here: every step grows, and gets fresh noise"]
+    return [f"eta {eta:g} at step {', '.join(staying)}, whose size stays"]
 
 
 def longer(

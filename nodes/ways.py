@@ -9,7 +9,7 @@ from torch import Tensor
 from ..swd_core import resample
 from ..swd_core.growing import GrowthState
 from ..swd_core.lifts import lift_swd
-from ..swd_core.process import Process
+from ..swd_core.process import Process, mixed_noise, predicted_noise
 from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch
 from .sized import SizedModel
@@ -38,7 +38,8 @@ class StudentWay:
 
     Args:
         draw: noise by the number of the step in the run. method: how x0 is enlarged.
-        report: called with step, x0 and x_t of each model call.
+        report: called with step, x0 and x_t of each model call. eta: share of the predicted noise
+            where the size stays.
     """
 
     sized: SizedModel
@@ -46,6 +47,7 @@ class StudentWay:
     draw: Noise
     method: str
     report: Report
+    eta: float = 0.0
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
         return self.draw(step, shape)
@@ -53,11 +55,15 @@ class StudentWay:
     def solve(self, x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
         x0 = self.sized(x_t, stretch.sigmas[0])
         self.report(stretch.step, x0, x_t)
-        return x0, x0
+        if not self.eta or not stretch.sigmas[1]:
+            return x0, x0
+        return predicted_noise(self.process, x_t, x0, stretch.sigmas[0]), x0
 
     def lift(
         self, x_t: Tensor, x0: Tensor, sigma: float, size: Sequence[int], noise: Tensor
     ) -> tuple[Tensor, float]:
+        if self.eta and tuple(size) == tuple(x0.shape[-len(size) :]):
+            noise = mixed_noise(noise, x_t, self.eta)
         return lift_swd(x_t, x0, sigma, size, noise, process=self.process, upscale=self.upscale)
 
     def finish(self, state: GrowthState) -> Tensor:

@@ -17,8 +17,9 @@ from .noise import MAX_SEED, NOISE_VERSION
 from .schedule import ScaleSchedule, one_line
 from .tensor_files import open_tensors, read_tensors, save_tensors
 
-# Of a student's drafts, which older packs read too; of growing ones; of several prompts' of either.
-VERSION, GROWN_VERSION, PROMPTS_VERSION = 1, 2, 3
+# Of a student's drafts, which older packs read too; of growing ones; of several prompts' of either;
+# of a student's with an eta.
+VERSION, GROWN_VERSION, PROMPTS_VERSION, ETA_VERSION = 1, 2, 3, 4
 SUFFIX = ".drafts.safetensors"
 _HEADER = "swd_drafts"
 _ROUNDING = 16  # latent cells; no model's patch is larger
@@ -40,8 +41,9 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
     growing = isinstance(drafts.schedule, GrowthSchedule)
     plan = drafts.schedule.to_dict()
     several = any(d.prompt for d in drafts.images)
+    version = PROMPTS_VERSION if several else GROWN_VERSION if growing else VERSION
     header = {
-        "version": PROMPTS_VERSION if several else GROWN_VERSION if growing else VERSION,
+        "version": ETA_VERSION if not growing and drafts.schedule.eta else version,
         "noise_version": NOISE_VERSION,
         "schedule": {"growth": plan} if growing else plan,
         "step": drafts.step,
@@ -87,10 +89,10 @@ def check_versions(header: Any, name: str) -> None:
     """Raises ValueError for a newer format, or a noise rule that would finish another picture."""
     if not isinstance(header, dict) or not {"version", "noise_version"} <= header.keys():
         raise ValueError(f"The drafts file {name} is damaged: its header has no version.")
-    if header["version"] not in (VERSION, GROWN_VERSION, PROMPTS_VERSION):
+    if header["version"] not in range(VERSION, ETA_VERSION + 1):
         raise ValueError(
             f"{name} has the drafts format {header['version']}; this version reads {VERSION} to "
-            f"{PROMPTS_VERSION}. Update the pack."
+            f"{ETA_VERSION}. Update the pack."
         )
     if header["noise_version"] != NOISE_VERSION:
         raise ValueError(
@@ -104,7 +106,9 @@ def _read_header(header: dict[str, Any]) -> Drafts:
     height, width = header["size"]
     plan, version = header["schedule"], header["version"]
     growing = version == GROWN_VERSION or (version == PROMPTS_VERSION and "growth" in plan)
-    rows, texts = header["images"], header["prompts"] if version == PROMPTS_VERSION else None
+    rows, texts = header["images"], header.get("prompts")
+    if texts is None and version == PROMPTS_VERSION:
+        raise KeyError("prompts")
     prompts = [""] * len(rows) if texts is None else [_text(text) for text in texts]
     return Drafts(
         GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
@@ -134,7 +138,7 @@ def _with_tensors(empty: Drafts, step: int, tensors: dict[str, Tensor]) -> Draft
     """`empty` with what its `step` steps made, once all of it fits together."""
     scales = tuple(tensors[f"x0.{i}"] for i in range(1, step + 1))
     rest = {name: tensors.get(name) for name in ("latent", "mask")}
-    if empty.stretches:
+    if empty.stretches or empty.schedule.eta:
         rest["x_t"] = tensors["x_t"]
     drafts = replace(empty, scales=scales, samples=tensors["samples"], **rest)
     if not _fits(drafts):
@@ -164,7 +168,7 @@ def _fits(drafts: Drafts) -> bool:
         sides = zip(x0.shape[-2:], drafts.size, strict=True)
         if any(abs(side - scale * full) > _ROUNDING for side, full in sides):
             return False
-    return True
+    return not drafts.schedule.eta or _held_fits(drafts)
 
 
 def _start_fits(drafts: Drafts) -> bool:
@@ -184,10 +188,13 @@ def _is_plain(value: Tensor) -> bool:
     return value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def _held_fits(drafts: Drafts) -> bool:
+    return drafts.x_t.shape == drafts.scales[-1].shape and _is_plain(drafts.x_t)
+
+
 def _grown_fits(drafts: Drafts) -> bool:
     """Whether the sizes of a growing run rise below the finished one, and x_t is of the last."""
-    x_t, last = drafts.x_t, drafts.scales[-1]
-    if drafts.stretches > MOST_SIZES or x_t.shape != last.shape or not _is_plain(x_t):
+    if drafts.stretches > MOST_SIZES or not _held_fits(drafts):
         return False
     sizes = [*(x0.shape[-2:] for x0 in drafts.scales), drafts.size]
     return all(a <= b for old, new in pairwise(sizes) for a, b in zip(old, new, strict=True))

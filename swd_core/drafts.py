@@ -67,7 +67,8 @@ class Drafts:
         latent, mask: a picture to start from (1, C, H, W) as the VAE made it and what of it may
             change, both of full size, or None.
         prompt: what it shows, where that is known.
-        x_t: of a growing run, what its solver held at the end, of the last size so far.
+        x_t: of a growing run, what its solver held at the end, of the last size so far; of a
+            student whose schedule has an eta, the noise that was predicted there.
         stretches: of the whole growing run; 0 for a student, whose every step is one.
     """
 
@@ -96,11 +97,11 @@ class Drafts:
     @property
     def state(self) -> ScaleState:
         """What `sample_scalewise` goes on from."""
-        return ScaleState(self.scales[-1], self.step) if self.scales else ScaleState()
+        return ScaleState(self.scales[-1], self.step, self.x_t) if self.scales else ScaleState()
 
     @property
     def held(self) -> tuple[Tensor | None, Tensor | None]:
-        """What `sample_growing` goes on from: x_t and x0, which for a student are the same."""
+        """What `sample_growing` goes on from: x_t and x0, mostly the same for a student."""
         x0 = self.scales[-1] if self.scales else None
         return (x0 if self.x_t is None else self.x_t), x0
 

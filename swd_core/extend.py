@@ -87,4 +87,5 @@ def extend_schedule(
         (*schedule.sigmas, *(_level(start - 0.5 * math.log(s), kind) for s in sizes)),
         kind,
         f"{schedule.name} extended".strip(),
+        eta=schedule.eta,
     )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -52,6 +53,18 @@ class FlowMatching:
     def gain(self, sigma: float, ratio: float) -> float:
         """kappa of arXiv 2605.18736, equation 5."""
         return ratio / (1 + (ratio - 1) * sigma)
+
+
+def predicted_noise(process: Process, x_t: Tensor, x0: Tensor, sigma: float) -> Tensor:
+    """The noise that a clean prediction leaves in x_t, both (B, C, ..., H, W), for any process."""
+    nothing = torch.zeros_like(x0)
+    clean = process.add_noise(x0, nothing, sigma)
+    return (x_t - clean) / process.add_noise(nothing, torch.ones_like(x0), sigma)
+
+
+def mixed_noise(fresh: Tensor, predicted: Tensor, eta: float) -> Tensor:
+    """Fresh noise with `eta` of the predicted one, of the same variance (arXiv 2603.06136)."""
+    return eta * predicted + math.sqrt(1 - eta**2) * fresh
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ class ScaleSchedule:
         frames: for videos, the share of the latent frames after the first that each step has, in
             0..1, never falling, the last one 1; empty for all frames throughout. See
             `latent_frames`.
+        eta: share of the predicted noise, 0 to 1, in the noise of a step that has the size of the
+            one before (arXiv 2603.06136); the rest is fresh, as all of it is at another size.
 
     Raises:
         ValueError: names the step (counted from 1) and the rule it breaks.
@@ -127,6 +129,7 @@ class ScaleSchedule:
     sigma_kind: str = "flow"
     name: str = ""
     frames: tuple[float, ...] = ()
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         scales, sigmas = (
@@ -169,6 +172,8 @@ class ScaleSchedule:
                 f"Step {len(scales)}: the last scale is {scales[-1]:g}; it must be 1, "
                 "the full size."
             )
+        if not is_number(self.eta) or not 0 <= self.eta <= 1:
+            raise ValueError(f"eta {str(self.eta)[:20]} is not a number from 0 to 1.")
         everywhere = self.frames is None or self.frames == ()
         object.__setattr__(self, "frames", () if everywhere else self._checked_frames())
 
@@ -285,6 +290,8 @@ class ScaleSchedule:
         data = asdict(self)
         if not self.frames:
             del data["frames"]  # what older versions read too
+        if not self.eta:
+            del data["eta"]
         return data
 
     @classmethod

@@ -30,7 +30,7 @@ def advance(
     done, start = [], time.perf_counter()
     for part in tqdm(list(drafts.batches(1)), unit="picture", leave=False):
         made: list[torch.Tensor] = []
-        sample_scalewise(
+        state = sample_scalewise(
             student.denoiser(text),
             part.schedule.sigmas,
             sizes,
@@ -40,9 +40,11 @@ def advance(
             like=like,
             until=until,
             on_step=lambda step, x_t, x0, made=made: made.append(x0),
+            eta=part.schedule.eta,
         )
         samples = made[-1] / student.vae.vae_scale + student.vae.vae_shift
-        done.append(replace(part, scales=(*part.scales, *made), samples=samples))
+        scales = (*part.scales, *made)
+        done.append(replace(part, scales=scales, samples=samples, x_t=state.predicted))
     return join(done), time.perf_counter() - start
 
 

@@ -78,6 +78,7 @@ def predict_scales(
         process=student.process,
         like=like,
         on_step=keep,
+        eta=job.schedule.eta,
     )
     return predictions
 

@@ -19,11 +19,15 @@ def toy(x_t: Tensor, sigma: float) -> Tensor:
     return torch.tanh(1.7 * x_t.roll(1, -1) - 0.3 * x_t) / (0.5 + sigma)
 
 
+STAYING = ScaleSchedule((0.5, 0.5, 0.75, 0.75, 0.75, 1), (1.0, 0.95, 0.9, 0.8, 0.7, 0.6), eta=0.6)
+
+
 def run(noise, like, *, state=None, until=None, process=None, on_step=None, schedule=SCHEDULE):
     sizes = schedule.sizes(*like.shape[-2:])
     return sample_scalewise(
         toy, schedule.sigmas, sizes, state or ScaleState(), noise,
         process=process or FlowMatching(), like=like, until=until, on_step=on_step,
+        eta=schedule.eta,
     )  # fmt: skip
 
 
@@ -123,6 +127,34 @@ def test_every_step_is_upscale_x0_then_noise(process):
         torch.testing.assert_close(x_t, keep * clean + sigma * eps)
         assert torch.equal(x0, toy(x_t, sigma))
         assert x_t.shape[-2:] == sizes[i]
+
+
+@pytest.mark.parametrize("process", [FlowMatching(), VarianceExploding()])
+def test_where_the_size_stays_the_predicted_noise_is_mixed_in(process):
+    """arXiv 2603.06136: eps = eta eps_hat + sqrt(1 - eta^2) n; where the size changes eps = n."""
+    noise, steps = SeededNoise(3, (0,)), []
+    run(
+        noise, torch.zeros(1, 4, 32, 32), process=process, schedule=STAYING,
+        on_step=lambda *step: steps.append(step),
+    )  # fmt: skip
+    for (i, x_t, x0), (_, after, _) in zip(steps, steps[1:], strict=False):
+        sigma, new = STAYING.sigmas[i], STAYING.sigmas[i + 1]
+        keep, kept = (1 - sigma, 1 - new) if isinstance(process, FlowMatching) else (1, 1)
+        eps, clean = noise(i + 1, after.shape), x0
+        if x0.shape == after.shape:
+            eps = 0.6 * (x_t - keep * x0) / sigma + 0.8 * eps
+        else:
+            clean = torch.nn.functional.interpolate(x0, after.shape[-2:], mode="bicubic")
+        torch.testing.assert_close(after, kept * clean + new * eps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("until", range(1, 6))
+def test_cut_where_the_size_stays_and_continued_gives_the_same_bits(until):
+    noise, like = SeededNoise(5, (0, 3)), torch.zeros(2, 4, 32, 32)
+    whole = run(noise, like, schedule=STAYING)
+    part = run(noise, like, schedule=STAYING, until=until)
+    done = run(noise, like, schedule=STAYING, state=part)
+    assert torch.equal(done.x0, whole.x0)
 
 
 def test_video_grows_in_space_and_time_and_can_be_stopped():

@@ -28,6 +28,7 @@ INPUTS = {
         latent_image?: LATENT
         large_targets?: COMBO = stretch
         custom_frames?: STRING =
+        eta?: FLOAT = 0.0
     """,
     "SwDGrowthSchedule": """
         model: MODEL
