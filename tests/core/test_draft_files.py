@@ -74,7 +74,8 @@ def change(file, **values):
     ("values", "says"),
     [
         ({"noise_version": 2}, "noise rule 2.*Draft them again"),
-        ({"version": 4}, "format 4.*Update the pack"),
+        ({"version": 5}, "format 5.*Update the pack"),
+        ({"version": 4, "schedule": {**SCHEDULE.to_dict(), "eta": 0.5}}, "damaged.*no 'x_t'"),
         ({"version": 3}, "damaged.*no 'prompts'"),
         ({"version": 3, "prompts": ["fox"]}, "damaged"),
         ({"version": 3, "prompts": 7}, "damaged"),
