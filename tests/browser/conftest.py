@@ -1,4 +1,7 @@
-"""A real browser on a real host; says so where there is none."""
+"""A real browser on a real host; says so where there is none.
+
+SWD_FRONTEND names a folder of another comfyui-frontend-package, which the host then serves instead.
+"""
 
 import importlib.util
 import json
@@ -20,9 +23,32 @@ FLAGS = (
 )  # fmt: skip
 
 
+# What a page keeps in the browser; what it has loaded stays.
+FORGET = """async () => {
+    localStorage.clear();
+    sessionStorage.clear();
+    for (const { name } of await indexedDB.databases()) {
+        await new Promise((done) => {
+            const request = indexedDB.deleteDatabase(name);
+            request.onsuccess = request.onerror = request.onblocked = done;
+        });
+    }
+}"""
+
+
 def chromium_path() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+def frontend() -> list[str]:
+    """The host's options for the page that SWD_FRONTEND names."""
+    if not (given := os.environ.get("SWD_FRONTEND")):
+        return []
+    pages = sorted(Path(given).expanduser().resolve().glob("**/index.html"))
+    if not pages:
+        pytest.fail(f"SWD_FRONTEND is {given}, which holds no index.html: name an unpacked package")
+    return ["--front-end-root", str(pages[0].parent)]
 
 
 @pytest.fixture(scope="session")
@@ -47,23 +73,34 @@ def host(chromium, tmp_path_factory):
     if not (module.COMFYUI / "main.py").is_file():
         pytest.skip(f"no ComfyUI at {module.COMFYUI}: set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfy_browser")
-    running = module.Server(base, "--preview-method", "latent2rgb")
+    running = module.Server(base, "--preview-method", "latent2rgb", *frontend())
     yield running
     running.stop()
     shutil.rmtree(base, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def context(chromium):
+    """One for all tests: what it has loaded of the page need not be loaded again."""
+    context = chromium.new_context(viewport={"width": 1600, "height": 1100})
+    yield context
+    context.close()
+
+
 @pytest.fixture(params=["classic", "vue"])
-def page(request, chromium, host):
-    """The host's page in one of its two editors, with what went wrong in it in `page.faults`."""
+def page(request, context, host):
+    """The host's page in one of its two editors, with what went wrong in it in `page.faults`.
+
+    It begins as a new user's: neither browser nor host remembers the page before.
+    """
     version = host.get("/system_stats")["system"]["comfyui_version"]
     if request.param == "vue" and tuple(map(int, version.split(".")[:2])) < (0, 4):
         pytest.skip(f"ComfyUI {version} has the classic editor only")
     settings = {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.TutorialCompleted": True}
     folder = host.base / "user" / "default"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     (folder / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    context = chromium.new_context(viewport={"width": 1600, "height": 1100})
     page = context.new_page()
     page.set_default_timeout(150_000)  # drawn without a graphics card
     page.faults = []
@@ -72,7 +109,9 @@ def page(request, chromium, host):
     page.goto(host.url)
     page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=120_000)
     yield page
-    context.close()
+    page.goto(f"{host.url}/system_stats")  # the page's own place, without the page
+    page.evaluate(FORGET)
+    page.close()
 
 
 @pytest.fixture
@@ -119,6 +158,7 @@ def look(page, request) -> Callable[[str], None]:
 
     def shoot(name: str) -> None:
         if folder:
+            page.wait_for_timeout(1500)  # pictures on the canvas come when they like
             page.screenshot(path=str(Path(folder) / f"{request.node.name}-{name}.png"))
 
     return shoot

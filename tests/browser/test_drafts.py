@@ -18,7 +18,6 @@ def test_click_two_run_again_reload(sheet, run, look):
     entry = run()
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 2
     assert node_id(page, "SwDDrafts") in cached(entry)
-    page.wait_for_timeout(1500)
     look("finished")
     page.reload()
     page.wait_for_selector(BUTTONS, state="visible", timeout=120_000)

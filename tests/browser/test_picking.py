@@ -351,6 +351,5 @@ def test_rows_by_prompt(page, run, posted, ended, look):
     said(page, "Last queued: 6, 10")
     entry = ended()
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 2
-    page.wait_for_timeout(1000)
     look("prompts")
     assert not [f for f in page.faults if "swd" in f.lower()]

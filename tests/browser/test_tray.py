@@ -55,7 +55,6 @@ def test_kept_seen_reloaded_and_removed(tray, host, look):
     page.wait_for_function(f"() => ({STARS})().length === 3")
     assert page.evaluate(STARS) == ["Draft 3", "Draft 5", "Draft 9"]
     assert marked(page) == ["Draft 5", "Draft 9"], "the picks are another thing"
-    page.wait_for_timeout(500)
     look("kept")
     page.reload()
     page.wait_for_selector(BUTTONS, state="visible", timeout=120_000)

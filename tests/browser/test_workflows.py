@@ -30,7 +30,7 @@ DRAWN = """async (graph) => {
     app.canvas.setDirty(true, true);
     for (let i = 0; i < 8; i++) await new Promise(requestAnimationFrame);
     const { left, top } = canvas.getBoundingClientRect();
-    return app.graph.nodes.map((node) => {
+    const nodes = app.graph.nodes.map((node) => {
         const box = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
         const [x, y] = box ? [(box.left - left) / 0.5 - 800, (box.top - top) / 0.5 - 400]
             : [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT];
@@ -38,8 +38,12 @@ DRAWN = """async (graph) => {
             : [node.size[0], node.size[1] + LiteGraph.NODE_TITLE_HEIGHT];
         return { name: `${node.id} ${node.type}`, x, y, width, height };
     });
+    const groups = app.graph.groups.map(({ title, pos, size, titleHeight }) => (
+        { name: title, title: titleHeight, x: pos[0], y: pos[1], width: size[0], height: size[1] }
+    ));
+    return [nodes, groups];
 }"""
-GAP = 10  # between two nodes, at least
+GAP = 10  # between two nodes and between two groups, at least
 
 
 def models_of(graph: dict) -> list[str]:
@@ -78,23 +82,39 @@ def test_every_graph_opens_whole(page, look):
                 continue
             now, kind = opened["values"][str(node["id"])], node["type"]
             assert now[: len(node["widgets_values"])] == node["widgets_values"], (name, kind)
-        page.wait_for_timeout(300)
         look(name)
     assert own_faults(page) == []
 
 
-def test_no_two_nodes_overlap(page, look):
+def apart(a: dict, b: dict, gap: float = GAP) -> bool:
+    beside = a["x"] + a["width"] + gap <= b["x"] or b["x"] + b["width"] + gap <= a["x"]
+    return beside or a["y"] + a["height"] + gap <= b["y"] or b["y"] + b["height"] + gap <= a["y"]
+
+
+def inside(node: dict, group: dict) -> bool:
+    """Whole, and clear of the group's title."""
+    return (
+        group["x"] < node["x"]
+        and node["x"] + node["width"] < group["x"] + group["width"]
+        and group["y"] + group["title"] <= node["y"]
+        and node["y"] + node["height"] < group["y"] + group["height"]
+    )
+
+
+def test_no_two_nodes_overlap_and_groups_hold_whole_ones(page, look):
     """In the classic editor and in the new one, whose nodes are taller."""
     page.keyboard.press("Escape")
     found = []
     for name, graph in GRAPHS.items():
-        nodes = page.evaluate(DRAWN, graph)
+        nodes, groups = page.evaluate(DRAWN, graph)
         assert len(nodes) == len(graph["nodes"])
-        for a, b in combinations(nodes, 2):
-            beside = a["x"] + a["width"] + GAP <= b["x"] or b["x"] + b["width"] + GAP <= a["x"]
-            below = a["y"] + a["height"] + GAP <= b["y"] or b["y"] + b["height"] + GAP <= a["y"]
-            if not (beside or below):
-                found.append((name, a, b))
+        found += [(name, a, b) for a, b in combinations(nodes, 2) if not apart(a, b)]
+        found += [(name, a, b) for a, b in combinations(groups, 2) if not apart(a, b)]
+        for node in nodes:
+            around = [g for g in groups if not apart(node, g, 0)]
+            noted = node["name"].endswith("Note")
+            if len(around) != (not noted) or not all(inside(node, g) for g in around):
+                found.append((name, node, around))
         look(name)
     assert found == []
 
@@ -116,7 +136,7 @@ def test_every_template_opens_by_a_click(page, browse, look):
             " && app.graph.nodes.length === count",
             arg=[name, len(graph["nodes"])],
         )
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(500)
         look(name)
         unknown = "app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types))"
         assert page.evaluate(f"{unknown}.length") == 0, name
@@ -145,7 +165,6 @@ def test_the_readmes_picture_brings_its_graph(page, look):
     )
     page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": dropped})
     page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'SwDEmojiStudent')")
-    page.wait_for_timeout(1000)
     look("dropped")
     types = page.evaluate("app.graph.nodes.map((n) => n.type)")
     assert sorted(types) == sorted(n["type"] for n in GRAPHS["swd_quickstart_emoji"]["nodes"])
@@ -171,6 +190,5 @@ def test_a_graph_runs_and_shows_its_pictures(page, host, run, look):
             }""",
             arg=kind,
         )
-    page.wait_for_timeout(1500)
     look("done")
     assert own_faults(page) == []
