@@ -18,6 +18,7 @@ from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_base import DiffusersModel
 from .diffusers_models import wrap
+from .draws import Draws
 from .interface import DistillConfig
 from .scalewise import Interval, intervals
 from .teachers import empty_module, schedule_sigmas, shape_of, watched_block
@@ -188,6 +189,9 @@ class Rehearsal(Trainer):
         if self.accumulated:
             for p in parameters:
                 p.grad = torch.empty_like(p)
+
+    def _draw_ahead(self, draws: Draws) -> None:
+        """Nothing: the modes that count are of this thread alone."""
 
     def autocast(self) -> AbstractContextManager:
         return nullcontext()

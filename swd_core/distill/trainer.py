@@ -4,10 +4,11 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,17 @@ from .transfer import sent
 from .world import World
 
 log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """What the data gives of a batch: its `steps` up to the one that is trained, latents of that
+    and of the one before, the text, and whether the student's own picture is to go on instead."""
+
+    steps: list[Interval]
+    real: Tensor
+    previous: Tensor | None
+    text: Conditioning
+    simulated: bool
 
 
 @dataclass
@@ -66,6 +78,8 @@ class Trainer:
         self.optimiser = self._adamw(self.student, self.config.lr)
         self.optimiser_fake = self._adamw(self.fake, self.config.lr_fake)
         self.average = [p.detach().clone() for p in self.student]
+        self._drawing = ThreadPoolExecutor(1, "swd batches")
+        self._coming: tuple[Draws, Future[Batch]] | None = None
 
     def _adamw(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """With the published betas and weight decay, which are torch's own: .9, .999 and 1e-2."""
@@ -78,21 +92,27 @@ class Trainer:
         All its randomness comes from the seed and its number: resuming needs no other state.
         """
         self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
-        self.student_step(random.Random(self.config.seed * 1_000_003 + self.step))
+        self.student_step(self._rng(self.step))
+
+    def _rng(self, step: int) -> random.Random:
+        return random.Random(self.config.seed * 1_000_003 + step)
+
+    def _seeds(self, rng: random.Random) -> list[int]:
+        """Of a step: each of the fake score's, then the student's."""
+        count = self.config.fake_steps if self.objective.needs_fake else 0
+        return [rng.getrandbits(62) for _ in range(count + 1)]
 
     def student_step(self, rng: random.Random) -> None:
         """One step of the student, after the fake score's own steps."""
-        count = self.config.fake_steps if self.objective.needs_fake else 0
-        seeds = [rng.getrandbits(62) for _ in range(count + 1)]
-        for seed in seeds[self.fake_done : -1]:
-            self._fake_step(Draws(seed, self.world))
+        seeds = [*self._seeds(rng), self._seeds(self._rng(self.step + 1))[0]]
+        for place in range(self.fake_done, len(seeds) - 2):
+            self._fake_step(self._draws(seeds[place]), seeds[place + 1])
             self.fake_done += 1
-        draws, sums = Draws(seeds[-1], self.world), {}
+        draws, sums = self._draws(seeds[-2]), {}
         with frozen(self.fake):
-            for _ in range(self.config.accumulate):
-                self.between()
+            for batch in self._batches(draws, seeds[-1]):
                 with self.autocast():
-                    real, x0, text = self._generate(self._steps(draws.rng), draws)
+                    real, x0, text = self._generate(batch, draws)
                 # At most one part's graph is there beside the student's own.
                 seen = x0.detach().requires_grad_()
                 for part in self.objective.parts:
@@ -111,10 +131,44 @@ class Trainer:
     def autocast(self) -> AbstractContextManager:
         return fast_autocast(self.device) if self.config.autocast else nullcontext()
 
-    def _steps(self, rng: random.Random) -> list[Interval]:
-        """The beginning of the schedule up to the step that is trained now."""
-        steps = self.batches.steps(rng)
-        return steps[: 1 + rng.randrange(len(steps))]
+    def _draws(self, seed: int) -> Draws:
+        """Those of a seed, whose first batch is drawn already if it was known to come."""
+        if self._coming is not None and self._coming[0].seed == seed:
+            return self._coming[0]
+        return Draws(seed, self.world)
+
+    def _batches(self, draws: Draws, after: int) -> Iterator[Batch]:
+        """The batches of an optimiser step; while one is trained with, the next one is drawn.
+
+        Args:
+            after: seed of the optimiser step that follows.
+        """
+        for number in range(self.config.accumulate):
+            self.between()
+            coming, self._coming = self._coming, None
+            batch = coming[1].result() if coming and coming[0] is draws else self._draw(draws)
+            last = number + 1 == self.config.accumulate
+            self._draw_ahead(Draws(after, self.world) if last else draws)
+            yield batch
+
+    def _draw_ahead(self, draws: Draws) -> None:
+        self._coming = draws, self._drawing.submit(self._draw, draws)
+
+    def _draw(self, draws: Draws, steps: list[Interval] | None = None) -> Batch:
+        """The next batch of `draws`.
+
+        Args:
+            steps: the beginning of the schedule up to the step that is trained; drawn if None.
+        """
+        rng, share = draws.rng, self.config.backward_simulation
+        if steps is None:
+            steps = self.batches.steps(rng)
+            steps = steps[: 1 + rng.randrange(len(steps))]
+        total = self.count(steps[-1].size) * self.world.size
+        with self.autocast():
+            drawn = self.batches.draw(steps[-1], total, rng, self.world.part(total))
+        simulated = bool(share) and rng.random() < share and len(steps) > 1
+        return Batch(steps, *drawn, simulated)
 
     def _clip(self, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> None:
         """Averages the gradients over the processes and limits their length."""
@@ -157,18 +211,16 @@ class Trainer:
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach() * share
 
-    def _generate(self, steps: list[Interval], draws: Draws) -> tuple[Tensor, Tensor, Conditioning]:
-        """Real latents of the last of `steps`, the student's prediction for them, their text."""
-        interval, share, rng = steps[-1], self.config.backward_simulation, draws.rng
-        count = self.count(interval.size)
-        total = count * self.world.size
-        part = self.world.part(total)
-        begun, previous, text = self.batches.draw(interval, total, rng, part)
-        real = begun
+    def _generate(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Conditioning]:
+        """Real latents of a batch, the student's prediction for them, their text."""
+        steps, begun, previous, text, simulated = batch
+        interval, real, count = steps[-1], begun, len(begun)
         if self.taught is not None:
+            total = count * self.world.size
+            part = self.world.part(total)
             real, text = self.taught.draw(self.step, interval, total, part, draws)
         with adapter(self.model.module, "student"):
-            if share and rng.random() < share and len(steps) > 1:
+            if simulated:
                 with torch.no_grad():
                     previous = self.sample(
                         steps[:-1], text, begun, lambda _, shape: self._noise(shape, draws)
@@ -206,13 +258,12 @@ class Trainer:
     def _noise(self, shape: Sequence[int], draws: Draws) -> Tensor:
         return sent(draws.noise(shape), self.device)
 
-    def _fake_step(self, draws: Draws) -> None:
+    def _fake_step(self, draws: Draws, after: int) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
         sums: dict[str, Tensor] = {}
-        for _ in range(self.config.accumulate):
-            self.between()
+        for batch in self._batches(draws, after):
             with torch.no_grad(), self.autocast():
-                real, x0, text = self._generate(self._steps(draws.rng), draws)
+                real, x0, text = self._generate(batch, draws)
             sigma, (noisy, noisy_real) = self.objective.renoise((0.0, 1.0), draws, x0, real)
             with self.autocast():
                 losses = self.objective.fake(x0, noisy, sigma, text)
@@ -264,6 +315,7 @@ class Trainer:
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Goes on from what `save` wrote."""
+        self._coming = None
         with torch.no_grad():
             for name in ("student", "fake", "average"):
                 for now, saved in zip(getattr(self, name), state[name], strict=True):

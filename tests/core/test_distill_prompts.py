@@ -60,7 +60,8 @@ def test_what_the_student_sees_is_what_it_made_itself(place):
         return x0
 
     trainer.model.predict = watched
-    trainer._generate(steps, Draws(3))
+    draws = Draws(3)
+    trainer._generate(trainer._draw(draws, steps), draws)
     assert [sigma for _, sigma, _ in seen] == pytest.approx([s.sigma for s in steps])
     first = seen[0][0]
     assert abs(float(first.mean())) < 0.1 and float(first.std()) == pytest.approx(1, abs=0.1)

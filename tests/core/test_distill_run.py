@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill import loop, session
 from swd_core.distill.checkpoint import load_checkpoint
-from swd_core.distill.data import PreparedBatches
+from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
 from swd_core.lora_files import read_lora
 
@@ -59,23 +59,23 @@ def test_terminated_then_resumed_is_the_straight_run(place, straight):
 
 @pytest.mark.parametrize("last", [5, 8, 9, 10])
 def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypatch, last):
-    """A step draws 9 batches here: 3 for each of two steps of the fake score, 3 for the student."""
+    """A step has 9 batches here: 3 for each of two steps of the fake score, 3 for the student."""
     settings = {"accumulate": 3, "fake_steps": 2, "steps": 3}
     if not (place / "long").exists():
         runs.train(place, "long", **settings)
-    drawn, draw = [], PreparedBatches.draw
+    begun, generate = [], Trainer._generate
 
-    def draw_and_stop(*arguments, **options):
-        drawn.append(1)
-        if len(drawn) == last:
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == last:
             signal.raise_signal(signal.SIGINT)
-        return draw(*arguments, **options)
+        return generate(*arguments)
 
     run = f"halted{last}"
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedBatches, "draw", draw_and_stop)
+        patch.setattr(Trainer, "_generate", begin_and_stop)
         runs.train(place, run, **settings)
-    assert len(drawn) == last, "no other batch is begun"
+    assert len(begun) == last, "no other batch is begun"
     saved = load_checkpoint(place / run / "checkpoint.pt")
     done = 3 * saved["step"] + saved["fake_done"]
     assert done == last // 3, "what was done is kept"
@@ -86,18 +86,17 @@ def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypat
 def test_a_poisoned_step_is_not_saved_by_a_stop(place, monkeypatch):
     """Losses are read at a step's end; a stop within it must look at them too."""
     before = (runs.train(place, "sick", steps=1, fake_steps=3) / "checkpoint.pt").read_bytes()
-    drawn, draw = [], PreparedBatches.draw
+    begun, generate = [], Trainer._generate
 
-    def sick(*arguments, **options):
-        drawn.append(1)
-        real, *others = draw(*arguments, **options)
-        if len(drawn) == 1:
-            real = real * math.nan
-        if len(drawn) == 2:
+    def sick(trainer, batch, draws):
+        begun.append(1)
+        if len(begun) == 1:
+            batch = batch._replace(real=batch.real * math.nan)
+        if len(begun) == 2:
             signal.raise_signal(signal.SIGINT)
-        return real, *others
+        return generate(trainer, batch, draws)
 
-    monkeypatch.setattr(PreparedBatches, "draw", sick)
+    monkeypatch.setattr(Trainer, "_generate", sick)
     with pytest.raises(FloatingPointError, match="not finite"):
         runs.train(place, "sick", resume=True, steps=9, fake_steps=3)
     assert (place / "sick" / "checkpoint.pt").read_bytes() == before

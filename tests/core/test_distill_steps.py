@@ -5,6 +5,7 @@ import math
 import random
 import signal
 import sys
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
 
     draws, total = Draws(random.Random(1).getrandbits(62)), 0.0
     for _ in range(2):
-        real, x0, text = other._generate(other._steps(draws.rng), draws)
+        real, x0, text = other._generate(other._draw(draws), draws)
         for part in other.objective.parts:
             total += sum(part(real, x0, text, draws).values()) / 2
     expected = torch.autograd.grad(total, other.student, materialize_grads=True)
@@ -132,12 +133,12 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
-    watched._fake_step(Draws(1))
+    watched._fake_step(Draws(1), 2)
 
     draws, total = Draws(1), 0.0
     for _ in range(2):
         with torch.no_grad():
-            real, x0, text = other._generate(other._steps(draws.rng), draws)
+            real, x0, text = other._generate(other._draw(draws), draws)
         sigma, (noisy, noisy_real) = other.objective.renoise((0.0, 1.0), draws, x0, real)
         total += sum(other.objective.fake(x0, noisy, sigma, text).values()) / 2
         total += other.objective.real(noisy_real, sigma, text) / 2
@@ -150,7 +151,8 @@ def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
     trainer = trainer_for(family, backward_simulation=1.0)
     trainer.student_step(random.Random(0))
     steps = models.steps(family)
-    real, x0, text = trainer._generate(steps, Draws(3))
+    draws = Draws(3)
+    real, x0, text = trainer._generate(trainer._draw(draws, steps), draws)
 
     draws, expected, (count, channels) = Draws(3), None, real.shape[:2]
     with torch.no_grad(), adapter(trainer.model.module, "student"):
@@ -163,7 +165,8 @@ def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
             expected = trainer.model.predict(x_t, torch.full((count,), step.sigma), text)
     torch.testing.assert_close(x0, expected, rtol=1e-4, atol=1e-5)
     trainer.config = replace(trainer.config, backward_simulation=0.0)
-    _, other, _ = trainer._generate(steps, Draws(3))
+    draws = Draws(3)
+    _, other, _ = trainer._generate(trainer._draw(draws, steps), draws)
     assert not torch.allclose(other, x0, atol=1e-2)
 
 
@@ -199,6 +202,66 @@ def test_a_stopped_training_is_saved_and_goes_on(stop, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.student, trainer.student, strict=True))
 
 
+class Late:
+    """Batches whose every draw but the first waits until the losses of the one before are asked."""
+
+    def __init__(self, trainer: Trainer):
+        self.draw, self.asked = trainer.batches.draw, threading.Semaphore(0)
+        self.count, part = 0, trainer.objective.of_others
+        trainer.batches.draw = self.drawn
+
+        def asked(*arguments):
+            self.asked.release()
+            return part(*arguments)
+
+        trainer.objective.of_others = asked
+
+    def drawn(self, *arguments):
+        self.count += 1
+        assert self.count == 1 or self.asked.acquire(timeout=60), "not drawn beside the training"
+        return self.draw(*arguments)
+
+
+def test_the_next_batch_is_drawn_while_one_is_trained_with():
+    """Also over the end of a step; and the bits are those of drawing each when it is needed."""
+    ahead, plain = (trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2) for _ in range(2))
+    late, plain._draw_ahead = Late(ahead), lambda draws: None
+    for trainer in (ahead, plain):
+        for _ in range(3):
+            trainer.train_step(1.0)
+    assert late.count >= 6
+    assert all(torch.equal(a, b) for a, b in zip(ahead.student, plain.student, strict=True))
+    assert ahead.means() == plain.means()
+
+
+def test_with_a_fake_score_the_bits_are_those_of_drawing_each_when_it_is_needed():
+    ahead, plain = (trainer_for("sd3", fake_steps=2, accumulate=2) for _ in range(2))
+    plain._draw_ahead = lambda draws: None
+    for trainer in (ahead, plain):
+        for _ in range(2):
+            trainer.train_step(1.0)
+        trainer.settle()
+    assert all(torch.equal(a, b) for a, b in zip(ahead.student, plain.student, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ahead.fake, plain.fake, strict=True))
+
+
+def test_what_is_wrong_with_a_batch_is_said_when_it_is_needed():
+    trainer = trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2)
+    draw, drawn = trainer.batches.draw, []
+
+    def damaged(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 3:
+            raise ValueError("shard 3 is damaged")
+        return draw(*arguments)
+
+    trainer.batches.draw = damaged
+    trainer.train_step(1.0)
+    with pytest.raises(ValueError, match="shard 3"):
+        trainer.train_step(1.0)
+    assert trainer.step == 1
+
+
 class Reads(TorchFunctionMode):
     """Counts what makes a program wait for its graphics card: numbers taken out of tensors."""
 
@@ -228,7 +291,7 @@ def test_losses_are_the_means_over_all_batches_of_a_step():
     trainer.student_step(random.Random(5))
     draws, values = Draws(random.Random(5).getrandbits(62)), []
     for _ in range(3):
-        real, x0, text = single._generate(single._steps(draws.rng), draws)
+        real, x0, text = single._generate(single._draw(draws), draws)
         parts = (part(real, x0, text, draws) for part in single.objective.parts)
         values.append({name: v.item() for part in parts for name, v in part.items()})
     expected = {name: sum(v[name] for v in values) / 3 for name in values[0]}

@@ -21,7 +21,7 @@ from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, E
 from swd_core.families import FAMILIES
 from swd_core.lab import emoji_ablation as ablation
 from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
-from swd_core.lab.emoji_student import EmojiBatches, train
+from swd_core.lab.emoji_student import train
 from swd_core.lab.pictures import shrunk
 from swd_core.lab.train_student import RANK, begin_from, train_for
 from swd_core.scenes.autoencoder import Autoencoder
@@ -165,15 +165,15 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     save_file(sides, run / "latents.safetensors")
     pictures = (torch.rand(6, 3, 256, 256, generator=generator) * 255).byte()
     monkeypatch.setattr(ablation, "load_images", lambda _: pictures)
-    drawn, draw = [], EmojiBatches.draw
+    begun, generate = [], Trainer._generate
 
-    def draw_and_stop(*arguments):
-        drawn.append(1)
-        if len(drawn) == 2:
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return draw(*arguments)
+        return generate(*arguments)
 
-    monkeypatch.setattr(EmojiBatches, "draw", draw_and_stop)
+    monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
     options = argparse.Namespace(
         assets=tmp_path, run=run, out=tmp_path / "table.json", steps=4, train_seeds=[0],
         variants=["mmd"], prompts=2, seeds=1, batch=2, batch_tokens=64,
@@ -182,7 +182,7 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
         ablation.run_ablation(options)
     assert not options.out.exists()
     [row] = ablation.run_ablation(options)
-    assert len(drawn) == 4, "only the two steps that were left"
+    assert len(begun) == 4, "only the two steps that were left"
     assert (row["variant"], row["steps"], row["images"]) == ("mmd", 4, 2)
     assert ablation.run_ablation(options) == [row]
 

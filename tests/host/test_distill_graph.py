@@ -127,22 +127,23 @@ def test_an_interrupt_is_seen_between_two_batches(pack, small, loras, family, la
     """
     import comfy.model_management
 
-    batches = packed("swd_core.distill.memory").MemoryBatches
-    model, data, drawn, draw = small.host_model(family), data_for(small, family), [], batches.draw
+    trainer = packed("swd_core.distill.trainer").Trainer
+    model, data, begun = small.host_model(family), data_for(small, family), []
+    generate = trainer._generate
     options = {"steps": 2, "accumulate": 2, "fake_steps": 2}
     train(pack, model, data, "whole", **options)
 
-    def draw_and_stop(*arguments):
-        drawn.append(1)
-        if len(drawn) == last:
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == last:
             comfy.model_management.interrupt_current_processing()
-        return draw(*arguments)
+        return generate(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "draw", draw_and_stop)
+        patch.setattr(trainer, "_generate", begin_and_stop)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             train(pack, model, data, "halted", **options)
-    assert len(drawn) == last, "no other batch is begun"
+    assert len(begun) == last, "no other batch is begun"
     assert read_lora(loras / "halted").metadata["swd_step"] == str(last // 6)
     train(pack, model, data, "halted", resume=True, **options)
     files = [load_file(loras / name / "adapter_model.safetensors") for name in ("whole", "halted")]

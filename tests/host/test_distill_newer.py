@@ -160,19 +160,20 @@ def test_the_losses_train_the_student_alone(pack, newer, loras, family):
 def test_interrupted_and_resumed_is_uninterrupted(pack, newer, loras, family, monkeypatch):
     import comfy.model_management
 
-    batches = packed("swd_core.distill.memory").MemoryBatches
-    model, data, drawn, draw = newer.host_model(family), data_for(newer, family), [], batches.draw
+    trainer = packed("swd_core.distill.trainer").Trainer
+    model, data, begun = newer.host_model(family), data_for(newer, family), []
+    generate = trainer._generate
     options = {"steps": 3, "fake_steps": 2}
     train(pack, model, data, "whole", **options)
 
-    def draw_and_stop(*arguments):
-        drawn.append(1)
-        if len(drawn) == 5:
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == 5:
             comfy.model_management.interrupt_current_processing()
-        return draw(*arguments)
+        return generate(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "draw", draw_and_stop)
+        patch.setattr(trainer, "_generate", begin_and_stop)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             train(pack, model, data, "halted", **options)
     train(pack, model, data, "halted", resume=True, **options)
