@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from swd_core.distill.draws import Draws
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.scalewise import Interval, intervals
+from swd_core.distill.trainer import Trainer
 from swd_core.lab import ablation, evaluate, faithfulness, latents, train_student, ways
 from swd_core.lab.classifier import SceneClassifier
 from swd_core.lab.latents import LatentShards, drawn_prompts, latent_path, prompt_path
@@ -240,15 +241,15 @@ def measured(monkeypatch, run):
 def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     folder, run, measured, monkeypatch
 ):
-    drawn, draw = [], SceneBatches.draw
+    begun, generate = [], Trainer._generate
 
-    def draw_and_stop(*arguments):
-        drawn.append(1)
-        if len(drawn) == 2:
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return draw(*arguments)
+        return generate(*arguments)
 
-    monkeypatch.setattr(SceneBatches, "draw", draw_and_stop)
+    monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
     options = argparse.Namespace(
         assets=folder, scenes=folder, run=run, out=folder / "table.json", steps=3, train_seeds=2,
         variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64, pictures=None, jobs=1,
@@ -261,9 +262,9 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
     assert [(r["variant"], r["seed"], r["steps"]) for r in rows] == [
         ("jump4", 0, 3), ("mmd", 0, 3), ("mmd", 1, 3),
     ]  # fmt: skip
-    before = len(drawn)
+    before = len(begun)
     assert ablation.run_ablation(options) == rows == json.loads(options.out.read_text())
-    assert len(drawn) == before
+    assert len(begun) == before
     text = ablation.table(rows)
     assert text.count("\n") == 3 and "MMD alone | 2 |" in text
     values = [r["everything"][0] for r in rows[1:]]
