@@ -3,14 +3,17 @@
 import json
 import re
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from chain import call, cfg_guider, hosted
 from conftest import Server
 from paper import SEED, guided, relative, schedule_of
+from PIL import Image
 from safetensors.torch import load_file
 from test_live import Listener
 from videos import (
@@ -97,7 +100,7 @@ def test_finished_drafts_are_the_straight_run(pack, wan, schedule, tmp_path, sto
         stop_after=stop_after, batch=1, cfg=1.0, upscale_method="bicubic",
     ).args  # fmt: skip
     assert tuple(drafts["samples"].shape[2:]) == SIZES[stop_after - 1]
-    assert images.shape[0] == 2 * SIZES[stop_after - 1][0] and sheet.shape[0] == 1
+    assert images.shape[0] == 2 * SIZES[stop_after - 1][0] == 2 * sheet.shape[0]
     [file] = (
         pack["SwDSaveDrafts"].execute(drafts=drafts, filename_prefix="drafts/x").ui["swd_files"]
     )
@@ -121,6 +124,70 @@ class FrameVAE:
 
     def decode(self, samples):
         return samples[:, :3].movedim(1, -1).sigmoid()
+
+
+def drafted(pack, wan, schedule, tmp_path, vae, **more):
+    """What the node of drafts gives, and the folder that it shows from."""
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path))
+    inputs = {"seed": SEED, "count": 5, "stop_after": 2, "batch": 5, "cfg": 1.0, **more}
+    return hosted(
+        pack["SwDDrafts"], model=wan, positive=text(), latent_image=empty(), schedule=schedule,
+        upscale_method="bicubic", vae=vae, **inputs,
+    )  # fmt: skip
+
+
+def test_drafts_play_on_the_sheet(pack, wan, schedule, tmp_path):
+    """One file, every cell its draft's own frames, for as long as the finished video lasts."""
+    out = drafted(pack, wan, schedule, tmp_path, FrameVAE())
+    drafts, images, sheet = out.args
+    [cells], [file] = out.ui["swd_sheet"], out.ui["images"]
+    assert out.ui["animated"] == (True,) and file["type"] == "temp"
+    with Image.open(tmp_path / file["filename"]) as played:
+        assert played.n_frames == sheet.shape[0] == SIZES[1][0]
+        wide, high = played.width / cells["columns"], played.height / cells["rows"]
+        told, lasts = cells["size"], 0
+        for t in range(played.n_frames):
+            played.seek(t)
+            played.load()
+            lasts += played.info["duration"]
+            shown = torch.from_numpy(np.array(played.convert("RGB"))) / 255
+            assert (shown - sheet[t]).abs().mean() < 0.02
+            for k, (row, column) in enumerate(cells["places"]):
+                video = drafts["samples"][k, :3, t].movedim(0, -1).sigmoid()
+                x, y = round((column + 0.5) * wide), round(row * high + 4 + 128 / 3)
+                here = shown[y - 20 : y + 20, x - 30 : x + 30].mean((0, 1))
+                there = video[3:9, 4:14].mean((0, 1))
+                assert (here - there).abs().max() < 0.06, (t, k)
+    finished = (4 * (FRAMES - 1) + 1) / 16
+    assert lasts / 1000 == pytest.approx(finished, rel=0.1)
+    assert told == [SIZES[1][2], SIZES[1][1]] and len(cells["drafts"]) == 5
+    for k, draft in enumerate(cells["drafts"]):
+        with Image.open(tmp_path / draft["filename"]) as closer:
+            assert closer.size == tuple(told) and closer.n_frames == SIZES[1][0]
+            closer.seek(4)
+            seen = torch.from_numpy(np.array(closer.convert("RGB"))) / 255
+        assert (seen.mean((0, 1)) - images[5 * k + 4].mean((0, 1))).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("count", "frames", "plays"), [(16, 81, 81), (64, 49, 25), (2, 1, 1)])
+def test_a_sheet_of_long_videos_is_a_file_of_sensible_size(
+    pack, wan, schedule, tmp_path, count, frames, plays, record_property
+):
+    """Noise, which is larger than any video: all frames of few, every second one of many."""
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(tmp_path))
+    begin = sys.modules["swd_pack.nodes.drafting"].begin
+    drafts = begin(wan, empty(size=(21, 60, 104)), schedule, SEED, count, "bicubic")
+    videos = torch.rand(count * frames, 12, 21, 3).repeat_interleave(5, 1).repeat_interleave(5, 2)
+    sheet, shown = sys.modules["swd_pack.nodes.draft_sheet"].show(drafts, videos, None)
+    assert sheet.shape[0] == plays
+    [file] = shown["images"]
+    size = (tmp_path / file["filename"]).stat().st_size
+    record_property("bytes", size)
+    assert size < 12_000_000
 
 
 def test_momentum_is_refused_when_only_time_grows(pack, wan):
