@@ -2,85 +2,15 @@
 // Without this file the host shows the sheet as a plain picture and the widget is typed into.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { allNodes, drafterOf, finishers, pathOf, pickOf, resultsOf, runs, widgetOf } from "./swd_graph.js";
 import { makeSheet } from "./swd_sheet.js";
 import { keptOf, put, take } from "./swd_tray.js";
 
 const TRAY = "SwDTray";
 const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts", TRAY];
 const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
-const PASS_ON = ["SwDSaveDrafts", "Reroute"];
-const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
 const sheets = new Map(); // node -> refresh
 const living = new Set(); // nodes whose next sheet is being made
-
-// Every graph of the page: the outermost, and those of the subgraphs in it.
-function graphsIn(graph, found = new Set()) {
-  found.add(graph);
-  for (const { subgraph } of graph.nodes) if (subgraph && !found.has(subgraph)) graphsIn(subgraph, found);
-  return [...found];
-}
-
-const allGraphs = () => graphsIn(app.rootGraph ?? app.graph);
-
-// The nodes that stand for a graph in another one: none for the outermost.
-const holdersOf = (graph) => allGraphs().flatMap((g) => g.nodes.filter((n) => n.subgraph === graph));
-
-const linksOf = (graph, ids) =>
-  (ids ?? []).map((id) => graph.links.get?.(id) ?? graph.links[id]).filter(Boolean);
-
-// The nodes that links lead to, into subgraphs and out of them.
-function targetsOf(graph, ids) {
-  return linksOf(graph, ids).flatMap(({ target_id, target_slot }) => {
-    const target = graph.getNodeById(target_id);
-    if (target?.subgraph) return targetsOf(target.subgraph, target.subgraph.inputs[target_slot]?.linkIds);
-    if (target) return [target];
-    return holdersOf(graph).flatMap((n) => targetsOf(n.graph, n.outputs[target_slot]?.links));
-  });
-}
-
-// The node that a link comes from, out of subgraphs and into them.
-function sourceOf(graph, id) {
-  const [link] = linksOf(graph, [id]);
-  if (!link) return undefined;
-  const source = graph.getNodeById(link.origin_id);
-  if (source?.subgraph) return sourceOf(source.subgraph, source.subgraph.outputs[link.origin_slot]?.linkIds[0]);
-  if (source) return source;
-  const [holder] = holdersOf(graph);
-  return holder && sourceOf(holder.graph, holder.inputs[link.origin_slot]?.link);
-}
-
-// What the host calls a node: its number, behind those of the subgraphs it is in.
-function pathOf(node) {
-  const [holder] = holdersOf(node.graph);
-  return holder ? `${pathOf(holder)}:${node.id}` : String(node.id);
-}
-
-const linkedTo = (node, outputs) => outputs.flatMap((output) => targetsOf(node.graph, output?.links));
-
-// One whose pick comes by a link finishes what that says, whatever is clicked.
-const isLinked = (node, name) => node.inputs?.some((i) => i.name === name && i.link != null);
-
-function finishers(node) {
-  return linkedTo(node, [node.outputs?.[0]]).flatMap((target) => {
-    if (target.mode === NEVER) return [];
-    if (target.mode === BYPASS) return target.outputs?.[0]?.type === "LATENT" ? finishers(target) : [];
-    if (target.type === "SwDFinishDrafts") return isLinked(target, "pick") ? [] : [target];
-    return PASS_ON.includes(target.type) ? finishers(target) : [];
-  });
-}
-
-// The nodes that save or show what comes of a node: what the host is asked to run.
-function resultsOf(node, seen = new Set()) {
-  for (const target of linkedTo(node, node.outputs ?? [])) {
-    if (seen.has(target) || target.mode === NEVER) continue;
-    seen.add(target);
-    resultsOf(target, seen);
-  }
-  return [...seen].filter((n) => n.mode === ALWAYS && n.constructor.nodeData?.output_node);
-}
-
-const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
-const pickOf = (node) => widgetOf(node, "pick");
 
 // The numbers of "1,4-6" or "all", in the order they are named; what is no number is left out. A click
 // also writes its sheet, as in "3 @1f0c22ab": on another sheet it marks nothing.
@@ -99,15 +29,14 @@ function picked(text, { count, sheet }) {
 
 // What was clicked is what is finished: the seed goes back to the sheet's and stays.
 function fixSeed(node, seed) {
-  if (node?.type === "SwDDrafts") {
+  if (node.type === "SwDDrafts") {
     const widget = widgetOf(node, "seed");
     keepSeed(widget);
     // One that is linked, or has more digits than a page can count, is left to the check of the sheet.
     if (widget && Number.isSafeInteger(seed)) widget.value = seed;
     return;
   }
-  const through = PASS_ON.includes(node?.type) ? 0 : node?.inputs?.findIndex((i) => i.name === "drafts");
-  const source = node && sourceOf(node.graph, node.inputs?.[through]?.link);
+  const source = drafterOf(node);
   if (source) fixSeed(source, seed);
 }
 
@@ -158,6 +87,7 @@ async function finish(node, cells, one) {
   const numbers = one ? [one] : [...picked(kept[0], cells)];
   const results = [...new Set(behind.flatMap((finisher) => resultsOf(finisher)))];
   if (queueing) return;
+  if (!runs(node)) return say("This node is muted or bypassed");
   if (!numbers.length) return say("Nothing is picked");
   if (!results.length) return say("Nothing behind Finish SwD Drafts saves or shows a picture");
   queueing = true;
@@ -194,7 +124,7 @@ async function changeTray(node, change) {
   } catch (error) {
     return say(error.message);
   }
-  const trays = allGraphs().flatMap((g) => g.nodes.filter((n) => n.type === TRAY && n.mode === ALWAYS));
+  const trays = allNodes().filter((n) => n.type === TRAY && runs(n));
   if (trays.length) await app.queuePrompt(0, 1, trays.map(pathOf));
 }
 
@@ -267,9 +197,7 @@ function show(node, output) {
 // Drafts as they are made: the host's previews of a node with a sheet are drawn there, of SwDDrafts from the first on.
 function showFrame({ blob, displayNodeId, nodeId }) {
   const id = String(displayNodeId ?? nodeId);
-  const node = allGraphs()
-    .flatMap((graph) => graph.nodes)
-    .find((n) => (n.type === "SwDDrafts" || n.swdSheet) && pathOf(n) === id);
+  const node = allNodes().find((n) => (n.type === "SwDDrafts" || n.swdSheet) && pathOf(n) === id);
   if (!node) return;
   node.swdSheet ??= addSheet(node);
   node.swdSheet.live(URL.createObjectURL(blob));
@@ -284,7 +212,7 @@ function endFrames() {
 // After a reload of the page the sheets come back from what the host remembers of this workflow.
 async function restore() {
   const graph = app.rootGraph ?? app.graph;
-  const nodes = allGraphs().flatMap((g) => g.nodes.filter((n) => WITH_SHEET.includes(n.type) && !n.swdSheet));
+  const nodes = allNodes().filter((n) => WITH_SHEET.includes(n.type) && !n.swdSheet);
   if (!nodes.length) return;
   const reply = await api.fetchApi("/history?max_items=64");
   if (!reply.ok) return;

@@ -99,11 +99,12 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     }
   }
 
-  function paneOf(k) {
+  // play: a word that makes a video's address a new one, so that two panes begin to play at once.
+  function paneOf(k, play) {
     const pane = document.createElement("div");
     Object.assign(pane, { className: "swd-pane", title: described(k), ...clicks(k) });
     pane.dataset.number = k + 1;
-    make("div", pane).style.backgroundImage = `url("${cells.drafts[k]}")`;
+    make("div", pane).style.backgroundImage = `url("${cells.drafts[k]}${play}")`;
     make("p", pane);
     return pane;
   }
@@ -114,7 +115,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     comparer.setAttribute("aria-pressed", look !== null && look.pinned !== null);
     const shown = !look ? [] : look.pinned === null ? [current] : [look.pinned, current];
     if (String(shown) !== String([...closer.children].map((pane) => pane.dataset.number - 1))) {
-      closer.replaceChildren(...shown.map(paneOf)); // not those that are being clicked
+      const play = cells.moving && shown.length > 1 ? `&rand=${Math.random()}` : "";
+      closer.replaceChildren(...shown.map((k) => paneOf(k, play))); // not those that are being clicked
     }
     if (!look) return;
     place();
@@ -243,7 +245,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     root,
     bar: BAR,
     // cells: rows, columns, count, places (row and column of each), and where known labels, share, size and drafts, the
-    // address of each.
+    // address of each; moving: of videos.
     show(address, given) {
       cells = given;
       look = null;
