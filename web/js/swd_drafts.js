@@ -7,6 +7,7 @@ import { makeSheet } from "./swd_sheet.js";
 import { keptOf, put, take } from "./swd_tray.js";
 
 const TRAY = "SwDTray";
+const SHEET = "swd_sheet"; // the widget's name: graphs that are apps know it by that
 const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts", TRAY];
 const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
 const sheets = new Map(); // node -> refresh
@@ -163,11 +164,12 @@ function addSheet(node) {
       node.graph?.setDirtyCanvas(true, true);
     },
   });
-  const getMinHeight = () => (node.size[0] - 20) * ratio + sheet.bar;
-  const widget = node.addDOMWidget("swd_sheet", "swd_sheet", sheet.root, {
+  const getMinHeight = () => (sheet.root.hidden ? 0 : (node.size[0] - 20) * ratio + sheet.bar);
+  const widget = node.addDOMWidget(SHEET, SHEET, sheet.root, {
     serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
+  widget.label = "Drafts"; // where it stands in an app
   if (node.type === TRAY && node.size[0] < 440) node.setSize([440, node.size[1]]); // for its buttons
   // The host would show the same picture once more.
   node.hideOutputImages = true;
@@ -197,7 +199,7 @@ function show(node, output) {
 // Drafts as they are made: the host's previews of a node with a sheet are drawn there, of SwDDrafts from the first on.
 function showFrame({ blob, displayNodeId, nodeId }) {
   const id = String(displayNodeId ?? nodeId);
-  const node = allNodes().find((n) => (n.type === "SwDDrafts" || n.swdSheet) && pathOf(n) === id);
+  const node = allNodes().find((n) => (n.type === "SwDDrafts" || n.swdCells) && pathOf(n) === id);
   if (!node) return;
   node.swdSheet ??= addSheet(node);
   node.swdSheet.live(URL.createObjectURL(blob));
@@ -212,7 +214,7 @@ function endFrames() {
 // After a reload of the page the sheets come back from what the host remembers of this workflow.
 async function restore() {
   const graph = app.rootGraph ?? app.graph;
-  const nodes = allNodes().filter((n) => WITH_SHEET.includes(n.type) && !n.swdSheet);
+  const nodes = allNodes().filter((n) => WITH_SHEET.includes(n.type) && !n.swdCells);
   if (!nodes.length) return;
   const reply = await api.fetchApi("/history?max_items=64");
   if (!reply.ok) return;
@@ -264,6 +266,11 @@ app.registerExtension({
         refresh();
       };
     }
+  },
+  // An app (App Mode) that has the sheet asks for it once, when it opens.
+  loadedGraphNode(node) {
+    const parts = (app.rootGraph ?? app.graph).extra?.linearData?.inputs ?? [];
+    if (parts.some(([id]) => String(id).endsWith(`:${node.id}:${SHEET}`))) node.swdSheet ??= addSheet(node);
   },
   afterConfigureGraph() {
     restore().catch((error) => console.warn("SwD: the contact sheets could not be restored", error));

@@ -15,17 +15,17 @@ const STYLE = `
   content: "★"; position: absolute; top: 4px; right: 8px; color: #ffd35a; font-size: 20px; text-shadow: 0 0 3px #000;
 }
 .swd-closer { grid-auto-flow: column; grid-auto-columns: 1fr; gap: 4px; background: #1e2227; }
-.swd-grid[hidden], .swd-closer[hidden], .swd-sheet button[hidden] { display: none; }
+.swd-sheet[hidden], .swd-grid[hidden], .swd-closer[hidden], .swd-sheet button[hidden] { display: none; }
 .swd-pane { display: flex; flex-direction: column; min-width: 0; cursor: zoom-in; border: 3px solid #0000; }
 .swd-pane.swd-marked { border-color: #5ab0ff; }
 .swd-pane > div { flex: 1; min-height: 0; background-repeat: no-repeat; }
 .swd-pane > p { margin: 0; padding: 3px 6px; color: #f2f2f2; font-size: 14px; line-height: 1.3; }
-.swd-bar { display: flex; flex: none; align-items: center; gap: 6px; height: 34px; }
+.swd-bar { display: flex; flex: none; flex-wrap: wrap; align-items: center; gap: 2px 6px; min-height: 34px; }
 .swd-bar button { padding: 3px 9px; white-space: nowrap; color: #f2f2f2; background: #3a4048; }
 .swd-bar button:first-child { background: #2868a8; }
 .swd-bar button:disabled { opacity: 0.5; cursor: default; }
 [data-testid^="node-body"]:has(.swd-sheet) > :is(img[src^="blob:"], img[src^="blob:"] + *) { display: none; }
-.swd-bar span { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.swd-bar span { flex: 1 1 80px; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 `;
 const HINT = "Space marks · A all · X none · Z closer · C compares";
 const KEEPS = " · K keeps", REMOVES = " · Delete removes";
@@ -44,6 +44,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   const hint = HINT + (remove ? REMOVES : KEEPS);
   const root = document.createElement("div");
   root.className = "swd-sheet";
+  root.hidden = true; // until its picture is there
   root.dataset.captureWheel = "true";
   const page = make("div", root, { className: "swd-page" });
   const image = make("img", page, { decoding: "async" });
