@@ -25,7 +25,7 @@ const STYLE = `
 .swd-bar button:first-child { background: #2868a8; }
 .swd-bar button:disabled { opacity: 0.5; cursor: default; }
 [data-testid^="node-body"]:has(.swd-sheet) > :is(img[src^="blob:"], img[src^="blob:"] + *) { display: none; }
-.swd-bar span { flex: 1 1 80px; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.swd-bar span { flex: 1 1 0; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 `;
 const HINT = "Space marks · A all · X none · Z closer · C compares";
 const KEEPS = " · K keeps", REMOVES = " · Delete removes";
