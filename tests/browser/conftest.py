@@ -73,6 +73,9 @@ def host(chromium, tmp_path_factory):
     if not (module.COMFYUI / "main.py").is_file():
         pytest.skip(f"no ComfyUI at {module.COMFYUI}: set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfy_browser")
+    (base / "custom_nodes").mkdir()
+    video = Path(__file__).with_name("small_video.py")
+    (base / "custom_nodes" / video.name).symlink_to(video)
     running = module.Server(base, "--preview-method", "latent2rgb", *frontend())
     yield running
     running.stop()
