@@ -34,7 +34,9 @@ BETWEEN = {
     }""",
 }
 HELPERS = """() => {
-  window.all = (type, graph = app.graph) => graph.nodes.filter((n) => n.type === type);
+  // By number: the page changes their order when one comes to the front.
+  window.all = (type) =>
+    app.graph.nodes.filter((n) => n.type === type).sort((a, b) => a.id - b.id);
   window.add = (type) => {
     const node = LiteGraph.createNode(type);
     app.graph.add(node);
@@ -175,6 +177,8 @@ def test_an_app_has_the_sheet_as_one_of_its_parts(page, host, look):
     app = {"linearMode": True, "linearData": {"inputs": parts, "outputs": [str(saver)]}}
     if not page.evaluate(APPS):
         pytest.skip("this page has no App Mode")
+    welcome = page.get_by_test_id("coach-landing-overlay")
+    page.add_locator_handler(welcome, lambda: page.get_by_role("button", name="Skip").click())
     load(page, {**graph, "extra": {**graph["extra"], **app}})
     page.wait_for_selector("[data-testid='linear-widgets']")
     page.evaluate("() => app.queuePrompt(0, 1)")

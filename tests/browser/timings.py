@@ -1,0 +1,98 @@
+"""How long picking takes in a real page; not a test, so run by its name:
+
+pytest tests/browser/timings.py --log-cli-level=INFO
+"""
+
+import json
+import logging
+import uuid
+from pathlib import Path
+
+from sheets import BUTTONS
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+# When a picture came onto a sheet, when the host had taken a request, how long scripts took.
+CLOCKS = """() => {
+  window.seen = {};
+  window.requests = 0;
+  window.longest = { ours: 0, any: 0 };
+  document.addEventListener("load", ({ target }) => {
+    if (target.closest?.(".swd-page")) window.seen.draft ??= performance.now();
+  }, true);
+  const plain = window.fetch;
+  window.fetch = async (...args) => {
+    const reply = await plain(...args);
+    if (args[1]?.method === "POST" && String(args[0]?.url ?? args[0]).endsWith("/prompt")) {
+      window.requests += 1;
+      window.seen.queued ??= performance.now();
+    }
+    return reply;
+  };
+  new PerformanceObserver((list) => {
+    for (const script of list.getEntries().flatMap((frame) => frame.scripts)) {
+      const kinds = /swd_/.test(script.sourceURL) ? ["ours", "any"] : ["any"];
+      for (const k of kinds) window.longest[k] = Math.max(window.longest[k], script.duration);
+    }
+  }).observe({ type: "long-animation-frame" });
+}"""
+# From the next click anywhere.
+FROM_CLICK = """() => {
+  window.seen = {};
+  addEventListener("pointerdown", () => (window.seen.click = performance.now()),
+    { capture: true, once: true });
+}"""
+SET = """([name, value]) => {
+  const node = app.graph.nodes.find((n) => n.type === "SwDDrafts");
+  node.widgets.find((w) => w.name === name).value = value;
+}"""
+
+
+def since_click(page, what: str) -> float:
+    page.wait_for_function("(what) => window.seen[what]", arg=what, polling=50)
+    return page.evaluate("(what) => window.seen[what] - window.seen.click", what)
+
+
+def test_timings(page, host):
+    page.keyboard.press("Escape")
+    path = ROOT / "workflows" / "swd_drafts_emoji.json"
+    graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate(CLOCKS)
+    go = page.get_by_role("button", name="Run", exact=True).first
+    for warm, seed in (("cold", 1), ("warm", 2)):
+        page.evaluate(SET, ["seed", seed])
+        page.evaluate(FROM_CLICK)
+        go.click()
+        log.info("Run to first draft, %s: %.0f ms", warm, since_click(page, "draft"))
+        page.wait_for_selector(BUTTONS, state="visible")
+        while any(host.get("/queue").values()):
+            page.wait_for_timeout(300)
+    page.get_by_title("Draft 2", exact=True).click()
+    page.wait_for_timeout(1000)
+    page.evaluate("() => (window.requests = 0)")
+    page.evaluate(FROM_CLICK)
+    page.locator(".swd-bar button:first-child").click()
+    log.info("click to queued: %.0f ms", since_click(page, "queued"))
+    while any(host.get("/queue").values()):
+        page.wait_for_timeout(300)
+    log.info("requests: %d", page.evaluate("() => window.requests"))
+
+    page.evaluate(SET, ["count", 64])
+    go.click()
+    page.wait_for_function(f"() => document.querySelectorAll('{BUTTONS}').length === 64")
+    page.wait_for_timeout(2000)
+    page.evaluate("() => (window.longest = { ours: 0, any: 0 })")
+    page.mouse.move(800, 900)
+    for step in range(30):  # the canvas zooms out, and in again
+        page.mouse.wheel(0, 60 if step < 15 else -60)
+        page.wait_for_timeout(50)
+    page.keyboard.down("Space")  # and is moved
+    page.mouse.down()
+    for step in range(30):
+        page.mouse.move(800 - 10 * step, 900 - 8 * step)
+    page.mouse.up()
+    page.keyboard.up("Space")
+    page.wait_for_timeout(1000)
+    longest = page.evaluate("() => window.longest")
+    log.info("64 drafts moved and zoomed, longest script: %s ms", longest)
