@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import paired  # noqa: F401 - finds swd_core for whoever runs a file of this folder
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor
