@@ -3,16 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PROMPT ?= red apple
-EMOJI_PACKAGE := @lobehub/fluent-emoji-3d@1.1.0
-EMOJI := runs/fluent-emoji-3d/package/assets
-RUNS := runs/emoji
+PROMPT ?= a fox in a forest at sunset
+FIGURES_PACKAGE := @lobehub/fluent-emoji-3d@1.1.0
+FIGURES := runs/fluent-emoji-3d/package/assets
 SCENES := runs/scenes
-PICTURES ?= 12000
-# 2.2: what the shipped student was trained with is called 0.1 in its model card, on a patch loss that
-# was 22 times stronger (docs/ABLATION.md).
-STUDENT_LOSSES := --dmd 0.5 --mmd 2.2 --gan 0 --regression 0.5 --detail 40 --fake-steps 1 \
-	--batch-tokens 2048 --ema 0.98
+STUDENTS := runs/students
+PICTURES ?= 24000
 TIME := $(if $(MINUTES),--minutes $(MINUTES))
 
 # A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
@@ -26,10 +22,10 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 
 # Benchmarks by what they need; each writes its section of benchmarks/RESULTS.md.
 HOST_BENCHES := sampler true-size host-nodes drafts startup
-BENCHES := $(HOST_BENCHES) emoji distill
+BENCHES := $(HOST_BENCHES) scenes distill
 
-.PHONY: help demo test test-browser lint node locales graphs emoji-data train-student ablation
-.PHONY: scenes-data train-scenes-autoencoder scenes-latents train-scenes-teacher
+.PHONY: help demo test test-browser lint node locales graphs ablation
+.PHONY: data train-autoencoder train-classifier latents train-teacher train-student
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
@@ -47,13 +43,11 @@ help:
 	@echo "                        each 16 pictures a row on one core (BENCH=\"--count 1000 --device cuda\")"
 	@echo "make evaluate           the model card's table, measured on the embedded weights: ten minutes"
 	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
-	@echo "make emoji-data         fetch the training pictures into runs/"
-	@echo "make train-student      a student of the embedded emoji teacher, in $(RUNS); goes on where it"
-	@echo "                        was stopped (MINUTES=n)"
-	@echo "make scenes-data        fetch the figures and paint the first training pictures of scenes"
-	@echo "make train-scenes-autoencoder  then train-scenes-teacher: the teacher of scenes from nothing,"
-	@echo "                        in $(SCENES); each goes on where it was stopped (MINUTES=n)"
-	@echo "make ablation           the paper's ablation on the emoji teacher: three hours (STEPS=n each)"
+	@echo "make data               fetch the figures and paint the first training pictures"
+	@echo "make train-autoencoder  then train-teacher, train-classifier and train-student: the embedded"
+	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); each goes on where"
+	@echo "                        it was stopped (MINUTES=n)"
+	@echo "make ablation           the paper's ablation on the scene teacher: three hours (STEPS=n each)"
 
 $(VENV)/demo.stamp: requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -130,45 +124,51 @@ else
 	@echo "bench-$* skipped: it needs a ComfyUI (COMFYUI_PATH=folder) and its own interpreter"
 endif
 
-bench-emoji: $(VENV)/dev.stamp
-	$(RUN) benchmarks/emoji_steps.py $(BENCH)
+bench-scenes: $(VENV)/dev.stamp
+	$(RUN) benchmarks/scenes_steps.py $(BENCH)
 
 bench-distill: $(VENV)/dev.stamp
 	$(RUN) benchmarks/distill.py $(BENCH)
 
-evaluate: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.emoji_evaluate $(EMOJI) --prompts 128 --seeds 2
+# The classifier that measures is trained on the spot; it is not among the embedded weights.
+evaluate: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
+		--count 5000 --out docs/scenes.json
 
-faithfulness: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.emoji_faithfulness $(EMOJI)
+faithfulness: $(VENV)/dev.stamp $(SCENES)/scenes_classifier.safetensors
+	$(RUN) -m swd_core.lab.faithfulness --scenes $(SCENES) --out docs/faithfulness.json
 
-emoji-data: $(EMOJI)
-
-$(EMOJI):
+$(FIGURES):
 	rm -rf runs/fluent-emoji-3d runs/fluent.part
 	mkdir -p runs/fluent.part
-	cd runs/fluent.part && tar -xzf "$$(npm pack --silent $(EMOJI_PACKAGE))"
+	cd runs/fluent.part && tar -xzf "$$(npm pack --silent $(FIGURES_PACKAGE))"
 	mv runs/fluent.part runs/fluent-emoji-3d
 
-# Of the embedded teacher. What made that one, and its autoencoder, was made over for scenes, below.
-train-student: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.emoji_student --run $(RUNS) $(STUDENT_LOSSES) --assets $(EMOJI) $(TIME)
+data: $(VENV)/dev.stamp $(FIGURES)
+	$(RUN) -m swd_core.lab.pictures $(FIGURES) --out $(SCENES) --count 1000
 
-scenes-data: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.pictures $(EMOJI) --out $(SCENES) --count 1000
-
-train-scenes-autoencoder: scenes-data
+train-autoencoder: data
 	$(RUN) -m swd_core.lab.train_autoencoder --out $(SCENES) $(TIME)
 
-# Shards of latents may grow in number (PICTURES=n) while the teacher trains.
-scenes-latents: $(VENV)/dev.stamp $(EMOJI) $(SCENES)/scenes_vae.safetensors
-	$(RUN) -m swd_core.lab.latents $(EMOJI) --out $(SCENES) --count $(PICTURES)
+train-classifier: $(VENV)/dev.stamp $(FIGURES)
+	$(RUN) -m swd_core.lab.pictures $(FIGURES) --out $(SCENES) --count 12000
+	$(RUN) -m swd_core.lab.classifier $(FIGURES) --out $(SCENES) $(TIME)
 
-train-scenes-teacher: scenes-latents
+# Shards of latents may grow in number (PICTURES=n) while the teacher trains.
+latents: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_vae.safetensors
+	$(RUN) -m swd_core.lab.latents $(FIGURES) --out $(SCENES) --count $(PICTURES)
+
+train-teacher: latents
 	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
 
-$(SCENES)/scenes_vae.safetensors:
-	$(MAKE) train-scenes-autoencoder MINUTES=
+train-student: $(VENV)/dev.stamp
+	$(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS) $(TIME)
 
-ablation: $(VENV)/dev.stamp $(EMOJI)
-	$(RUN) -m swd_core.lab.emoji_ablation $(EMOJI) $(if $(STEPS),--steps $(STEPS))
+$(SCENES)/scenes_vae.safetensors:
+	$(MAKE) train-autoencoder MINUTES=
+
+$(SCENES)/scenes_classifier.safetensors:
+	$(MAKE) train-classifier MINUTES=
+
+ablation: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+	$(RUN) -m swd_core.lab.ablation $(FIGURES) --scenes $(SCENES) $(if $(STEPS),--steps $(STEPS))

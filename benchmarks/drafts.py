@@ -2,7 +2,7 @@
 
     make bench-drafts
 
-The number on the trained emoji student at 256 pixels (one thread), through the nodes; the size on
+The number on the trained scene student at 256 pixels (one thread), through the nodes; the size on
 SD3.5 Medium's true width in bfloat16 with random weights and a few of its 24 blocks. One draft at
 SD3.5 Medium's true size is in `make bench-true-size`.
 """
@@ -34,13 +34,13 @@ SHOWN, DECODED = "drafts, decoded, with their sheet", "full runs, decoded"
 Sides = dict[str, Callable[[], Any]]
 
 
-class Emoji:
+class Embedded:
     """The embedded student in the host, and one prompt."""
 
     def __init__(self) -> None:
         nodes = on_host.pack()
-        self.model, clip, self.vae, self.schedule = nodes["SwDEmojiStudent"].execute(1.0).args
-        self.cond = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))
+        self.model, clip, self.vae, self.schedule = nodes["SwDSceneStudent"].execute(1.0).args
+        self.cond = clip.encode_from_tokens_scheduled(clip.tokenize("a fox in a forest at sunset"))
 
     def run(self, count: int) -> dict[str, Any]:
         latent = on_host.empty_latent(256, count=count)
@@ -91,9 +91,9 @@ def peak(a: argparse.Namespace) -> int:
     kind, number, side = a.peak.split("/")
     if kind == "count":
         torch.set_num_threads(1)
-        emoji = Emoji()
-        emoji.sides(1)[side]()
-        return peak_of(emoji.sides(int(number))[side])
+        embedded = Embedded()
+        embedded.sides(1)[side]()
+        return peak_of(embedded.sides(int(number))[side])
     sides = size_sides(a)
     sides(128)[side]()
     return peak_of(sides(int(number))[side])
@@ -172,7 +172,7 @@ def measure(a: argparse.Namespace) -> None:
         if times is not None:
             found[number] = times
         parts = [
-            "N drafts after step 1 of 4, in one batch, on the emoji student at 256 px; one thread. "
+            "N drafts after step 1 of 4, in one batch, on the scene student at 256 px; one thread. "
             f"Medians of {runs_of(counts)} paired runs. Memory is what a run takes beyond the "
             "loaded models, in a process of its own; tokens are of the drafts / the full runs.",
             counts_text(counts, memory),
@@ -189,10 +189,10 @@ def measure(a: argparse.Namespace) -> None:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a second one is of no use to so small a model
-    emoji = Emoji()
+    embedded = Embedded()
     for count in a.counts:
         runs = a.runs if a.small else max(a.runs, 3 * a.runs * 16 // (count + 16))
-        write(counts, count, paired(emoji.sides(count), runs))
+        write(counts, count, paired(embedded.sides(count), runs))
     torch.set_num_threads(threads)
     sides = size_sides(a)
     for side in a.sizes:

@@ -57,10 +57,10 @@ def latencies(known: dict[str, Any], found: dict[str, float]) -> None:
         found[f"{name}, again"], _ = seconds(run)
         return result
 
-    student = known["SwDEmojiStudent"]
-    model, clip, vae, schedule = twice("SwDEmojiStudent", lambda: student.execute(1.0)).args
+    student = known["SwDSceneStudent"]
+    model, clip, vae, schedule = twice("SwDSceneStudent", lambda: student.execute(1.0)).args
     latent = on_host.empty_latent(256)
-    cond = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))
+    cond = clip.encode_from_tokens_scheduled(clip.tokenize("a fox in a forest at sunset"))
     twice(
         "SwDScaleSchedule",
         lambda: known["SwDScaleSchedule"].execute(
@@ -71,10 +71,10 @@ def latencies(known: dict[str, Any], found: dict[str, float]) -> None:
         model=model, positive=cond, latent_image=latent, schedule=schedule, seed=on_host.SEED,
         cfg=1.0, upscale_method="bicubic",
     )  # fmt: skip
-    twice("SwDSample, emoji, 256 px", lambda: known["SwDSample"].execute(**shared))
+    twice("SwDSample, scenes, 256 px", lambda: known["SwDSample"].execute(**shared))
     drafts = known["SwDDrafts"]
     twice(
-        "SwDDrafts, 16 emoji, decoded",
+        "SwDDrafts, 16 scenes, decoded",
         lambda: drafts.execute(
             **on_host.in_lists(**shared, count=16, stop_after=1, batch=16, vae=vae)
         ),

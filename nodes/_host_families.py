@@ -84,7 +84,7 @@ class HeldSD3(Held):
     def family(self, config: dict[str, Any]) -> str:
         context = config.get("context_embedder_config", {}).get("params", {}).get("in_features")
         if context == 256 and config.get("pos_embed_max_size") is None:
-            return "emoji"
+            return "scenes"
         if config.get("x_block_self_attn_layers"):
             return "sd35-medium"
         return "sd35-large" if config.get("depth", 0) == 38 else "sd3"

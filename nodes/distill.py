@@ -162,7 +162,7 @@ class SwDDistillTrain(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="The teacher as loaded, without LoRAs: SD3.5, FLUX.1, SDXL, Z-Image, "
-                    "Qwen-Image, FLUX.2 klein, Krea 2, or Load SwD Emoji Student with strength 0.",
+                    "Qwen-Image, FLUX.2 klein, Krea 2, or Load SwD Scene Student with strength 0.",
                 ),
                 DistillData.Input(
                     "data", tooltip="From SwD Distill Data or Load SwD Prepared Data."

@@ -1,4 +1,4 @@
-"""SwDEmojiStudent: the embedded student as MODEL, CLIP and VAE, without a download."""
+"""SwDSceneStudent: the embedded student as MODEL, CLIP and VAE, without a download."""
 
 import logging
 from types import SimpleNamespace
@@ -9,19 +9,19 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
-from ..swd_core.emoji.student import (
+from ..swd_core.lora_files import read_lora
+from ..swd_core.presets import presets
+from ..swd_core.scenes.student import (
     LORA_FOLDER,
     MODEL_FILE,
     PRESET,
     TEXT_FILE,
     VAE_FILE,
     WEIGHTS,
-    load_emoji_text,
+    load_text_encoder,
+    read_weights,
 )
-from ..swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer
-from ..swd_core.lora_files import read_lora
-from ..swd_core.presets import presets
-from ..swd_core.scenes.student import read_weights
+from ..swd_core.scenes.text import SceneTextEncoder, SceneTokenizer
 from ._host import CATEGORY, Schedule, io, reloadable, supported
 from ._host_lora import apply_lora
 from .inputs import checked
@@ -38,15 +38,15 @@ class Tokens(dict):
 
     def __missing__(self, encoder: str) -> None:
         raise ValueError(
-            f"The emoji student has one text encoder and no {encoder!r}, which this node writes "
+            f"The scene student has one text encoder and no {encoder!r}, which this node writes "
             "for. Write the prompt in ComfyUI's plain CLIP Text Encode node."
         )
 
 
 class HostTokenizer:
-    """The emoji tokenizer with the methods the host's CLIP calls; prompt weights have no effect."""
+    """The tokenizer with the methods the host's CLIP calls; prompt weights have no effect."""
 
-    def __init__(self, tokenizer: EmojiTokenizer):
+    def __init__(self, tokenizer: SceneTokenizer):
         self.tokenizer = tokenizer
 
     def tokenize_with_weights(
@@ -56,22 +56,22 @@ class HostTokenizer:
         plain = comfy.sd1_clip.unescape_important("".join(part for part, _ in parts))
         ids, messages = self.tokenizer.encode(plain)
         for message in messages:
-            log.info("Emoji student: %s", message)
-        return Tokens(emoji=[[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]])
+            log.info("Scene student: %s", message)
+        return Tokens(scenes=[[(i, 1.0, 0) if return_word_ids else (i, 1.0) for i in ids]])
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
-        return [(pair, self.tokenizer.vocabulary[pair[0]]) for pair in pairs]
+        return [(pair, self.tokenizer.meanings[pair[0]]) for pair in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
 
 class HostTextEncoder(nn.Module):
-    """The emoji text encoder with the methods the host's CLIP calls."""
+    """The text encoder with the methods the host's CLIP calls."""
 
     dtypes = {torch.float32}
 
-    def __init__(self, encoder: EmojiTextEncoder, device: Any = None):
+    def __init__(self, encoder: SceneTextEncoder, device: Any = None):
         super().__init__()
         self.encoder = encoder.to(device=device, dtype=torch.float32)
 
@@ -82,7 +82,7 @@ class HostTextEncoder(nn.Module):
         """See set_clip_options."""
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, Tensor]:
-        ids = torch.tensor([[token[0] for token in row] for row in tokens["emoji"]])
+        ids = torch.tensor([[token[0] for token in row] for row in tokens["scenes"]])
         with torch.no_grad():
             return self.encoder(ids.to(self.encoder.words.weight.device))
 
@@ -97,7 +97,7 @@ def load_model(disable_dynamic: bool = False) -> Any:
 
 
 def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    tokenizer, encoder = load_emoji_text(WEIGHTS / TEXT_FILE)
+    tokenizer, encoder = load_text_encoder(WEIGHTS / TEXT_FILE)
     target = SimpleNamespace(
         params={},
         clip=lambda device=None, **_: HostTextEncoder(encoder, device),
@@ -116,16 +116,15 @@ def load_vae() -> comfy.sd.VAE:
     return vae
 
 
-class SwDEmojiStudent(io.ComfyNode):
+class SwDSceneStudent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="SwDEmojiStudent",
-            display_name="Load SwD Emoji Student",
+            node_id="SwDSceneStudent",
+            display_name="Load SwD Scene Student",
             category=CATEGORY,
-            description="The small scale-wise student that comes with this pack: text to 3-D "
-            "emoji at 256 "
-            "pixels in four steps. Nothing is downloaded.",
+            description="The small scale-wise student that comes with this pack: one or two of 40 "
+            "things in a landscape, at 256 pixels in four steps. Nothing is downloaded.",
             inputs=[
                 io.Float.Input(
                     "strength",
@@ -144,7 +143,7 @@ class SwDEmojiStudent(io.ComfyNode):
                 io.Clip.Output(
                     "clip",
                     display_name="clip",
-                    tooltip="For CLIP Text Encode; knows emoji names and keywords.",
+                    tooltip="For CLIP Text Encode; knows things, places and times of day.",
                 ),
                 io.Vae.Output(
                     "vae", display_name="vae", tooltip="Decodes 16-channel latents, factor 8."
@@ -153,7 +152,7 @@ class SwDEmojiStudent(io.ComfyNode):
                     "schedule", display_name="schedule", tooltip="The student's own four steps."
                 ),
             ],
-            **supported(io.Schema, search_aliases=["emoji", "demo model", "tiny model", "SwD"]),
+            **supported(io.Schema, search_aliases=["scene", "demo model", "tiny model", "SwD"]),
         )
 
     @classmethod
@@ -162,9 +161,9 @@ class SwDEmojiStudent(io.ComfyNode):
         model = load_model()
         if strength:
             lora = read_lora(WEIGHTS / LORA_FOLDER)
-            model, report = apply_lora(model, lora, strength, "the emoji student")
+            model, report = apply_lora(model, lora, strength, "the scene student")
             report.raise_if_partial()
         return io.NodeOutput(model, load_clip(), load_vae(), presets()[PRESET].schedule)
 
 
-NODES = [SwDEmojiStudent]
+NODES = [SwDSceneStudent]

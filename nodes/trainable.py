@@ -25,12 +25,12 @@ def check_trainable(model: Any) -> Family:
         raise ValueError(
             f"A {type(base).__name__} model can't be distilled; load "
             f"{', '.join(dict.fromkeys(each.architecture.title for each in _TEACHERS))} or the "
-            "embedded emoji teacher."
+            "embedded scene teacher."
         )
     if model.patches or getattr(model, "injections", None):
         raise ValueError(
             "The model has a LoRA on it; distillation starts from the bare teacher. Take LoRAs "
-            "off; for the emoji teacher set strength to 0 in Load SwD Emoji Student."
+            "off; for the scene teacher set strength to 0 in Load SwD Scene Student."
         )
     options = {**model.model_options, **model.model_options.get("transformer_options", {})}
     changes = {key for key, value in options.items() if value and key != "transformer_options"}

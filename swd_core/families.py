@@ -248,12 +248,12 @@ WAN = Architecture("wan", "Wan")
 
 _ALL = (
     Family(
-        "emoji",
-        "the embedded emoji student",
+        "scenes",
+        "the embedded scene student",
         SD3,
-        preset="emoji-4",
+        preset="scenes-4",
         adapted=(".attn.qkv", ".attn.proj", *_MLP),
-        encoders="emoji",
+        encoders="scenes",
         trainable=True,
     ),
     Family(

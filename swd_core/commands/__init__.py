@@ -9,19 +9,19 @@ from . import drafts, generate, schedule, training
 from .common import KEEP, Parser, Refusal
 
 DESCRIPTION = """\
-Generates pictures scale by scale with the embedded emoji student: a draft of half the size first,
+Generates pictures scale by scale with the embedded scene student: a draft of half the size first,
 then larger ones, each made from the one before. No download, no graphics card.
 """
 
 EXAMPLES = """\
 examples:
-  python -m swd_core generate "red apple"
-      one picture, 256 px, in red-apple-SEED.png; the seed is random and printed
-  python -m swd_core generate "red apple" --seed 7 --count 4 --out apple.png
-      apple_1.png to apple_4.png; the same seed gives the same pictures again
-  python -m swd_core generate "happy dog" --size 384x256 --strip
+  python -m swd_core generate "a fox in a forest at sunset"
+      one picture, 256 px, in a-fox-in-a-forest-at-sunset-SEED.png; the seed is random and printed
+  python -m swd_core generate "robot and cat on a beach" --seed 7 --count 4 --out robots.png
+      robots_1.png to robots_4.png; the same seed gives the same pictures again
+  python -m swd_core generate "two penguins, snow, night" --size 384x256 --strip
       384 wide, 256 high; a second file ..._strip.png shows what every scale predicted
-  python -m swd_core drafts "red apple" --out apples.png
+  python -m swd_core drafts "a fox in a forest at sunset" --out foxes.png
       sixteen small drafts on one sheet; finish --pick 3,7 finishes two of them
   python -m swd_core schedule
       the schedules this pack knows

@@ -80,7 +80,7 @@ def find_schedule(name: str) -> tuple[ScaleSchedule, Preset | None]:
 def default_name(prompt: str, seed: int) -> str:
     """red-apple-7.png; the words of the prompt that make a file name anywhere, and the seed."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())
-    slug = "-".join(words)[:40].strip("-") or ("emoji" if prompt.strip() else "unconditional")
+    slug = "-".join(words)[:40].strip("-") or ("scene" if prompt.strip() else "unconditional")
     return f"{slug}-{seed}.png"
 
 
@@ -107,7 +107,7 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
 def add_student_options(parser: argparse.ArgumentParser) -> None:
     """What every command that runs the student takes."""
     parser.add_argument(
-        "--schedule", default="emoji-4", metavar="NAME|FILE", help="preset or JSON file (emoji-4)"
+        "--schedule", default="scenes-4", metavar="NAME|FILE", help="preset or JSON file (scenes-4)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--weights", metavar="FOLDER", help="other weights than the embedded ones")

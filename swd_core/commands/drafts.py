@@ -26,17 +26,17 @@ files:
   Draft k is picture k of `generate` with the same prompt, seed and size.
 
 examples:
-  python -m swd_core drafts "heart" --seed 7 --out hearts.png
+  python -m swd_core drafts "a fox in a forest" --seed 7 --out foxes.png
       sixteen drafts at half the size, about a tenth of the work of sixteen pictures
-  python -m swd_core finish hearts.drafts.safetensors --pick 3,7
+  python -m swd_core finish foxes.drafts.safetensors --pick 3,7
   python -m swd_core drafts "happy dog" --count 36 --stop-after 2
 """
 FINISH_EXAMPLES = """\
 examples:
   python -m swd_core finish --pick 3,7
       finishes drafts 3 and 7 of the newest drafts in this folder
-  python -m swd_core finish hearts.drafts.safetensors --pick 1,4-6 --out heart.png
-      apple_1.png, apple_4.png, apple_5.png and apple_6.png
+  python -m swd_core finish foxes.drafts.safetensors --pick 1,4-6 --out fox.png
+      fox_1.png, fox_4.png, fox_5.png and fox_6.png
   python -m swd_core finish --pick 3 --detail-seed 1 --variations 4
       four pictures of draft 3's composition with other details
 """
@@ -110,7 +110,7 @@ def run_drafts(a: argparse.Namespace) -> None:
         prompt = a.prompt.encode("utf-8", "replace").decode("utf-8")
         images = tuple(Draft(seed, i) for i in range(min(a.count, MAX_DRAFTS)))
         size = (height // CELL, width // CELL)
-        drafts = Drafts(schedule, "emoji", size, images, prompt=prompt)
+        drafts = Drafts(schedule, "scenes", size, images, prompt=prompt)
         check_stop(a.stop_after, drafts)
         out = Path(a.out) if a.out else Path()
         if out.is_dir():
@@ -140,7 +140,7 @@ def run_finish(a: argparse.Namespace) -> None:
     with refusing():
         file = Path(a.file) if a.file else latest(Path())
         drafts = load_drafts(file)
-        drafts.check_model("emoji")
+        drafts.check_model("scenes")
         if drafts.stretches:
             raise Refusal(
                 f"The drafts in {file.name} grow by one of ComfyUI's samplers, which the command "
@@ -176,10 +176,10 @@ def run_finish(a: argparse.Namespace) -> None:
 
 def load(weights: str | None, prompt: str) -> tuple:
     """The student and its conditioning; what the prompt had to change goes to stderr."""
-    from ..emoji.student import EmojiStudent
+    from ..scenes.student import SceneStudent
 
     with refusing():
-        student = EmojiStudent.load(Path(weights) if weights else None)
+        student = SceneStudent.load(Path(weights) if weights else None)
     text = student.encode([prompt])
     for note in text.messages[:MAX_NOTES]:
         print(f"note: {note}", file=sys.stderr)

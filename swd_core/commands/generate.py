@@ -29,14 +29,15 @@ MAX_COUNT = 64
 MAX_STRIP = 32
 
 PROMPT_HELP = """\
-Write the English name of an emoji or words about it ("red apple", "happy dog"), or the emoji
-itself. A word the student does not know is read as the nearest one it knows, and a note says so.
-Only the first 16 words count. An empty prompt "" is unconditional: any emoji may come.
+Name one or two things, a place and a time of day, in any order, and leave out what you like:
+"a fox in a forest at sunset", "two penguins, snow". A word the student does not know is read as
+the nearest one it knows, and a note says so. An empty prompt "" is unconditional: any scene may
+come.
 """
 
 GENERATE_EXAMPLES = """\
 files:
-  --count 1 writes FILE. A larger count writes FILE with _1, _2, ... before .png: apple_1.png, ...
+  --count 1 writes FILE. A larger count writes FILE with _1, _2, ... before .png: fox_1.png, ...
   Picture 1 is the same whether 1 or 64 are asked for. Every file's metadata holds prompt, seed,
   picture number and schedule. Files that exist are refused before anything is generated,
   unless --overwrite is given.
@@ -46,9 +47,9 @@ schedule files:
   sides relative to the full size, never falling, the last one 1; noise levels of 0..1, falling.
 
 examples:
-  python -m swd_core generate "red apple" --seed 7 --strip
-  python -m swd_core generate "sleepy cat" --count 4 --size 128
-  python -m swd_core generate "rocket" --schedule my_schedule.json --out rocket.png --overwrite
+  python -m swd_core generate "a fox in a forest at sunset" --seed 7 --strip
+  python -m swd_core generate "two penguins, snow, night" --count 4 --size 128
+  python -m swd_core generate "a rocket" --schedule my_schedule.json --out rocket.png --overwrite
 """
 
 
@@ -97,7 +98,7 @@ def plan(a: argparse.Namespace) -> "Job":
     schedule, _ = find_schedule(a.schedule)
     if schedule.sigma_kind != "flow":
         raise Refusal(
-            f"The schedule {a.schedule} holds SDXL's timesteps; the emoji student needs noise "
+            f"The schedule {a.schedule} holds SDXL's timesteps; the scene student needs noise "
             "levels of flow matching (0 to 1). Leave out --schedule for its own."
         )
     schedule.check_picture()
@@ -125,11 +126,11 @@ def plan(a: argparse.Namespace) -> "Job":
 def run_generate(a: argparse.Namespace) -> None:
     with refusing():
         job = plan(a)
-    from ..emoji.student import EmojiStudent
     from ..scenes.generate import generate
+    from ..scenes.student import SceneStudent
 
     with refusing():
-        student = EmojiStudent.load(Path(a.weights) if a.weights else None)
+        student = SceneStudent.load(Path(a.weights) if a.weights else None)
     text = student.encode([job.prompt])
     for note in text.messages[:MAX_NOTES]:
         print(f"note: {note}", file=sys.stderr)

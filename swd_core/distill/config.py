@@ -24,7 +24,7 @@ DEVICES = ("auto", "cpu", "cuda")
 class ModelConfig:
     """The teacher.
 
-    family: one of TRAINABLE. base: folder or hub id of a diffusers model; for emoji a folder of
+    family: one of TRAINABLE. base: folder or hub id of a diffusers model; for scenes a folder of
     weights, the embedded ones if empty. block: see DiffusersModel; -1 for the family's own (see
     `Family.watched_block`). compile: some minutes at the start for faster steps; needs a C++
     compiler, on a graphics card Triton.

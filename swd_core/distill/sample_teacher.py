@@ -52,7 +52,7 @@ def sample_teacher(
     _check_kept(folder, set(own) - set(waiting), made_with)
     _check_replaced(folder, waiting)
     missing = set(waiting)
-    make = _emoji_teacher if settings.family.embedded else _diffusers_teacher
+    make = _scene_teacher if settings.family.embedded else _diffusers_teacher
     done = len(own) - len(waiting)
     on_picture(done, len(own))
     for i, picture in make(settings, jobs, batches) if waiting else ():
@@ -117,15 +117,15 @@ def _check_replaced(folder: Path, numbers: Iterable[int]) -> None:
 
 
 @torch.inference_mode()
-def _emoji_teacher(
+def _scene_teacher(
     settings: Settings, jobs: list[str], batches: list[list[int]]
 ) -> Iterator[tuple[int, Image.Image]]:
     """Euler steps with classifier-free guidance on the embedded teacher."""
-    from ..emoji.student import EmojiStudent
+    from ..scenes.student import SceneStudent
 
     t = settings.teacher
     base = Path(settings.model.base) if settings.model.base else None
-    teacher = EmojiStudent.load(base, lora=None)
+    teacher = SceneStudent.load(base, lora=None)
     side = settings.data.size // CELL
     for batch in batches:
         text = teacher.encode([jobs[i] for i in batch])

@@ -123,7 +123,7 @@ def load_model(settings: Settings, device: torch.device) -> DistillModel:
         ValueError: if it can't be loaded. FileNotFoundError: if a file is missing.
     """
     torch.manual_seed(settings.train.seed)
-    build = _emoji_model if settings.family.embedded else _diffusers_model
+    build = _scene_model if settings.family.embedded else _diffusers_model
     if not wants_sharding():
         return build(settings, device, device)
     # Block by block onto the graphics card, which may be too small for all of them.
@@ -153,10 +153,9 @@ def watched_block(settings: Settings, module: Any) -> int | None:
     return settings.family.watched_block(count, chosen)
 
 
-def _emoji_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
-    from ..emoji.student import MODEL_FILE, WEIGHTS
+def _scene_model(settings: Settings, _: torch.device, first: torch.device) -> DistillModel:
     from ..scenes.model import MMDiT
-    from ..scenes.student import read_weights
+    from ..scenes.student import MODEL_FILE, WEIGHTS, read_weights
     from .mmdit import MMDiTModel
 
     folder = Path(settings.model.base) if settings.model.base else WEIGHTS
@@ -184,15 +183,15 @@ def schedule_sigmas(settings: Settings) -> tuple[float, ...]:
     return tuple(float(table[min(round(t), len(table) - 1)]) for t in schedule.sigmas)
 
 
-class EmojiEncoder:
+class SceneEncoder:
     """The embedded autoencoder and text encoder."""
 
-    family, factor, multiple = "emoji", 8, 2
+    family, factor, multiple = "scenes", 8, 2
 
     def __init__(self, folder: Path | None = None):
-        from ..emoji.student import EmojiStudent
+        from ..scenes.student import SceneStudent
 
-        self.student = EmojiStudent.load(folder, lora=None)
+        self.student = SceneStudent.load(folder, lora=None)
         self.fingerprint = fingerprint({"vae": self.student.vae, "text": self.student.text})
 
     def latents(self, pictures: Tensor) -> Tensor:
@@ -244,14 +243,14 @@ class DiffusersEncoder:
         return text
 
 
-def load_encoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersEncoder:
+def load_encoder(settings: Settings, device: torch.device) -> SceneEncoder | DiffusersEncoder:
     """The family's encoders for `prepare`; the text encoders take most of their memory."""
     if settings.family.embedded:
-        return EmojiEncoder(Path(settings.model.base) if settings.model.base else None)
+        return SceneEncoder(Path(settings.model.base) if settings.model.base else None)
     return DiffusersEncoder(settings, device)
 
 
-def load_decoder(settings: Settings, device: torch.device) -> EmojiEncoder | DiffusersVae:
+def load_decoder(settings: Settings, device: torch.device) -> SceneEncoder | DiffusersVae:
     """What makes pictures of latents; no text encoders with it."""
     if settings.family.embedded:
         return load_encoder(settings, device)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,6 @@ from ..distill.conditioning import Conditioning
 from ..distill.objective import Seen
 from ..distill.precision import fast_autocast
 from ..scenes.autoencoder import FACTOR, Autoencoder
-from .emoji_pictures import load_images
-from .pictures import shrunk
 
 BORDER = 8  # pixels at a crop's edge that the decoder made without what lies beyond
 
@@ -69,13 +66,6 @@ class PictureDetail:
     pictures: Mapping[int, Tensor]
     crop: int = 16
     count: int = 12
-
-    @classmethod
-    def load(cls, assets: Path, vae: Autoencoder, sides: tuple[int, ...]):
-        """For latents with `sides` cells a side, of the pictures in the folder `assets`."""
-        images = load_images(assets)
-        pictures = {FACTOR * side: shrunk(images, FACTOR * side) for side in sides}
-        return cls(vae.requires_grad_(False), pictures)
 
     def __call__(self, seen: Seen) -> Tensor:
         """The loss of x0 (B, 16, H, W), whose text is `Numbered`."""

@@ -217,7 +217,7 @@ def distil(
     """
     module = MMDiT.from_state_dict({k: v.float() for k, v in state.items()})
     torch.manual_seed(config.seed)
-    add_adapters(module, FAMILIES["emoji"].adapted, ("student", "fake"), RANK)
+    add_adapters(module, FAMILIES["scenes"].adapted, ("student", "fake"), RANK)
     if begin is not None:
         begin_from(module, begin)
     module.to(device)

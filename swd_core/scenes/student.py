@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -18,25 +18,13 @@ from .autoencoder import FACTOR, Autoencoder
 from .model import MMDiT
 from .text import SceneTextEncoder, SceneTokenizer, encode_batch
 
-
-@dataclass(frozen=True)
-class Files:
-    """What a student's weights are called: the folder that is taken by default, and what is in it:
-    model, autoencoder and text encoder, and the student's LoRA in a folder of its own."""
-
-    folder: Path
-    model: str
-    vae: str
-    text: str
-    lora: str
-
-
 MODEL_FILE, VAE_FILE, TEXT_FILE = (
     "scenes_mmdit.safetensors",
     "scenes_vae.safetensors",
     "scenes_text.safetensors",
 )
 LORA_FOLDER = "scenes_swd_lora"
+PRESET = "scenes-4"
 WEIGHTS = Path(__file__).with_name("weights")
 
 
@@ -73,13 +61,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def load_text_encoder(
-    path: Path, tokenizer: Any = SceneTokenizer, encoder: Any = SceneTextEncoder
-) -> tuple[Any, Any]:
+def load_text_encoder(path: Path) -> tuple[SceneTokenizer, SceneTextEncoder]:
     """The tokenizer and text encoder of a file whose header holds the vocabulary.
-
-    Args:
-        tokenizer, encoder: their classes.
 
     Raises:
         FileNotFoundError: if it isn't there. ValueError: if it is damaged or something else.
@@ -91,12 +74,12 @@ def load_text_encoder(
         )
     try:
         vocabulary = tuple(parse_json(metadata["vocabulary"], "its vocabulary"))
-        module = encoder(len(vocabulary), state["words.weight"].shape[1])
-        module.load_state_dict(state)
+        encoder = SceneTextEncoder(len(vocabulary), state["words.weight"].shape[1])
+        encoder.load_state_dict(state)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not the student's text encoder: {reason}") from error
-    return tokenizer(vocabulary), module.eval()
+    return SceneTokenizer(vocabulary), encoder.eval()
 
 
 class SceneStudent:
@@ -104,10 +87,10 @@ class SceneStudent:
 
     process = FlowMatching()
     factor = FACTOR
-    files: ClassVar[Files] = Files(WEIGHTS, MODEL_FILE, VAE_FILE, TEXT_FILE, LORA_FOLDER)
-    load_text = staticmethod(load_text_encoder)
 
-    def __init__(self, tokenizer: Any, text: Any, model: MMDiT, vae: Autoencoder):
+    def __init__(
+        self, tokenizer: SceneTokenizer, text: SceneTextEncoder, model: MMDiT, vae: Autoencoder
+    ):
         self.tokenizer, self.text, self.model, self.vae = tokenizer, text, model, vae
 
     @classmethod
@@ -126,13 +109,13 @@ class SceneStudent:
         Raises:
             FileNotFoundError: if a file is missing. ValueError: if one is damaged.
         """
-        folder = Path(folder) if folder is not None else cls.files.folder
-        tokenizer, text = cls.load_text(folder / cls.files.text)
-        state = {k: v.float() for k, v in read_weights(folder / cls.files.model).items()}
+        folder = Path(folder) if folder is not None else WEIGHTS
+        tokenizer, text = load_text_encoder(folder / TEXT_FILE)
+        state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
         if lora:
             state = merge_sd3(state, read_lora(folder / lora))
         vae = Autoencoder.from_state_dict(
-            {k: v.float() for k, v in read_weights(folder / cls.files.vae).items()}
+            {k: v.float() for k, v in read_weights(folder / VAE_FILE).items()}
         )
         modules = [
             m.to(device, dtype).eval().requires_grad_(False)

@@ -171,7 +171,7 @@ def look(page, request) -> Callable[[str], None]:
 def sheet(page, run):
     """The graph of drafts, run once with nothing picked."""
     page.keyboard.press("Escape")  # a new user's page begins with the templates dialog open
-    graph = json.loads((ROOT / "workflows" / "swd_drafts_emoji.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     entry = run()
     saver = str(page.evaluate("() => app.graph.nodes.find((n) => n.type === 'SaveImage').id"))

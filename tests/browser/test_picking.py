@@ -104,7 +104,7 @@ def test_one_click_finishes_what_is_picked_and_runs_nothing_else(sheet, posted, 
     assert saver in posted[0]["partial_execution_targets"]
     assert aside not in posted[0]["partial_execution_targets"]
     assert len(entry["outputs"][saver]["images"]) == 2 and aside not in entry["outputs"]
-    upstream = {node_id(page, k) for k in ("SwDEmojiStudent", "CLIPTextEncode", "SwDDrafts")}
+    upstream = {node_id(page, k) for k in ("SwDSceneStudent", "CLIPTextEncode", "SwDDrafts")}
     assert upstream <= cached(entry), "nothing upstream runs again"
     assert numbers(page) == "2,5"
     look("finished")
@@ -294,7 +294,7 @@ FRAMES = """() => {
 def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
     """On the first run, where there is no sheet yet; and when stopped, the sheet before is back."""
     page.keyboard.press("Escape")
-    name = "swd_drafts_emoji"
+    name = "swd_drafts_scenes"
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     graph["id"] = str(uuid.uuid4())  # never run before
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
@@ -322,10 +322,10 @@ def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
 def test_rows_by_prompt(page, run, posted, ended, look):
     """Three prompts, four seeds: arrows go by what is seen, picks by number."""
     page.keyboard.press("Escape")
-    path = ROOT / "workflows" / "swd_drafts_emoji.json"
+    path = ROOT / "workflows" / "swd_drafts_scenes.json"
     graph = json.loads(path.read_text(encoding="utf-8"))
     [text] = [n for n in graph["nodes"] if n["type"] == "CLIPTextEncode"]
-    text.update(type="SwDPrompts", widgets_values=["a red apple\na happy dog\na green frog"])
+    text.update(type="SwDPrompts", widgets_values=["a fox in the snow\na happy dog\na green frog"])
     text["properties"] = {}
     graph["id"] = str(uuid.uuid4())
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)

@@ -14,8 +14,8 @@ TRAY = """() => {
   app.graph.add(tray);
   const [x, y] = find("SaveImage").pos;
   tray.pos = [x, y + 330]; // where all of it shows
-  find("SwDEmojiStudent").connect(2, tray, 0);
-  find("SwDEmojiStudent").connect(1, tray, 1);
+  find("SwDSceneStudent").connect(2, tray, 0);
+  find("SwDSceneStudent").connect(1, tray, 1);
   const behind = LiteGraph.createNode("SwDFinishDrafts");
   app.graph.add(behind);
   behind.pos = [x + 600, y];

@@ -172,17 +172,17 @@ def test_the_readmes_picture_brings_its_graph(page, look):
         data,
     )
     page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": dropped})
-    page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'SwDEmojiStudent')")
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'SwDSceneStudent')")
     look("dropped")
     types = page.evaluate("app.graph.nodes.map((n) => n.type)")
-    assert sorted(types) == sorted(n["type"] for n in GRAPHS["swd_quickstart_emoji"]["nodes"])
+    assert sorted(types) == sorted(n["type"] for n in GRAPHS["swd_quickstart_scenes"]["nodes"])
     assert own_faults(page) == []
 
 
 def test_a_graph_runs_and_shows_its_pictures(page, host, run, look):
     """What it saved, and in the schedule's node what the schedule does."""
     page.keyboard.press("Escape")
-    page.evaluate("(graph) => app.loadGraphData(graph)", GRAPHS["swd_custom_sampling_emoji"])
+    page.evaluate("(graph) => app.loadGraphData(graph)", GRAPHS["swd_custom_sampling_scenes"])
     # Another size for each run: the host tells a page only of nodes that it ran.
     page.evaluate(
         "(count) => { app.graph.nodes.find((n) => n.type === 'EmptySD3LatentImage')"

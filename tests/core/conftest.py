@@ -11,13 +11,13 @@ import torch
 
 from swd_core import commands
 from swd_core.distill.mmdit import published_layers
-from swd_core.distill.teachers import EmojiEncoder
-from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
-from swd_core.emoji.text import EmojiTextEncoder, EmojiTokenizer, build_vocabulary
+from swd_core.distill.teachers import SceneEncoder
 from swd_core.lab.train_autoencoder import export as export_autoencoder
 from swd_core.lora_files import write_peft
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
+from swd_core.scenes.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
+from swd_core.scenes.text import SceneTextEncoder, SceneTokenizer, vocabulary
 from swd_core.tensor_files import save_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +45,10 @@ def same_numbers_every_run():
 def random_weights(tmp_path_factory) -> Path:
     """A weights folder with a teacher of depth 2, a narrow autoencoder and a LoRA of rank 4."""
     folder = tmp_path_factory.mktemp("weights")
-    vocabulary = build_vocabulary()
-    parts = shake(torch.nn.ModuleList([EmojiTextEncoder(len(vocabulary)), MMDiT(2)]), seed=1)
+    meanings = vocabulary()
+    parts = shake(torch.nn.ModuleList([SceneTextEncoder(len(meanings)), MMDiT(2)]), seed=1)
     text, model = ({k: v.half() for k, v in part.state_dict().items()} for part in parts)
-    save_tensors(folder / TEXT_FILE, text, {"vocabulary": json.dumps(vocabulary)})
+    save_tensors(folder / TEXT_FILE, text, {"vocabulary": json.dumps(meanings)})
     save_tensors(folder / MODEL_FILE, model)
     export_autoencoder(shake(Autoencoder((8, 8, 8, 8)), seed=2), folder / VAE_FILE)
     generator = torch.Generator().manual_seed(3)
@@ -81,8 +81,8 @@ def run_cli():
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> EmojiTokenizer:
-    return EmojiTokenizer(build_vocabulary())
+def tokenizer() -> SceneTokenizer:
+    return SceneTokenizer(vocabulary())
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def main(monkeypatch, capsys, tmp_path, random_weights):
 
 @pytest.fixture(scope="module")
 def encoder(random_weights):
-    return EmojiEncoder(random_weights)
+    return SceneEncoder(random_weights)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ FAMILIES = {
     "zimage": "zimage", "qwen-image": "qwen-image", "flux2": "flux2-klein", "krea2": "krea2",
 }  # fmt: skip
 LANGUAGE = ("zimage", "qwen-image", "flux2", "krea2")  # whose text encoder is a language model
-PROMPTS = ("red apple", "happy dog", "a rocket")
+PROMPTS = ("a fox", "happy dog", "a rocket")
 SCHEDULES = {
     "sdxl": "scales = [0.5, 1.0]\nsigmas = [1000, 500]",
     "flow": "scales = [0.5, 0.75, 1.0]\nsigmas = [1.0, 0.8, 0.6]",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from swd_core.distill import session
 from swd_core.distill.config import Settings, parse_settings
 from swd_core.distill.prepare import prepare
-from swd_core.distill.teachers import EmojiEncoder
+from swd_core.distill.teachers import SceneEncoder
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -23,7 +23,7 @@ STEPS = 12
 DEVICE = "cpu" if os.environ.get("SWD_TEST_DEVICE", "cpu") == "cpu" else "auto"
 CONFIG = """
 [model]
-family = "emoji"
+family = "scenes"
 base = '{weights}'
 device = "{device}"
 rank = 2
@@ -53,11 +53,11 @@ def make_place(folder: Path, weights: Path, device: str = DEVICE) -> Path:
     for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(pictures / f"{i}.png")
-        (pictures / f"{i}.txt").write_text("red apple")
+        (pictures / f"{i}.txt").write_text("a fox")
     text = CONFIG.format(weights=weights, device=device, steps=STEPS, folder=folder)
     (folder / "config.toml").write_text(text)
     schedule = settings_of(folder).scale_schedule()
-    prepare(pictures, folder / "prepared", EmojiEncoder(weights), schedule, 64)
+    prepare(pictures, folder / "prepared", SceneEncoder(weights), schedule, 64)
     return folder
 
 

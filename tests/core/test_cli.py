@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from swd_core.emoji.student import PRESET, EmojiStudent
 from swd_core.noise import SeededNoise
 from swd_core.presets import presets
 from swd_core.sampling import ScaleState, sample_scalewise
+from swd_core.scenes.student import PRESET, SceneStudent
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -20,13 +20,13 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_picture_is_the_sampler_s_with_the_named_seed(main, tmp_path, random_weights):
     assert (
-        main("generate", "red apple", "--seed", "7", "--size", "160x128", "--out", "apple.png")[0]
+        main("generate", "a fox", "--seed", "7", "--size", "160x128", "--out", "fox.png")[0]
         == 0
     )
-    student, schedule = EmojiStudent.load(random_weights), presets()[PRESET].schedule
+    student, schedule = SceneStudent.load(random_weights), presets()[PRESET].schedule
     like = torch.zeros(1, 16, 16, 20)
     state = sample_scalewise(
-        student.denoiser(student.encode(["red apple"])),
+        student.denoiser(student.encode(["a fox"])),
         schedule.sigmas,
         schedule.sizes(16, 20),
         ScaleState(),
@@ -35,8 +35,8 @@ def test_picture_is_the_sampler_s_with_the_named_seed(main, tmp_path, random_wei
         like=like,
     )
     expected = (student.decode(state.x0)[0] * 255).round().byte().numpy()
-    assert Image.open(tmp_path / "apple.png").size == (160, 128)
-    np.testing.assert_array_equal(pixels(tmp_path / "apple.png"), expected)
+    assert Image.open(tmp_path / "fox.png").size == (160, 128)
+    np.testing.assert_array_equal(pixels(tmp_path / "fox.png"), expected)
 
 
 def test_picture_does_not_depend_on_the_count(main, tmp_path):
@@ -165,11 +165,11 @@ def test_help_teaches_and_does_not_wait_for_torch(run_cli, tmp_path):
 
 def test_embedded_student_draws_a_red_apple(run_cli, tmp_path):
     code, out, err = run_cli(
-        "generate", "red apple", "--seed", "7", "--out", "apple.png", "--strip", cwd=tmp_path
+        "generate", "a fox", "--seed", "7", "--out", "fox.png", "--strip", cwd=tmp_path
     )
     assert code == 0, err
-    assert json.loads(Image.open(tmp_path / "apple.png").text["schedule"])["name"] == "emoji-4"
-    image = pixels(tmp_path / "apple.png").astype(float)
+    assert json.loads(Image.open(tmp_path / "fox.png").text["schedule"])["name"] == "scenes-4"
+    image = pixels(tmp_path / "fox.png").astype(float)
     assert image.shape == (256, 256, 3)
     corner, middle = image[:24, :24].mean((0, 1)), image[96:192, 80:176].mean((0, 1))
     assert corner.min() > 225, "the background is white"

@@ -72,7 +72,7 @@ def test_drafts_that_grow_by_comfyuis_samplers_are_left_to_it(main):
     x0 = torch.zeros(1, 16, 4, 4)
     schedule = GrowthSchedule((1.0, 0.5))
     drafts = Drafts(
-        schedule, "emoji", (8, 8), (Draft(1, 0),), (x0,), samples=x0, x_t=x0, stretches=2
+        schedule, "scenes", (8, 8), (Draft(1, 0),), (x0,), samples=x0, x_t=x0, stretches=2
     )
     draft_files.save_drafts(drafts, Path(f"g{draft_files.SUFFIX}"))
     code, _, err = main("finish", "--pick", "1")

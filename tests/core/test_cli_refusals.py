@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from swd_core import commands
-from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
+from swd_core.scenes.student import LORA_FOLDER, MODEL_FILE, TEXT_FILE, VAE_FILE
 
 
 def read_only_folder(tmp_path: Path) -> Path:
@@ -43,10 +43,10 @@ BAD_ARGUMENTS = [
     (["--seed", "-1"], ["seed -1"]),
     (["--seed", str(2**64)], ["seed 18446744073709551616"]),
     (["--seed", "x"], ["'x'"]),
-    (["--out", "apple.jpg"], [".png"]),
-    (["--out", "nowhere/apple.png"], ["nowhere", "does not exist"]),
+    (["--out", "fox.jpg"], [".png"]),
+    (["--out", "nowhere/fox.png"], ["nowhere", "does not exist"]),
     (["--out", f"{'a' * 300}.png"], ["too long"]),
-    (["--schedule", "sd99"], ["'sd99'", "emoji-4"]),
+    (["--schedule", "sd99"], ["'sd99'", "scenes-4"]),
     (["--schedule", "gone.json"], ["gone.json"]),
     (["--schedule", "sdxl-4"], ["timesteps"]),
     (["--colour", "red"], ["--colour"]),

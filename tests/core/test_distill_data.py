@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.prepare import prepare
-from swd_core.distill.teachers import EmojiEncoder
+from swd_core.distill.teachers import SceneEncoder
 from swd_core.schedule import ScaleSchedule
 
 
@@ -33,7 +33,7 @@ def test_every_size_is_the_encoded_area_mean_of_the_picture(source, tmp_path, en
             got = row[f"latent_{size}x{size}"].float()
             close = 4e-3 * float(expected.abs().max())
             torch.testing.assert_close(got, expected, rtol=0, atol=close)
-    text = encoder.text(["red apple"])
+    text = encoder.text(["a fox"])
     torch.testing.assert_close(row["context"].float(), text.context[0], rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(row["pooled"].float(), text.pooled[0], rtol=2e-3, atol=2e-3)
 
@@ -148,14 +148,14 @@ def test_another_model_encodes_everything_anew(source, tmp_path, random_weights,
     """What `[model] base` names may change under its name, too."""
     base, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(random_weights, base)
-    run(source, out, EmojiEncoder(random_weights))
-    assert run(source, out, EmojiEncoder(base)).encoded == 0
-    path = base / f"emoji_{part}.safetensors"
+    run(source, out, SceneEncoder(random_weights))
+    assert run(source, out, SceneEncoder(base)).encoded == 0
+    path = base / f"scenes_{part}.safetensors"
     with safe_open(path, "pt") as file:
         header = file.metadata()
     changed = {name: 1.01 * value for name, value in load_file(path).items()}
     save_file(changed, path, header)
-    other = EmojiEncoder(base)
+    other = SceneEncoder(base)
     report = run(source, out, other)
     assert (report.encoded, report.kept) == (6, 0)
     assert report.anew == {"the model's VAE or text encoders": 6}

@@ -97,4 +97,4 @@ def test_checkpointing_and_smaller_batches_take_less(tmp_path):
 
 def test_the_embedded_model_has_no_estimate():
     with pytest.raises(ValueError, match="embedded"):
-        estimate_settings(parse_settings({"model": {"family": "emoji"}}))
+        estimate_settings(parse_settings({"model": {"family": "scenes"}}))

@@ -15,10 +15,10 @@ from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.evaluation import grid, measures, student_latents
 from swd_core.distill.world import World
-from swd_core.emoji.student import EmojiStudent
 from swd_core.noise import SeededNoise
 from swd_core.process import FlowMatching
 from swd_core.sampling import ScaleState, sample_scalewise
+from swd_core.scenes.student import SceneStudent
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def test_the_sheet_shows_the_averaged_student_of_the_first_captions(
     place, straight, random_weights
 ):
     """Sampled again by the embedded student's own code with the LoRA that was written."""
-    student = EmojiStudent.load(random_weights, lora=straight / "swd_lora")
+    student = SceneStudent.load(random_weights, lora=straight / "swd_lora")
     settings = runs.settings_of(place)
-    schedule, text = settings.scale_schedule(), student.encode(["red apple", "red apple"])
+    schedule, text = settings.scale_schedule(), student.encode(["a fox", "a fox"])
     state = sample_scalewise(
         student.denoiser(text), schedule.sigmas, schedule.sizes(8, 8, 2), ScaleState(),
         SeededNoise(0, (0, 1)), process=FlowMatching(), like=torch.zeros(2, 16, 8, 8),
@@ -90,7 +90,7 @@ def test_the_sheet_shows_the_averaged_student_of_the_first_captions(
     latents = student_latents(trainer, shown).cpu()
     torch.testing.assert_close(latents, state.x0, rtol=0, atol=2e-3 * float(state.x0.abs().max()))
     assert all(torch.equal(p, k) for p, k in zip(trainer.student, kept, strict=True))
-    assert shown.captions == ("red apple", "red apple")
+    assert shown.captions == ("a fox", "a fox")
     assert grid([torch.rand(600, 400, 3)], ["large"]).height > 600, "not made smaller"
     sheet = grid(list(student.decode(state.x0)), shown.captions)
     written = Image.open(straight / "samples" / f"step_{runs.STEPS:06}.png")

@@ -17,7 +17,7 @@ from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.memory import MemoryData
 from swd_core.distill.prepare import prepare
 from swd_core.distill.sample_teacher import sample_teacher
-from swd_core.distill.teachers import EmojiEncoder
+from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
 from swd_core.schedule import ScaleSchedule
@@ -77,10 +77,10 @@ def test_other_pictures_are_refused_even_if_there_are_as_many(place, tmp_path, r
     pictures.mkdir()
     for i in range(6):
         Image.new("RGB", (64, 64), (40 * i, 0, 0)).save(pictures / f"{i}.png")
-        (pictures / f"{i}.txt").write_text("a red apple")
+        (pictures / f"{i}.txt").write_text("a fox by a lake")
     settings = runs.settings_of(place, "data", steps=2)
     schedule = settings.scale_schedule()
-    prepare(pictures, tmp_path / "prepared", EmojiEncoder(random_weights), schedule, 64)
+    prepare(pictures, tmp_path / "prepared", SceneEncoder(random_weights), schedule, 64)
     other = runs.changed(settings, "data", prepared=str(tmp_path / "prepared"))
     for changed in (False, True):
         with pytest.raises(ValueError, match="another training: other prepared pictures"):
@@ -149,7 +149,7 @@ def test_a_place_that_can_t_be_written_to_is_said_before_the_model_is_loaded(pla
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "con", "x.", "", "a:b", "x" * 300])
 def test_names_that_are_none_are_refused_in_the_config(place, name):
-    data = {"model": {"family": "emoji"}, "output": {"name": name}}
+    data = {"model": {"family": "scenes"}, "output": {"name": name}}
     with pytest.raises(ValueError, match=r"^\[output\] name .*can't name"):
         runs.parse_settings(data)
 
@@ -208,10 +208,10 @@ def test_the_teacher_writes_over_no_picture_or_caption_of_the_users(
     Image.new("RGB", (32, 32)).save(folder / theirs)
     (folder / "000001.txt").write_text("my holiday")
     before = content(folder)
-    (tmp_path / "prompts.txt").write_text("red apple\nhappy dog\n")
+    (tmp_path / "prompts.txt").write_text("a fox\nhappy dog\n")
     settings = runs.parse_settings(
         {
-            "model": {"family": "emoji", "base": str(random_weights), "device": "cpu"},
+            "model": {"family": "scenes", "base": str(random_weights), "device": "cpu"},
             "data": {"source": str(folder), "size": 64},
             "teacher": {"prompts": str(tmp_path / "prompts.txt"), "steps": 1},
         }
@@ -222,7 +222,7 @@ def test_the_teacher_writes_over_no_picture_or_caption_of_the_users(
     for path in folder.iterdir():
         path.unlink()
     assert sample_teacher(settings, lambda *_: None) == 2
-    (tmp_path / "prompts.txt").write_text("red apple\nrocket\n")
+    (tmp_path / "prompts.txt").write_text("a fox\nrocket\n")
     assert sample_teacher(settings, lambda *_: None) == 1, "its own may be made anew"
     assert (folder / "000001.txt").read_text() == "rocket"
 

@@ -225,7 +225,7 @@ def test_two_processes_make_the_same_pictures_and_shards_as_one(tmp_path):
     pytest.importorskip("accelerate")
     config = """
     [model]
-    family = "emoji"
+    family = "scenes"
     device = "cpu"
     [teacher]
     prompts = "prompts.txt"
@@ -242,7 +242,7 @@ def test_two_processes_make_the_same_pictures_and_shards_as_one(tmp_path):
     for name in ("one", "two"):
         places[name] = tmp_path / name
         places[name].mkdir()
-        (places[name] / "prompts.txt").write_text("red apple\nhappy dog\nrocket\nheart\ncat\n")
+        (places[name] / "prompts.txt").write_text("a fox\nhappy dog\nrocket\nowl\ncat\n")
         (places[name] / "config.toml").write_text(config)
     for name in ("sample-teacher", "prepare"):
         with contextlib.chdir(places["one"]):

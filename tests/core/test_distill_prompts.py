@@ -14,7 +14,7 @@ from swd_core.distill import session
 from swd_core.distill.config import parse_settings
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.draws import Draws
-from swd_core.distill.teachers import EmojiEncoder
+from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.world import World
 
 _spec = importlib.util.spec_from_file_location(
@@ -23,7 +23,7 @@ _spec = importlib.util.spec_from_file_location(
 runs = sys.modules["distill_runs"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(runs)
 
-PROMPTS = ["red apple", "happy dog", "rocket"]
+PROMPTS = ["a fox", "happy dog", "rocket"]
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def place(tmp_path, random_weights, monkeypatch) -> Path:
 
 def test_prepared_are_the_prompts_in_their_order_and_nothing_else(place, random_weights):
     (shard,) = (place / "prepared").glob("64x64-*.safetensors")
-    tensors, text = load_file(shard), EmojiEncoder(random_weights).text(PROMPTS)
+    tensors, text = load_file(shard), SceneEncoder(random_weights).text(PROMPTS)
     assert tensors.keys() == {"context", "pooled"}
     assert torch.equal(tensors["context"], text.context.half())
     assert torch.equal(tensors["pooled"], text.pooled.half())
-    assert PreparedBatches(place / "prepared").first(2).captions == ("red apple", "happy dog")
+    assert PreparedBatches(place / "prepared").first(2).captions == ("a fox", "happy dog")
 
 
 def test_what_the_student_sees_is_what_it_made_itself(place):
@@ -89,7 +89,7 @@ def test_it_trains_shows_samples_and_goes_on_as_if_uninterrupted(place):
 
 def test_to_repeat_pictures_that_there_are_none_of_is_refused():
     data = {
-        "model": {"family": "emoji"}, "data": {"source": "prompts.txt"},
+        "model": {"family": "scenes"}, "data": {"source": "prompts.txt"},
         "train": {"regression": 0.5},
     }  # fmt: skip
     with pytest.raises(ValueError, match="prompts alone, and .train. regression repeats"):

@@ -37,7 +37,7 @@ def test_the_run_leaves_a_student_that_the_pack_reads(straight):
     assert lora.architecture == "sd3" and lora.ranks == "rank 2"
     assert json.loads(lora.metadata["swd_scales"]) == [0.5, 0.625, 0.75, 1.0]
     assert json.loads(lora.metadata["swd_sigmas"]) == [1.0, 0.8959, 0.7371, 0.6022]
-    assert lora.metadata["swd_preset"] == "emoji-4"
+    assert lora.metadata["swd_preset"] == "scenes-4"
     assert any(layer.up.abs().max() > 0 for layer in lora.layers.values())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from swd_core.commands import build_parser
-from swd_core.lab.emoji_ablation import VARIANTS, table
+from swd_core.lab.ablation import VARIANTS, table
 from swd_core.presets import presets
 
 ROOT = Path(__file__).parents[2]

@@ -155,8 +155,8 @@ def test_presets_schedules_and_configs_as_windows_editors_write_them(
     monkeypatch.chdir(tmp_path)
     assert commands.main(["schedule", "--preset", "mine.json"]) == 0
     assert "512x512" in capsys.readouterr().out
-    toml = write("a.toml", '# ж\n[model]\nfamily = "emoji"\n[train]\nlr = 2e-4\n')
-    same = write("a.json", json.dumps({"model": {"family": "emoji"}, "train": {"lr": 2e-4}}))
+    toml = write("a.toml", '# ж\n[model]\nfamily = "scenes"\n[train]\nlr = 2e-4\n')
+    same = write("a.json", json.dumps({"model": {"family": "scenes"}, "train": {"lr": 2e-4}}))
     assert read_settings(toml) == read_settings(same) and read_settings(toml).train.lr == 2e-4
     assert read_prompts(write("prompts.txt", "a red ж\nan apple\n")) == ["a red ж", "an apple"]
 

@@ -14,11 +14,10 @@ METHOD = "swd_core"
 ROOMS = {
     METHOD: set(),
     "swd_core.scenes": {METHOD},
-    "swd_core.emoji": {METHOD, "swd_core.scenes"},
-    "swd_core.distill": {METHOD, "swd_core.emoji", "swd_core.scenes"},
-    "swd_core.lab": {METHOD, "swd_core.emoji", "swd_core.scenes", "swd_core.distill"},
-    "swd_core.commands": {METHOD, "swd_core.emoji", "swd_core.scenes", "swd_core.distill"},
-    "nodes": {METHOD, "swd_core.emoji", "swd_core.scenes", "swd_core.distill"},
+    "swd_core.distill": {METHOD, "swd_core.scenes"},
+    "swd_core.lab": {METHOD, "swd_core.scenes", "swd_core.distill"},
+    "swd_core.commands": {METHOD, "swd_core.scenes", "swd_core.distill"},
+    "nodes": {METHOD, "swd_core.scenes", "swd_core.distill"},
 }
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview")
 
@@ -69,11 +68,11 @@ def test_every_way_to_import_is_seen(tmp_path):
         "nodes/__init__.py": "from . import _host\nimport comfy.samplers",
         "nodes/_host.py": "def f():\n    from ..swd_core.lora import names",
         "swd_core/__init__.py": "",
-        "swd_core/lora.py": "from . import noise, schedule\nfrom .emoji import WORDS, text",
-        "swd_core/noise.py": "if TYPE_CHECKING:\n    from .emoji.text import Text",
+        "swd_core/lora.py": "from . import noise, schedule\nfrom .scenes import WORDS, text",
+        "swd_core/noise.py": "if TYPE_CHECKING:\n    from .scenes.text import Text",
         "swd_core/schedule.py": "import swd_core.noise as n, json",
-        "swd_core/emoji/__init__.py": "",
-        "swd_core/emoji/text.py": "from ..schedule import CELL\nfrom swd_core import lora",
+        "swd_core/scenes/__init__.py": "",
+        "swd_core/scenes/text.py": "from ..schedule import CELL\nfrom swd_core import lora",
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
@@ -82,12 +81,12 @@ def test_every_way_to_import_is_seen(tmp_path):
         "nodes._host": {"swd_core.lora"},
         "swd_core": set(),
         "swd_core.lora": {
-            "swd_core.noise", "swd_core.schedule", "swd_core.emoji", "swd_core.emoji.text",
+            "swd_core.noise", "swd_core.schedule", "swd_core.scenes", "swd_core.scenes.text",
         },
-        "swd_core.noise": {"swd_core.emoji.text"},
+        "swd_core.noise": {"swd_core.scenes.text"},
         "swd_core.schedule": {"swd_core.noise", "json"},
-        "swd_core.emoji": set(),
-        "swd_core.emoji.text": {"swd_core.schedule", "swd_core.lora"},
+        "swd_core.scenes": set(),
+        "swd_core.scenes.text": {"swd_core.schedule", "swd_core.lora"},
     }  # fmt: skip
 
 

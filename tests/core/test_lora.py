@@ -299,7 +299,7 @@ def test_student_of_another_size_is_refused(tmp_path):
 
 
 def test_embedded_student_is_in_the_published_layout(random_weights):
-    folder = random_weights / "emoji_swd_lora"
+    folder = random_weights / "scenes_swd_lora"
     keys = load_file(folder / "adapter_model.safetensors").keys()
     assert {k.split(".")[-2] for k in keys} == {"lora_A", "lora_B"}
     assert all(k.startswith("base_model.model.transformer_blocks.") for k in keys)

@@ -104,8 +104,8 @@ def test_a_schedule_for_videos_travels_as_json_and_refuses_pictures():
         schedule.check_picture()
 
 
-def test_emoji_preset_is_the_schedule_it_is_trained_with():
-    preset = presets()["emoji-4"]
+def test_the_embedded_preset_is_the_schedule_it_is_trained_with():
+    preset = presets()["scenes-4"]
     assert preset.schedule.sizes(32, 32) == [(16, 16), (20, 20), (24, 24), (32, 32)]
     assert preset.schedule.sigmas == FOUR.sigmas
     assert preset.target == 256
@@ -119,7 +119,7 @@ def test_sizes_are_multiples_of_the_models_patch():
 
 def test_one_preset_per_family_is_chosen_by_itself():
     chosen = [p.family for p in presets().values() if p.auto]
-    assert sorted(chosen) == ["emoji", "flux", "sd35-large", "sd35-medium", "sdxl", "wan"]
+    assert sorted(chosen) == ["scenes", "flux", "sd35-large", "sd35-medium", "sdxl", "wan"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_one_preset_per_family_is_chosen_by_itself():
         ("sd35-medium-4", 2.20),
         ("sd35-medium-4-2025", 1.875),
         ("sd35-medium-6", 2.41),
-        ("emoji-4", 2.20),
+        ("scenes-4", 2.20),
     ],
 )
 def test_cost_in_full_size_steps(name, cost):

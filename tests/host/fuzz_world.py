@@ -14,7 +14,7 @@ from chain import call, hosted
 from fuzzing import SIGMAS, Latent, conditionings
 from torch import Tensor, nn
 
-FAMILIES = ("emoji", "sd35-medium", "flux", "sdxl", "wan")
+FAMILIES = ("scenes", "sd35-medium", "flux", "sdxl", "wan")
 STEPS = (0.5, 1.0)
 SOLVERS = ("euler", "lcm", "dpmpp_2m_sde", "uni_pc", "dpm_adaptive")
 
@@ -63,25 +63,25 @@ class World:
 
     def __init__(self, pack: Any, small: Any):
         self.pack, self.small = pack, small
-        student, clip, vae, emoji = pack["SwDEmojiStudent"].execute(strength=1.0).result
-        vaes = {"emoji": vae, "sdxl": vae_of(comfy.taesd.taesd.TAESD(latent_channels=4))}
+        student, clip, vae, own = pack["SwDSceneStudent"].execute(strength=1.0).result
+        vaes = {"scenes": vae, "sdxl": vae_of(comfy.taesd.taesd.TAESD(latent_channels=4))}
         if importlib.util.find_spec("comfy.taesd.taehv"):  # newer than 0.3.64
             video = importlib.import_module("comfy.taesd.taehv")
             vaes["video"] = vae_of(video.TAEHV(latent_channels=16))
         texts = {family: small.conditioning(family) for family in FAMILIES[1:4]}
-        texts["emoji"] = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))
+        texts["scenes"] = clip.encode_from_tokens_scheduled(clip.tokenize("a fox"))
         texts["wan"] = [[torch.ones(1, 7, 32), {}]]
         schedule = importlib.import_module("swd_pack.swd_core.schedule").ScaleSchedule
         self.shelves: dict[str, dict[str, Any]] = {
             "MODEL": {
-                "emoji": student,
-                "teacher": pack["SwDEmojiStudent"].execute(strength=0.0).result[0],
+                "scenes": student,
+                "teacher": pack["SwDSceneStudent"].execute(strength=0.0).result[0],
                 **{family: small.host_model(family) for family in FAMILIES[1:4]},
                 "wan": small.wan_model(),
             },
             "VAE": vaes,
             "CLIP": {
-                "emoji": clip, "T5": plain_clip(clip.tokenizer), "scheduled": scheduled(clip),
+                "scenes": clip, "T5": plain_clip(clip.tokenizer), "scheduled": scheduled(clip),
             },
             "CONDITIONING": {
                 f"{family} {odd}".strip(): cond
@@ -89,7 +89,7 @@ class World:
                 for odd, cond in conditionings(text).items()
             },
             "SWD_SCHEDULE": {
-                "emoji": emoji,
+                "scenes": own,
                 "flow": schedule(STEPS, (1.0, 0.6)),
                 "sdxl": schedule(STEPS, (999.0, 600.0), "timestep"),
                 "video": schedule(STEPS, (1.0, 0.6), "flow", "", (0.25, 1.0)),
@@ -107,12 +107,12 @@ class World:
                 "churning": comfy.samplers.ksampler("euler", {"s_churn": 1.0}),
                 "of no kind": comfy.samplers.Sampler(),
                 "ours": pack["SwDSampler"].execute(
-                    schedule=emoji, upscale_method="bicubic"
+                    schedule=own, upscale_method="bicubic"
                 ).args[0],
             },
             "LATENT": {},
         }  # fmt: skip
-        self.shelves["SWD_DISTILL_DATA"] = {f: self.data(f) for f in ("emoji", "sdxl")}
+        self.shelves["SWD_DISTILL_DATA"] = {f: self.data(f) for f in ("scenes", "sdxl")}
         for family in FAMILIES:
             self.shelves["LATENT"] |= self.drafts(family)
 
@@ -134,12 +134,12 @@ class World:
         if kind == "LATENT":
             return f"drafts of {family}" if name == "drafts" else f"empty {family}"
         if kind == "SWD_SCHEDULE":
-            return family if family in ("emoji", "sdxl") else "flow"
+            return family if family in ("scenes", "sdxl") else "flow"
         if kind in ("SIGMAS", "SAMPLER"):
             return {"SIGMAS": "whole", "SAMPLER": "euler"}[kind]
         if kind == "VAE" and family == "sdxl":
             return family
-        return "emoji" if kind in ("VAE", "CLIP", "SWD_DISTILL_DATA") else family
+        return "scenes" if kind in ("VAE", "CLIP", "SWD_DISTILL_DATA") else family
 
     def drafts(self, family: str) -> dict[str, Any]:
         """An empty latent of a family, its drafts, and what the host's nodes make of these."""
@@ -167,6 +167,6 @@ class World:
     def data(self, family: str) -> Any:
         images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         return self.pack["SwDDistillData"].execute(
-            images, self.shelves["CLIP"]["emoji"], self.shelves["VAE"][family],
-            self.shelves["SWD_SCHEDULE"][family], "red apple\nhappy dog",
+            images, self.shelves["CLIP"]["scenes"], self.shelves["VAE"][family],
+            self.shelves["SWD_SCHEDULE"][family], "a fox\nhappy dog",
         ).args[0]  # fmt: skip

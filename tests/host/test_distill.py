@@ -1,4 +1,4 @@
-"""SwDDistillData and SwDDistillTrain: the emoji teacher to a student inside a real ComfyUI."""
+"""SwDDistillData and SwDDistillTrain: the scene teacher to a student inside a real ComfyUI."""
 
 import importlib
 import json
@@ -11,8 +11,8 @@ import torch
 
 from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.mmdit import MMDiTModel
-from swd_core.emoji.student import EmojiStudent
 from swd_core.lora_files import read_lora
+from swd_core.scenes.student import SceneStudent
 
 SIZE = {"width": 64, "height": 64}
 
@@ -20,13 +20,13 @@ SIZE = {"width": 64, "height": 64}
 def graph(name: str, steps: int, lr: float = 1e-3, seed: int = 0) -> dict:
     """Two pictures of the teacher's decoder, a short training, and a picture of the student."""
     return {
-        "1": {"class_type": "SwDEmojiStudent", "inputs": {"strength": 0.0}},
+        "1": {"class_type": "SwDSceneStudent", "inputs": {"strength": 0.0}},
         "2": {"class_type": "EmptyImage", "inputs": {**SIZE, "batch_size": 2, "color": 4242}},
         "3": {
             "class_type": "SwDDistillData",
             "inputs": {
                 "images": ["2", 0], "clip": ["1", 1], "vae": ["1", 2], "schedule": ["1", 3],
-                "captions": "red apple\nhappy dog",
+                "captions": "a fox\nhappy dog",
             },
         },
         "4": {
@@ -40,7 +40,7 @@ def graph(name: str, steps: int, lr: float = 1e-3, seed: int = 0) -> dict:
             },
         },
         "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 2]}},
-        "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "red apple"}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a fox"}},
         "7": {"class_type": "EmptySD3LatentImage", "inputs": {**SIZE, "batch_size": 1}},
         "8": {
             "class_type": "SwDSample",
@@ -103,7 +103,7 @@ def test_interrupted_then_run_again_goes_on(server):
 
 @pytest.fixture(scope="module")
 def parts(pack):
-    model, clip, vae, schedule = pack["SwDEmojiStudent"].execute(strength=0.0).result
+    model, clip, vae, schedule = pack["SwDSceneStudent"].execute(strength=0.0).result
     return model, clip, vae, schedule
 
 
@@ -112,10 +112,10 @@ def test_data_are_the_encoded_area_means(pack, parts):
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     data = (
         pack["SwDDistillData"]
-        .execute(images, clip, vae, schedule, "red apple\nhappy dog")
+        .execute(images, clip, vae, schedule, "a fox\nhappy dog")
         .result[0]
     )
-    own = EmojiStudent.load(lora=None)
+    own = SceneStudent.load(lora=None)
     assert data.sizes == ((4, 4), (6, 6), (6, 6), (8, 8))
     half = images.reshape(2, 32, 2, 32, 2, 3).mean((2, 4))
     for size, pixels in (((8, 8), images), ((4, 4), half)):
@@ -123,7 +123,7 @@ def test_data_are_the_encoded_area_means(pack, parts):
             expected = own.vae.encode(pixels.movedim(-1, 1).contiguous())
         stored = parts[0].model.process_latent_in(data.latents[size])
         assert (stored - expected).abs().mean() < 0.02
-    text = own.encode(["red apple", "happy dog"])
+    text = own.encode(["a fox", "happy dog"])
     assert torch.equal(torch.cat([one.context for one in data.text]), text.context)
     assert torch.equal(torch.cat([one.pooled for one in data.text]), text.pooled)
     assert data.target == (64, 64)
@@ -155,7 +155,7 @@ def test_wrong_teachers_and_names(pack, parts):
         node.execute(model, data, "../x", **values)
     with pytest.raises(ValueError, match="nothing to learn"):
         node.execute(model, data, "x", **{**values, "mmd": 0.0})
-    student = pack["SwDEmojiStudent"].execute(strength=1.0).result[0]
+    student = pack["SwDSceneStudent"].execute(strength=1.0).result[0]
     with pytest.raises(ValueError, match="bare teacher.*set strength to 0"):
         node.execute(student, data, "x", **values)
 
@@ -164,10 +164,10 @@ def test_the_teacher_is_the_one_of_make_train_student(pack, parts):
     """The embedded teacher goes the way of every loaded model; make has an adapter of its own."""
     twin = importlib.import_module("swd_pack.nodes.twin")
     module = importlib.import_module("swd_pack.nodes.host_model")
-    own = EmojiStudent.load(lora=None)
+    own = SceneStudent.load(lora=None)
     generator = torch.Generator().manual_seed(0)
     x, sigma = torch.randn(2, 16, 12, 16, generator=generator), torch.tensor([0.8, 0.3])
-    text = own.encode(["red apple", "happy dog"])
+    text = own.encode(["a fox", "happy dog"])
     with twin.training_mode():
         ours = module.HostModel(parts[0], 4)
         theirs = MMDiTModel(own.model.requires_grad_(False))

@@ -17,7 +17,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def parts(pack):
-    return pack["SwDEmojiStudent"].execute(strength=0.0).result
+    return pack["SwDSceneStudent"].execute(strength=0.0).result
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def train(pack, parts, loras, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(output))
     model, clip, vae, schedule = parts
 
-    def run(name: str, picture: int = 0, caption: str = "red apple", **values) -> Path:
+    def run(name: str, picture: int = 0, caption: str = "a fox", **values) -> Path:
         image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(picture))
         data = pack["SwDDistillData"].execute(image, clip, vae, schedule, caption).result[0]
         pack["SwDDistillTrain"].execute(model, data, name, **VALUES | values)

@@ -31,7 +31,7 @@ def save(pack, output):
         ladder = schedule.ScaleSchedule((0.5, 1.0), (1.0, 0.5))
         image = drafts.Draft(1, 0)
         latent = drafting.to_latent(
-            drafts.Drafts(ladder, "emoji", (8, 8), (image,), (x0,), x0.clone())
+            drafts.Drafts(ladder, "scenes", (8, 8), (image,), (x0,), x0.clone())
         )
         done = pack["SwDSaveDrafts"].execute(drafts=latent, filename_prefix=prefix)
         [file] = done.ui["swd_files"]

@@ -13,7 +13,7 @@ from test_live import Listener
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def graph_of(server, name="swd_drafts_emoji") -> dict:
+def graph_of(server, name="swd_drafts_scenes") -> dict:
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     return to_prompt(graph, server.get("/object_info"))
 
@@ -34,7 +34,7 @@ def saved(server, prompt: dict) -> list[np.ndarray]:
 
 def straight_picture(server, number: int, seed: int) -> np.ndarray:
     """Picture `number` of the quick start graph's seed, alone, for the prompt of the drafts."""
-    prompt = graph_of(server, "swd_quickstart_emoji")
+    prompt = graph_of(server, "swd_quickstart_scenes")
     find(prompt, "CLIPTextEncode")["text"] = find(graph_of(server), "CLIPTextEncode")["text"]
     empty = key_of(prompt, "EmptySD3LatentImage")
     find(prompt, "EmptySD3LatentImage")["batch_size"] = number
@@ -67,7 +67,7 @@ def test_through_the_server_from_drafts_to_a_file_on_another_one(server, tmp_pat
         del prompt["98"]
         prompt[key_of(prompt, "SwDDrafts")] = {
             "class_type": "SwDLoadDrafts",
-            "inputs": {"file": file.name, "vae": [key_of(prompt, "SwDEmojiStudent"), 2]},
+            "inputs": {"file": file.name, "vae": [key_of(prompt, "SwDSceneStudent"), 2]},
         }
         [again] = saved(other, prompt)
     finally:

@@ -18,14 +18,14 @@ from fuzzing import SIGMAS, Picture, any_float, any_int, any_text, latents, pict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swd_core.emoji.student import LORA_FOLDER, WEIGHTS
+from swd_core.scenes.student import LORA_FOLDER, WEIGHTS
 
-FAMILIES = ("emoji", "sd35-medium", "flux", "sdxl", "wan")
+FAMILIES = ("scenes", "sd35-medium", "flux", "sdxl", "wan")
 MORE = int(os.environ.get("FUZZ", 0))
 EXAMPLES = {
     "SwDScaleSchedule": 120, "SwDSampler": 40, "SwDSample": 150, "SwDLatentUpscale": 100,
     "SwDDrafts": 100, "SwDFinishDrafts": 100, "SwDSaveDrafts": 60, "SwDLoadDrafts": 40,
-    "SwDScaleStrip": 80, "SwDLoraLoader": 40, "SwDEmojiStudent": 5, "SwDDistillData": 60,
+    "SwDScaleStrip": 80, "SwDLoraLoader": 40, "SwDSceneStudent": 5, "SwDDistillData": 60,
     "SwDDistillTrain": 30, "SwDLoadPrepared": 40, "SwDGrowthSchedule": 120, "SwDSpectrum": 60,
     "SwDPrompts": 40, "SwDTray": 20,
 }  # fmt: skip
@@ -35,7 +35,7 @@ MOST = {
     "rank": 8, "width": 200, "height": 200, "latent_frames": 5,
 }  # fmt: skip
 NO_VAE, NO_SOLVER = "growing through pixels", "growing by nobody"
-TEXTS = {"pick": "1", "captions": "red apple", "prompts": "red apple\nhappy dog"}
+TEXTS = {"pick": "1", "captions": "a fox", "prompts": "a fox\nhappy dog"}
 # What the host's own nodes raise for the same input, and why it is not ours to say better.
 HOSTS = {
     "model_base.py:877 (encode_adm)": "FLUX.1 on 0.3.64: pooled_output may be None, not left out",
@@ -57,8 +57,8 @@ def folders(pack, world, loras, tmp_path, monkeypatch):
     for folder in ("output", "input", "temp", "user"):
         (tmp_path / folder).mkdir()
         monkeypatch.setattr(folder_paths, f"{folder}_directory", str(tmp_path / folder))
-    shutil.copytree(WEIGHTS / LORA_FOLDER, loras / "emoji")
-    pack["SwDSaveDrafts"].execute(world.shelves["LATENT"]["drafts of emoji"], "drafts/emoji")
+    shutil.copytree(WEIGHTS / LORA_FOLDER, loras / "scenes")
+    pack["SwDSaveDrafts"].execute(world.shelves["LATENT"]["drafts of scenes"], "drafts/scenes")
 
 
 def widget(entry: Any, odd: bool) -> st.SearchStrategy:
@@ -181,7 +181,7 @@ def test_each_thing_at_each_socket(pack, world, run, name):
     for entry in (entry for entry in entries if entry.io_type in world.shelves):
         for value in [*world.shelves[entry.io_type], None]:
             family = next((f for f in families(node) if f in str(value)), families(node)[0])
-            if entry.io_type == "CONDITIONING" and family != "emoji" and name != "SwDSample":
+            if entry.io_type == "CONDITIONING" and family != "scenes" and name != "SwDSample":
                 continue  # they all sample in the same way
             given = {
                 other.id: other.default

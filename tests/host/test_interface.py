@@ -134,7 +134,7 @@ INPUTS = {
         lora_name: COMBO
         strength: FLOAT = 1.0
     """,
-    "SwDEmojiStudent": """
+    "SwDSceneStudent": """
         strength: FLOAT = 1.0
     """,
     "SwDDistillData": """
@@ -185,7 +185,7 @@ OUTPUTS = {
     "SwDScaleStrip": "strip: IMAGE, frames: IMAGE",
     "SwDLatentUpscale": "latent: LATENT",
     "SwDLoraLoader": "model: MODEL, report: STRING",
-    "SwDEmojiStudent": "model: MODEL, clip: CLIP, vae: VAE, schedule: SWD_SCHEDULE",
+    "SwDSceneStudent": "model: MODEL, clip: CLIP, vae: VAE, schedule: SWD_SCHEDULE",
     "SwDDistillData": "data: SWD_DISTILL_DATA",
     "SwDLoadPrepared": "data: SWD_DISTILL_DATA, schedule: SWD_SCHEDULE",
     "SwDDistillTrain": "model: MODEL, lora_name: STRING, plot: IMAGE",

@@ -131,17 +131,17 @@ def test_a_real_model_at_4096_pixels(pack, small):
 
 
 @pytest.fixture(scope="module")
-def emoji(pack) -> tuple:
+def embedded(pack) -> tuple:
     """The embedded student, trained at 256 px, and the conditioning of a prompt."""
-    model, clip, *_ = pack["SwDEmojiStudent"].execute(strength=1.0).args
-    return model, call("nodes:CLIPTextEncode", clip, "red apple")
+    model, clip, *_ = pack["SwDSceneStudent"].execute(strength=1.0).args
+    return model, call("nodes:CLIPTextEncode", clip, "a fox")
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72), (128, 96)], ids=str)
-def test_an_extended_run_is_the_chain_of_host_runs(pack, emoji, size, record_property):
+def test_an_extended_run_is_the_chain_of_host_runs(pack, embedded, size, record_property):
     import comfy.samplers
 
-    model, cond = emoji
+    model, cond = embedded
     latent = {"samples": torch.zeros(1, 16, *size)}
     schedule, sigmas, table = schedule_for(pack, model, latent, "extend")
     sizes = table_sizes(table)
@@ -159,9 +159,9 @@ def test_an_extended_run_is_the_chain_of_host_runs(pack, emoji, size, record_pro
     assert relative(one, x0) <= 1e-5 and torch.equal(one, other)
 
 
-def test_extend_goes_on_from_the_picture_of_the_trained_size(pack, emoji):
+def test_extend_goes_on_from_the_picture_of_the_trained_size(pack, embedded):
     """After the trained steps it holds what a run that ends there gives."""
-    model, cond = emoji
+    model, cond = embedded
     small_latent, latent = ({"samples": torch.zeros(1, 16, s, s)} for s in (32, 96))
     ending, _ = run_both(
         pack, model, cond, small_latent, *schedule_for(pack, model, small_latent, "extend")[:2]
@@ -191,10 +191,10 @@ def peak_memory(run) -> int:
 
 
 @pytest.mark.parametrize("mode", ["stretch", "extend"])
-def test_memory_is_that_of_one_step_at_the_target(pack, emoji, mode):
+def test_memory_is_that_of_one_step_at_the_target(pack, embedded, mode):
     import comfy.samplers
 
-    (model, cond), side = emoji, 64
+    (model, cond), side = embedded, 64
     latent = {"samples": torch.zeros(1, 16, side, side)}
     schedule, sigmas, _ = schedule_for(pack, model, latent, mode)
     guider = cfg_guider(model, cond)

@@ -10,7 +10,7 @@ CLEAN = torch.randn(2, 16, 16, 24, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def loaded(pack):
-    return pack["SwDEmojiStudent"].execute(strength=1.0).result
+    return pack["SwDSceneStudent"].execute(strength=1.0).result
 
 
 def enlarge(pack, latent, **widgets) -> dict:

@@ -133,7 +133,7 @@ def run(pack, node, **values):
     """The node itself, as it runs when its links have arrived."""
     inputs = {**GOOD[node], **values}
     if node == "SwDScaleSchedule":
-        [inputs["model"], *_] = pack["SwDEmojiStudent"].execute(strength=1.0).args
+        [inputs["model"], *_] = pack["SwDSceneStudent"].execute(strength=1.0).args
     if node == "SwDLoadDrafts":
         inputs["vae"] = object()
     return pack[node].execute(**inputs)
@@ -263,7 +263,7 @@ def test_the_newest_file_is_the_first_of_the_menu(pack, tmp_path):
 def test_the_published_graph_with_a_linked_list_runs(server):
     """As the host's page posts it: sizes typed in a text node of their own."""
     graph = {
-        "1": {"class_type": "SwDEmojiStudent", "inputs": {"strength": 1.0}},
+        "1": {"class_type": "SwDSceneStudent", "inputs": {"strength": 1.0}},
         "2": {"class_type": "PrimitiveString", "inputs": {"value": "0.5 0.75 1"}},
         "3": {
             "class_type": "SwDScaleSchedule",

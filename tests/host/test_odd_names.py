@@ -55,7 +55,7 @@ def test_what_is_said_of_an_unknown_name_can_be_logged(pack, folders, node, widg
 def test_the_host_goes_on_running_graphs(server):
     name = os.fsdecode(NAME + b".drafts.safetensors")
     (server.base / "input" / name).write_bytes(b"{}")
-    student = {"class_type": "SwDEmojiStudent", "inputs": {"strength": 1.0}}
+    student = {"class_type": "SwDSceneStudent", "inputs": {"strength": 1.0}}
     load = {"class_type": "SwDLoadDrafts", "inputs": {"file": name, "vae": ["1", 2]}}
     entry = server.run({"1": student, "2": load})
     assert entry["status"]["status_str"] == "error" and "caf" in json.dumps(entry)

@@ -12,12 +12,12 @@ from PIL import Image
 from swd_core.commands import main
 from swd_core.lora_files import read_lora
 
-CAPTIONS = ("red apple", "happy dog")
+CAPTIONS = ("a fox", "happy dog")
 CONFIG = """
 [model]
-family = "emoji"
+family = "scenes"
 [schedule]
-preset = "emoji-4"
+preset = "scenes-4"
 [data]
 source = "{0}/pictures"
 prepared = "{0}/prepared"
@@ -36,8 +36,8 @@ def prepared(tmp_path_factory):
         big = Image.fromarray(pixels.numpy()).resize((64, 64), Image.Resampling.BICUBIC)
         big.save(folder / "pictures" / f"{i}.png")
         (folder / "pictures" / f"{i}.txt").write_text(caption)
-    (folder / "emoji.toml").write_text(CONFIG.format(folder))
-    assert main(["prepare", "--config", str(folder / "emoji.toml")]) == 0
+    (folder / "scenes.toml").write_text(CONFIG.format(folder))
+    assert main(["prepare", "--config", str(folder / "scenes.toml")]) == 0
     return folder
 
 
@@ -58,7 +58,7 @@ def test_the_folder_is_offered_and_holds_what_distill_data_makes(pack, prepared,
     assert importlib.import_module("swd_pack.nodes.prepared").prepared_folders() == [offered]
     assert node.validate_inputs(offered) is True
     data, schedule = node.execute(folder=offered).result
-    model, clip, vae, expected = pack["SwDEmojiStudent"].execute(strength=0.0).result
+    model, clip, vae, expected = pack["SwDSceneStudent"].execute(strength=0.0).result
     assert schedule == expected
 
     pictures = [Image.open(prepared / "pictures" / f"{i}.png") for i in range(2)]
@@ -90,7 +90,7 @@ def test_a_graph_trains_from_the_folder_and_samples(server, prepared):
         "fake_steps": 1, "seed": 0, "resume": False, "vae": ["1", 2],
     }  # fmt: skip
     graph = {
-        "1": {"class_type": "SwDEmojiStudent", "inputs": {"strength": 0.0}},
+        "1": {"class_type": "SwDSceneStudent", "inputs": {"strength": 0.0}},
         "2": {"class_type": "SwDLoadPrepared", "inputs": {"folder": "pets"}},
         "3": {"class_type": "SwDDistillTrain", "inputs": inputs},
         "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 2]}},
@@ -109,17 +109,17 @@ def test_a_graph_trains_from_the_folder_and_samples(server, prepared):
 
 def test_data_of_another_family_or_width_is_refused(pack, prepared, offered, tmp_path):
     data = pack["SwDLoadPrepared"].execute(folder=offered).result[0]
-    model = pack["SwDEmojiStudent"].execute(strength=0.0).result[0]
+    model = pack["SwDSceneStudent"].execute(strength=0.0).result[0]
     run = importlib.import_module("swd_pack.nodes.distill_run")
     run.check_data(model, data)
     index = tmp_path / offered / "prepared.json"
     right = index.read_text()
-    index.write_text(right.replace('"emoji"', '"flux"'))
-    with pytest.raises(ValueError, match="prepared for flux, this model is emoji"):
+    index.write_text(right.replace('"scenes"', '"flux"'))
+    with pytest.raises(ValueError, match="prepared for flux, this model is scenes"):
         run.check_data(model, type(data)(tmp_path / offered))
     index.write_text(right)
     made = pack["SwDDistillData"].execute(
-        torch.rand(1, 64, 64, 3), *pack["SwDEmojiStudent"].execute(strength=0.0).result[1:], "a"
+        torch.rand(1, 64, 64, 3), *pack["SwDSceneStudent"].execute(strength=0.0).result[1:], "a"
     ).result[0]  # fmt: skip
     text = [dataclasses.replace(one, pooled=one.pooled[:, :7]) for one in made.text]
     narrow = dataclasses.replace(made, text=tuple(text))

@@ -12,24 +12,24 @@ AUTO = {
     "sd35-large": ("sd35-large-4", [1, 0.8959, 0.7371, 0.6022, 0]),
     "flux": ("flux-4", [1, 0.8956, 0.7363, 0.6007, 0]),
     "sdxl": ("sdxl-4", SDXL_SIGMAS),
-    "emoji": ("emoji-4", [1, 0.8959, 0.7371, 0.6022, 0]),
+    "scenes": ("scenes-4", [1, 0.8959, 0.7371, 0.6022, 0]),
 }
 NAMES = [
     "sd35-medium-4", "sd35-medium-6", "sd35-medium-4-2025", "sd35-large-4", "sd35-large-6-2025",
     "flux-4", "flux-4-paper", "zimage-4", "qwen-image-4", "flux2-klein-4", "krea2-4", "sdxl-4",
-    "wan21-1.3b-4", "emoji-4",
+    "wan21-1.3b-4", "scenes-4",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model_of(small):
-    """The published bases without their numbers, the emoji student's kind, and one of no family."""
+    """The published bases without their numbers, the scene student's kind, and one of no family."""
     import comfy.supported_models
 
     def build(family):
         if family in small.KINDS:
             return small.full_size(family)[1]
-        if family == "emoji":
+        if family == "scenes":
             context = {"in_features": 256, "out_features": 128}
             config = comfy.supported_models.SD3({
                 "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 2,
@@ -116,7 +116,9 @@ def test_model_of_no_family_gets_the_list(pack, model_of):
 
 
 @pytest.mark.parametrize("family", [*AUTO, "none"])
-@pytest.mark.parametrize("preset", ["sd35-medium-6", "flux-4", "sdxl-4", "emoji-4", "wan21-1.3b-4"])
+@pytest.mark.parametrize(
+    "preset", ["sd35-medium-6", "flux-4", "sdxl-4", "scenes-4", "wan21-1.3b-4"]
+)
 def test_preset_of_another_family_is_refused_by_name(pack, model_of, preset, family):
     theirs = {"sd35-medium-6": "sd35-medium", "wan21-1.3b-4": "wan"}.get(preset, preset[:-2])
     if family == theirs:
@@ -230,16 +232,16 @@ def test_extend_refuses_what_it_cannot_know(pack, model_of):
 
 
 def test_extend_counts_from_the_presets_own_size(pack, model_of):
-    """The emoji student is of 256 px; a custom schedule counts as one of 1024 px."""
+    """The scene student is of 256 px; a custom schedule counts as one of 1024 px."""
     extend = {"latent_image": latent(1024, 512), "large_targets": "extend"}
-    schedule, sigmas, table, _ = run(pack, model_of("emoji"), **extend)
+    schedule, sigmas, table, _ = run(pack, model_of("scenes"), **extend)
     assert schedule.steps == 7 and len(sigmas) == 8
     assert [row.split()[1:4:2] for row in table.splitlines()[5:-1]] == [
         ["368", "176"], ["512", "256"], ["720", "368"], ["1024", "512"],
     ]  # fmt: skip
-    schedule, *_ = run(pack, model_of("emoji"), "custom", "0.5 1", "1 0.6", **extend)
+    schedule, *_ = run(pack, model_of("scenes"), "custom", "0.5 1", "1 0.6", **extend)
     assert schedule.steps == 2
-    stretched = run(pack, model_of("emoji"), latent_image=latent(1024, 512))[0]
+    stretched = run(pack, model_of("scenes"), latent_image=latent(1024, 512))[0]
     assert stretched.steps == 4, "stretch is what saved graphs get"
 
 
@@ -303,7 +305,7 @@ def test_users_presets_that_are_no_file_are_reported(pack, user_folder, caplog, 
 
 
 def test_server_refuses_a_bad_list_before_anything_runs(server):
-    student = {"class_type": "SwDEmojiStudent", "inputs": {"strength": 1.0}}
+    student = {"class_type": "SwDSceneStudent", "inputs": {"strength": 1.0}}
     values = {"preset": "custom", "custom_sizes": "0.5 0.4 1", "custom_sigmas": "1 0.8 0.6"}
     schedule = {"class_type": "SwDScaleSchedule", "inputs": {"model": ["1", 0], **values}}
     show = {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}}

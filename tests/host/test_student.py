@@ -4,18 +4,18 @@ import pytest
 import torch
 from chain import call
 
-from swd_core.emoji.student import EmojiStudent
 from swd_core.scenes.model import MMDiT
+from swd_core.scenes.student import SceneStudent
 
 
 @pytest.fixture(scope="module")
 def loaded(pack):
-    return pack["SwDEmojiStudent"].execute(strength=1.0).result
+    return pack["SwDSceneStudent"].execute(strength=1.0).result
 
 
 @pytest.fixture(scope="module")
 def own():
-    return EmojiStudent.load()
+    return SceneStudent.load()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 20), (32, 32), (24, 48), (64, 18)])
@@ -27,7 +27,7 @@ def test_our_mmdit_is_the_hosts_sd3(loaded, own, size):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, *size, generator=generator)
     sigma = torch.tensor([0.9, 0.4])
-    text = own.encode(["red apple", "happy dog"])
+    text = own.encode(["a fox", "happy dog"])
     with torch.inference_mode():
         theirs = patcher.model.diffusion_model(x, sigma * 1000, text.context, text.pooled)
         ours = own.model(x, sigma, text.context, text.pooled)
@@ -36,15 +36,15 @@ def test_our_mmdit_is_the_hosts_sd3(loaded, own, size):
 
 
 def test_strength_zero_is_the_teacher(pack, own):
-    teacher = pack["SwDEmojiStudent"].execute(strength=0.0).result[0]
+    teacher = pack["SwDSceneStudent"].execute(strength=0.0).result[0]
     assert not teacher.patches
     weights = teacher.model.diffusion_model.state_dict()
-    expected = EmojiStudent.load(lora=None).model.state_dict()
+    expected = SceneStudent.load(lora=None).model.state_dict()
     assert all(torch.equal(weights[k], v) for k, v in expected.items())
 
 
 @pytest.mark.parametrize(
-    "prompt", ["red apple", "", "(happy:1.3) dog", "Äpfel 林檎", "rocket " * 5000]
+    "prompt", ["a fox", "", "(happy:1.3) dog", "Äpfel 林檎", "rocket " * 5000]
 )
 def test_clip_text_encode_gives_our_conditioning(loaded, own, prompt):
     clip = loaded[1]
@@ -106,8 +106,8 @@ def again(patcher) -> list:
 def test_the_host_can_load_the_model_again(loaded, pack):
     import comfy.model_management
 
-    model, own = loaded[0], EmojiStudent.load()
-    text = own.encode(["red apple"])
+    model, own = loaded[0], SceneStudent.load()
+    text = own.encode(["a fox"])
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def answer(patcher):
@@ -117,7 +117,7 @@ def test_the_host_can_load_the_model_again(loaded, pack):
             return net(x, torch.tensor([900.0]), text.context, text.pooled)
 
     expected = answer(model)
-    teacher = answer(pack["SwDEmojiStudent"].execute(strength=0.0).result[0])
+    teacher = answer(pack["SwDSceneStudent"].execute(strength=0.0).result[0])
     assert not torch.equal(expected, teacher)
     for copy in again(model):
         assert copy.model is not model.model and copy.patches.keys() == model.patches.keys()
@@ -126,8 +126,8 @@ def test_the_host_can_load_the_model_again(loaded, pack):
 
 
 def test_the_host_can_load_the_text_encoder_and_the_vae_again(loaded, own):
-    ids = loaded[1].tokenize("red apple")
-    expected = own.encode(["red apple"])
+    ids = loaded[1].tokenize("a fox")
+    expected = own.encode(["a fox"])
     for copy in again(loaded[1].patcher):
         assert copy.model is not loaded[1].patcher.model
         context, pooled = copy.model.encode_token_weights(ids)

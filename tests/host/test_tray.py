@@ -34,7 +34,7 @@ def tray_graph(server) -> dict:
     """The graph of drafts with the tray in place of the drafting node and of the prompts."""
     prompt = prompts_graph(server, "unused")
     texts, drafts = key_of(prompt, "SwDPrompts"), key_of(prompt, "SwDDrafts")
-    student = key_of(prompt, "SwDEmojiStudent")
+    student = key_of(prompt, "SwDSceneStudent")
     del prompt[texts]
     prompt[drafts] = {
         "class_type": "SwDTray", "inputs": {"vae": [student, 2], "clip": [student, 1]}

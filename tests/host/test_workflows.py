@@ -11,7 +11,7 @@ from graphs import NOTES, ROOT, find, fits, is_widget, models_of, read, to_promp
 from PIL import Image
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("swd_*.json"))
-EMOJI = ("swd_quickstart_emoji", "swd_custom_sampling_emoji")
+EMBEDDED = ("swd_quickstart_scenes", "swd_custom_sampling_scenes")
 HUB_FILE = re.compile(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+\.safetensors")
 
 
@@ -98,13 +98,13 @@ def test_no_two_files_share_a_local_name():
     assert any(m["url"].endswith("/adapter_model.safetensors") for m in models)
 
 
-def test_both_emoji_graphs_give_the_command_lines_picture(server, object_info, tmp_path):
+def test_both_graphs_give_the_command_lines_picture(server, object_info, tmp_path):
     pictures = []
-    for name in EMOJI:
+    for name in EMBEDDED:
         prompt = to_prompt(read(name), object_info)
         pictures.append(picture(server, server.run(prompt)))
     assert np.array_equal(*pictures)
-    out = tmp_path / "apple.png"
+    out = tmp_path / "fox.png"
     text = find(prompt, "CLIPTextEncode")["text"]
     seed = str(find(prompt, "RandomNoise")["noise_seed"])
     command = [
@@ -125,7 +125,7 @@ def test_both_emoji_graphs_give_the_command_lines_picture(server, object_info, t
 
 
 def test_graphs_follow_seed_size_and_batch(server, object_info):
-    prompt = to_prompt(read("swd_quickstart_emoji"), object_info)
+    prompt = to_prompt(read("swd_quickstart_scenes"), object_info)
     first = picture(server, server.run(prompt))
     find(prompt, "SwDSample")["seed"] += 1
     find(prompt, "EmptySD3LatentImage").update(width=384, height=192)
@@ -134,7 +134,7 @@ def test_graphs_follow_seed_size_and_batch(server, object_info):
 
 
 def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
-    for name in EMOJI:
+    for name in EMBEDDED:
         prompt = to_prompt(read(name), object_info)
         find(prompt, "EmptySD3LatentImage")["batch_size"] = 3
         entry = server.run(prompt)
@@ -160,7 +160,7 @@ def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
     ],
 )
 def test_bad_input_is_one_clear_error(server, object_info, change, says):
-    prompt = to_prompt(read("swd_quickstart_emoji"), object_info)
+    prompt = to_prompt(read("swd_quickstart_scenes"), object_info)
     for node, values in change.items():
         find(prompt, node).update(values)
     if "EmptySD3LatentImage" in change:  # the host's own node only makes even latents
@@ -175,7 +175,7 @@ def test_bad_input_is_one_clear_error(server, object_info, change, says):
 
 
 def test_a_custom_schedule_is_checked_before_the_run(server, object_info):
-    prompt = to_prompt(read("swd_custom_sampling_emoji"), object_info)
+    prompt = to_prompt(read("swd_custom_sampling_scenes"), object_info)
     find(prompt, "SwDScaleSchedule").update(preset="custom", custom_sigmas="1 0.8 0.9 0.6")
     refused = server.run(prompt)
     assert "Step 3" in json.dumps(refused["refused"]), refused

@@ -1,10 +1,10 @@
-"""Scale-wise steps against full-size steps with trained weights: the embedded emoji student.
+"""Scale-wise steps against full-size steps with trained weights: the embedded scene student.
 
-    make bench-emoji
+    make bench-scenes
 
 No ComfyUI needed. Time is of one picture at 256 pixels on one thread, and of a batch of them,
 without decoding, which costs every way the same and has a row of its own. Quality stands in
-docs/emoji.json, measured by the command that the model card names; a dash where it was not.
+docs/scenes.json, measured by the command that the model card names; a dash where it was not.
 """
 
 import json
@@ -13,10 +13,9 @@ from collections.abc import Callable
 import torch
 from paired import ROOT, Times, arguments, log, paired, parser, ratio, section, spread, table
 
-from swd_core.emoji.student import EmojiStudent
-from swd_core.lab.emoji_evaluate import ways
-from swd_core.lab.ways import SIDE, Way, generate, shifted
-from swd_core.presets import presets
+from swd_core.lab.evaluate import ways
+from swd_core.lab.ways import SIDE, STUDENTS, Way, generate, shifted
+from swd_core.scenes.student import SceneStudent
 
 STUDENT = "student, 4 scale-wise steps"
 FULL4, FULL2 = "teacher, 4 full-size steps", "teacher, 2 full-size steps"
@@ -28,30 +27,32 @@ def of_batch(name: str) -> str:
 
 
 BATCHED = {of_batch(name): name for name in (FULL2, STUDENT, FULL4)}
-KEYS = ("retrieval", "psnr", "ssim", "top_octave")
+PROMPT = "a fox in a forest at sunset"
+KEYS = ("everything", "frechet", "top octave")
 
 
-def scale_wise_six() -> Way:
-    six = presets()["sd35-medium-6"].schedule
-    sides = tuple(height for height, _ in six.sizes(SIDE, SIDE))
-    return Way("student, 6 scale-wise steps (SD3.5's; not trained for)", "swd", sides, six.sigmas)
+def value_of(row: dict, key: str) -> object:
+    """A measure without its bounds; a dash where there is none."""
+    found = row.get(key, "–")
+    return found[0] if isinstance(found, list) else found
 
 
 def text(times: Times, calls: dict[str, float]) -> str:
-    quality = json.loads((ROOT / "docs" / "emoji.json").read_text(encoding="utf-8"))
+    quality = json.loads((ROOT / "docs" / "scenes.json").read_text(encoding="utf-8"))
     rows = []
     for name, values in times.items():
         if name in BATCHED:
             continue
         of = "" if name == DECODING else ratio(times, name, STUDENT)
         known = quality.get(name, {})
-        figures = [known.get(key, "–") for key in KEYS] if name != DECODING else [""] * len(KEYS)
+        figures = [value_of(known, key) for key in KEYS] if name != DECODING else [""] * len(KEYS)
         rows.append([name, spread(values), of, calls.get(name, ""), *figures])
-    head = ["", "seconds", "of the student's", "full-size calls", "retrieval", "PSNR, dB", "SSIM"]
+    head = ["", "seconds", "of the student's", "full-size calls", "everything right"]
     runs = (
         f"Median of {len(times[STUDENT])} paired runs. 25 guided steps are the teacher's own way."
     )
-    return f"{runs}\n\n" + table([*head, "top octave"], rows) + "\n\n" + batches(times)
+    quality_table = table([*head, "Fréchet distance", "top octave"], rows)
+    return f"{runs}\n\n{quality_table}\n\n{batches(times)}"
 
 
 def batches(times: Times) -> str:
@@ -71,11 +72,11 @@ def main() -> None:
     torch.set_num_threads(1)
     shipped = [way for way in ways(3.0) if not way.lora or way.title == STUDENT]
     shipped += [
-        scale_wise_six(),
+        Way("student, 6 scale-wise steps", "scalewise6", *STUDENTS["scalewise6"]),
         Way("teacher, 28 full-size steps", "", (SIDE,) * 28, shifted(28), euler=True),
     ]
-    student, teacher = EmojiStudent.load(), EmojiStudent.load(lora=None)
-    prompt, prompts = student.encode(["red apple"]), student.encode(["red apple"] * BATCH)
+    student, teacher = SceneStudent.load(), SceneStudent.load(lora=None)
+    prompt, prompts = (student.encode([PROMPT] * count) for count in (1, BATCH))
     sides: dict[str, Callable[[], object]] = {}
     for way in sorted(shipped, key=lambda way: way.calls):
         model = student if way.lora else teacher
@@ -89,9 +90,9 @@ def main() -> None:
     calls = {way.title: round(way.calls, 2) for way in shipped}
 
     def show(times: Times) -> None:
-        title = "Scale-wise against full-size, trained weights: the emoji student"
+        title = "Scale-wise against full-size, trained weights: the scene student"
         body = text(times, calls)
-        written = section("emoji", title, body, a)
+        written = section("scenes", title, body, a)
         if len(times[STUDENT]) == a.runs:
             log.info(written)
 

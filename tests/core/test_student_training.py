@@ -1,13 +1,10 @@
 """Training the embedded student: beginning from a shipped student, detail by way of the decoder."""
 
-import argparse
 import random
-import shutil
-import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from swd_core.distill.adapters import adapter, add_adapters, switched_layers
 from swd_core.distill.conditioning import Conditioning
@@ -17,17 +14,15 @@ from swd_core.distill.mmdit import MMDiTModel
 from swd_core.distill.objective import Loss, Seen
 from swd_core.distill.scalewise import intervals
 from swd_core.distill.trainer import Trainer
-from swd_core.emoji.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, EmojiStudent
 from swd_core.families import FAMILIES
-from swd_core.lab import emoji_ablation as ablation
 from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
-from swd_core.lab.emoji_student import train
 from swd_core.lab.pictures import shrunk
 from swd_core.lab.train_student import RANK, begin_from, train_for
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
+from swd_core.scenes.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, SceneStudent
 
-ADAPTED = FAMILIES["emoji"].adapted
+ADAPTED = FAMILIES["scenes"].adapted
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +36,8 @@ def module() -> MMDiT:
 @torch.inference_mode()
 def test_training_begins_where_the_shipped_student_ended(module):
     """The adapters give the same as the LoRA merged into the weights by the loader."""
-    merged = EmojiStudent.load()
-    text = merged.encode(["red apple"])
+    merged = SceneStudent.load()
+    text = merged.encode(["a fox"])
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     arguments = (x, torch.tensor([0.7]), text.context, text.pooled)
     begin_from(module, WEIGHTS / LORA_FOLDER)
@@ -91,8 +86,8 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     generator = torch.Generator().manual_seed(2)
     latents = {side: torch.randn(3, 16, side, side, generator=generator) for side in (16, 20)}
     pictures = (torch.rand(3, 3, 160, 160, generator=generator) * 255).byte()
-    student = EmojiStudent.load(lora=None)
-    text = student.encode(["cat", "dog", "red apple"])
+    student = SceneStudent.load(lora=None)
+    text = student.encode(["cat", "dog", "a fox"])
 
     class Batches:
         def steps(self, rng):
@@ -117,25 +112,9 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     assert trainer.means().keys() == {"detail"}
 
 
-def test_a_seed_is_one_student(random_weights, tmp_path):
-    """Whatever was drawn before in the same process."""
-    run, generator = tmp_path / "run", torch.Generator().manual_seed(4)
-    shutil.copytree(random_weights, run)
-    sides = {str(n): torch.randn(6, 16, n, n, generator=generator) for n in (16, 20, 24, 32)}
-    save_file(sides, run / "latents.safetensors")
-    made = []
-    for name, before, seed in (("a", 1, 5), ("b", 2, 5), ("c", 1, 6)):
-        torch.manual_seed(before)
-        config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=64, warmup=1, seed=seed)
-        assert train(run, "scalewise4", config, name, steps=1) == 1
-        made.append(load_file(run / name / "adapter_model.safetensors"))
-    assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
-    assert any(not torch.equal(made[0][k], made[2][k]) for k in made[0])
-
-
 def test_training_ends_at_the_number_of_steps(module, tmp_path):
     latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(3))
-    text = EmojiStudent.load(lora=None).encode(["cat", "dog"])
+    text = SceneStudent.load(lora=None).encode(["cat", "dog"])
 
     class Batches:
         def steps(self, rng):
@@ -154,37 +133,6 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
         trainer = Trainer(MMDiTModel(module), Batches(), config)
         train_for(trainer, tmp_path / "run.pt", lambda: None, steps=wanted)
         assert trainer.step == wanted
-
-
-def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
-    random_weights, tmp_path, monkeypatch
-):
-    run, generator = tmp_path / "run", torch.Generator().manual_seed(4)
-    shutil.copytree(random_weights, run)
-    sides = {str(n): torch.randn(6, 16, n, n, generator=generator) for n in (16, 20, 24, 32)}
-    save_file(sides, run / "latents.safetensors")
-    pictures = (torch.rand(6, 3, 256, 256, generator=generator) * 255).byte()
-    monkeypatch.setattr(ablation, "load_images", lambda _: pictures)
-    begun, generate = [], Trainer._generate
-
-    def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return generate(*arguments)
-
-    monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
-    options = argparse.Namespace(
-        assets=tmp_path, run=run, out=tmp_path / "table.json", steps=4, train_seeds=[0],
-        variants=["mmd"], prompts=2, seeds=1, batch=2, batch_tokens=64,
-    )  # fmt: skip
-    with pytest.raises(SystemExit, match="MMD alone, seed 0: stopped at step 2 of 4"):
-        ablation.run_ablation(options)
-    assert not options.out.exists()
-    [row] = ablation.run_ablation(options)
-    assert len(begun) == 4, "only the two steps that were left"
-    assert (row["variant"], row["steps"], row["images"]) == ("mmd", 4, 2)
-    assert ablation.run_ablation(options) == [row]
 
 
 def test_detail_loss_wants_as_much_detail_as_the_picture_has():
