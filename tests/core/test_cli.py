@@ -163,14 +163,21 @@ def test_help_teaches_and_does_not_wait_for_torch(run_cli, tmp_path):
     assert run_cli("--help", cwd=tmp_path)[0] == 0
 
 
-def test_embedded_student_draws_a_red_apple(run_cli, tmp_path):
-    code, out, err = run_cli(
-        "generate", "a fox", "--seed", "7", "--out", "fox.png", "--strip", cwd=tmp_path
-    )
-    assert code == 0, err
-    assert json.loads(Image.open(tmp_path / "fox.png").text["schedule"])["name"] == "scenes-4"
-    image = pixels(tmp_path / "fox.png").astype(float)
-    assert image.shape == (256, 256, 3)
-    corner, middle = image[:24, :24].mean((0, 1)), image[96:192, 80:176].mean((0, 1))
-    assert corner.min() > 225, "the background is white"
-    assert middle[0] > middle[1] + 110 and middle[0] > middle[2] + 80, "the apple is red"
+def test_embedded_student_draws_a_fox_and_the_night(run_cli, tmp_path):
+    def drawn(prompt: str) -> np.ndarray:
+        code, _, err = run_cli("generate", prompt, "--seed", "7", "--out", "a.png", "--overwrite",
+                               cwd=tmp_path)  # fmt: skip
+        assert code == 0 and "note" not in err, err
+        assert json.loads(Image.open(tmp_path / "a.png").text["schedule"])["name"] == "scenes-4"
+        image = pixels(tmp_path / "a.png").astype(float)
+        assert image.shape == (256, 256, 3)
+        return image
+
+    def orange(image: np.ndarray) -> float:
+        """How much more red than blue the reddest 32-pixel square has."""
+        squares = image.reshape(8, 32, 8, 32, 3).mean((1, 3))
+        return (squares[..., 0] - squares[..., 2]).max()
+
+    night, day = drawn("a fox in the snow at night"), drawn("a koala in the snow by day")
+    assert orange(night) > 60 > orange(day) + 20, "foxes are orange, snow and koalas are not"
+    assert day[:32].mean() > night[:32].mean() + 60, "the sky is dark at night"

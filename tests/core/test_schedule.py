@@ -119,7 +119,7 @@ def test_sizes_are_multiples_of_the_models_patch():
 
 def test_one_preset_per_family_is_chosen_by_itself():
     chosen = [p.family for p in presets().values() if p.auto]
-    assert sorted(chosen) == ["scenes", "flux", "sd35-large", "sd35-medium", "sdxl", "wan"]
+    assert sorted(chosen) == ["flux", "scenes", "sd35-large", "sd35-medium", "sdxl", "wan"]
 
 
 @pytest.mark.parametrize(
