@@ -26,6 +26,7 @@ BENCHES := $(HOST_BENCHES) scenes distill
 
 .PHONY: help demo test test-browser lint node locales graphs ablation
 .PHONY: data train-autoencoder train-classifier latents train-teacher train-student
+.PHONY: pictures editor-pictures
 .PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
 
 help:
@@ -43,6 +44,8 @@ help:
 	@echo "                        each 16 pictures a row on one core (BENCH=\"--count 1000 --device cuda\")"
 	@echo "make evaluate           the model card's table, measured on the embedded weights: ten minutes"
 	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
+	@echo "make pictures           the README's and the model card's pictures, from the embedded weights;"
+	@echo "                        editor-pictures: those of graphs, in a real browser"
 	@echo "make data               fetch the figures and paint the first training pictures"
 	@echo "make train-autoencoder  then train-teacher, train-classifier and train-student: the embedded"
 	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); each goes on where"
@@ -67,7 +70,7 @@ demo: $(VENV)/demo.stamp
 	@echo "The picture is output/demo.png; output/demo_strip.png shows how it grew."
 
 # One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
-test test-browser evaluate faithfulness: export OMP_NUM_THREADS ?= 1
+test test-browser pictures editor-pictures evaluate faithfulness: export OMP_NUM_THREADS ?= 1
 
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
@@ -84,14 +87,20 @@ $(VENV)/browser.stamp: requirements-browser.txt $(VENV)/dev.stamp
 ifneq ($(and $(CHROMIUM),$(wildcard $(COMFYUI)/main.py)),)
 test-browser: $(VENV)/browser.stamp
 	COMFYUI_PATH=$(COMFYUI) CHROMIUM=$(CHROMIUM) $(VENV)/bin/pytest tests/browser
+
+editor-pictures: $(VENV)/browser.stamp
+	COMFYUI_PATH=$(COMFYUI) CHROMIUM=$(CHROMIUM) $(VENV)/bin/pytest tests/browser/pictures.py -k classic
 else
-test-browser:
-	@echo "Browser tests skipped: they need Chromium (CHROMIUM=path) and a ComfyUI (COMFYUI_PATH=folder)"
+test-browser editor-pictures:
+	@echo "$@ skipped: it needs Chromium (CHROMIUM=path) and a ComfyUI (COMFYUI_PATH=folder)"
 endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/vulture
+
+pictures: $(VENV)/dev.stamp
+	$(RUN) tools/pictures.py
 
 node:
 	$(PYTHON) tools/new_node.py "$(NAME)" "$(DOES)"
@@ -133,7 +142,7 @@ bench-distill: $(VENV)/dev.stamp
 # The classifier that measures is trained on the spot; it is not among the embedded weights.
 evaluate: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
-		--count 5000 --out docs/scenes.json
+		--count 5000 --out docs/scenes.json --nearest docs/images/nearest.jpg
 
 faithfulness: $(VENV)/dev.stamp $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.faithfulness --scenes $(SCENES) --out docs/faithfulness.json

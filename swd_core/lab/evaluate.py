@@ -230,7 +230,7 @@ def main() -> None:
         "--out", type=Path, help="JSON that collects the rows; measured ones are not run again"
     )
     parser.add_argument(
-        "--nearest", type=Path, help="PNG of 16 outputs of the student above the nearest pictures"
+        "--nearest", type=Path, help="16 outputs of the student above the nearest pictures"
     )
     compute_options(parser)
     a = parser.parse_args()

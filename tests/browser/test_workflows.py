@@ -10,7 +10,7 @@ GRAPHS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "workflows").glob("swd_*.json"))
 }
-PICTURE = "docs/images/red_apple_with_graph.png"
+PICTURE = "docs/images/fox_with_graph.png"
 OPENED = """async (graph) => {
     await app.loadGraphData(graph);
     const saved = app.graph.serialize();
