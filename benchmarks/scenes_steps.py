@@ -38,7 +38,8 @@ def value_of(row: dict, key: str) -> object:
 
 
 def text(times: Times, calls: dict[str, float]) -> str:
-    quality = json.loads((ROOT / "docs" / "scenes.json").read_text(encoding="utf-8"))
+    measured = ROOT / "docs" / "scenes.json"
+    quality = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
     rows = []
     for name, values in times.items():
         if name in BATCHED:

@@ -109,6 +109,10 @@ def test_the_served_translations_are_the_nodes(tmp_path):
 
 
 def test_the_ablations_table_is_that_of_its_runs():
-    rows = json.loads(page("docs/ablation.json"))
+    runs = ROOT / "docs" / "ablation.json"
+    if not runs.is_file():
+        assert "Not measured yet." in page("docs/ABLATION.md")
+        return
+    rows = json.loads(runs.read_text(encoding="utf-8"))
     assert table(rows) in page("docs/ABLATION.md")
     assert {v.name for v in VARIANTS} == {row["variant"] for row in rows}
