@@ -78,7 +78,7 @@ def find_schedule(name: str) -> tuple[ScaleSchedule, Preset | None]:
 
 
 def default_name(prompt: str, seed: int) -> str:
-    """red-apple-7.png; the words of the prompt that make a file name anywhere, and the seed."""
+    """a-fox-7.png; the words of the prompt that make a file name anywhere, and the seed."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())
     slug = "-".join(words)[:40].strip("-") or ("scene" if prompt.strip() else "unconditional")
     return f"{slug}-{seed}.png"

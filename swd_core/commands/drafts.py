@@ -29,7 +29,7 @@ examples:
   python -m swd_core drafts "a fox in a forest" --seed 7 --out foxes.png
       sixteen drafts at half the size, about a tenth of the work of sixteen pictures
   python -m swd_core finish foxes.drafts.safetensors --pick 3,7
-  python -m swd_core drafts "happy dog" --count 36 --stop-after 2
+  python -m swd_core drafts "two penguins, snow" --count 36 --stop-after 2
 """
 FINISH_EXAMPLES = """\
 examples:
