@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, bytes]:
     ("change", "says"),
     [
         ({"picture": 1}, "other pictures"),
-        ({"caption": "happy dog"}, "other captions or sizes; other encoded captions"),
+        ({"caption": "two penguins, snow"}, "other captions or sizes; other encoded captions"),
         ({"lr": 2e-3, "seed": 4}, "lr was 0.001, is 0.002; seed was 0, is 4"),
         ({"rank": 4}, "rank was 2, is 4"),
     ],
