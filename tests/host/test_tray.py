@@ -49,7 +49,7 @@ def files(base: Path) -> list[str]:
 
 def test_from_two_runs_over_a_restart_to_finished_pictures(start_server):
     first = start_server()
-    prompt = prompts_graph(first, "a red apple\na happy dog")
+    prompt = prompts_graph(first, "a fox in the snow\na happy dog")
     cells = sheet_of(first.run(prompt), prompt, "SwDDrafts")
     assert len(put(first, cells["sheet"], "2,5")) == 2
     find(prompt, "SwDFinishDrafts")["pick"] = "2,5"
@@ -70,7 +70,7 @@ def test_from_two_runs_over_a_restart_to_finished_pictures(start_server):
     try:
         prompt = tray_graph(second)
         cells = sheet_of(second.run(prompt), prompt, "SwDTray")
-        texts = ["a red apple", "a happy dog", "a green frog"]
+        texts = ["a fox in the snow", "a happy dog", "a green frog"]
         assert [label.partition(" · ")[0] for label in cells["labels"]] == texts
         assert cells["kept"] == second.get(TRAY) and cells["count"] == 3
         find(prompt, "SwDFinishDrafts")["pick"] = "3,1,2"
@@ -98,7 +98,7 @@ def empty_tray(server):
 
 def test_drafts_of_another_kind_wait(server, empty_tray):
     """Other steps or another size can't lie on one sheet; the newest draft says which do."""
-    prompt = prompts_graph(server, "a red apple")
+    prompt = prompts_graph(server, "a fox in the snow")
     for stop_after in (1, 2):
         find(prompt, "SwDDrafts").update(seed=6300, stop_after=stop_after)
         cells = sheet_of(server.run(prompt), prompt, "SwDDrafts")
@@ -111,7 +111,7 @@ def test_drafts_of_another_kind_wait(server, empty_tray):
 
 
 def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server, empty_tray):
-    prompt = prompts_graph(server, "a red apple\na happy dog")
+    prompt = prompts_graph(server, "a fox in the snow\na happy dog")
     find(prompt, "SwDDrafts")["seed"] = 6400
     prompt["97"] = {
         "class_type": "SwDSaveDrafts",
@@ -132,7 +132,7 @@ def test_what_can_t_be_kept_is_said(server, empty_tray):
     with pytest.raises(urllib.error.HTTPError, match="404") as gone:
         put(server, "00000000", "1")
     assert b"too long ago" in gone.value.read()
-    prompt = prompts_graph(server, "a red apple")
+    prompt = prompts_graph(server, "a fox in the snow")
     find(prompt, "SwDDrafts")["seed"] = 6500
     cells = sheet_of(server.run(prompt), prompt, "SwDDrafts")
     with pytest.raises(urllib.error.HTTPError, match="400") as wrong:
@@ -142,7 +142,7 @@ def test_what_can_t_be_kept_is_said(server, empty_tray):
 
 
 def test_prompts_that_are_not_known_are_asked_for(server, empty_tray):
-    prompt = prompts_graph(server, "a red apple")
+    prompt = prompts_graph(server, "a fox in the snow")
     find(prompt, "SwDDrafts")["seed"] = 6600
     put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1")
     shown = tray_graph(server)
