@@ -9,18 +9,26 @@ prompts; nothing is picked but the two drafts that the README shows finished.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 from swd_core.contact import FAINT, GAP, INK, PAPER, contact_sheet  # noqa: E402
 from swd_core.drafts import Draft, Drafts  # noqa: E402
+from swd_core.growing import GrowthState, OneField, euler, sample_growing  # noqa: E402
+from swd_core.growth import GrowthSchedule  # noqa: E402
 from swd_core.lab.sheet import PROMPTS  # noqa: E402
-from swd_core.lab.ways import generate, teacher_way  # noqa: E402
+from swd_core.lab.ways import generate, shifted, teacher_way  # noqa: E402
+from swd_core.latent_law import PUBLISHED  # noqa: E402
+from swd_core.lifts import lift_spectral  # noqa: E402
+from swd_core.noise import SeededNoise  # noqa: E402
 from swd_core.pictures import LIGHT_GREY, picture_of, strip_of, write_animation  # noqa: E402
 from swd_core.presets import presets  # noqa: E402
+from swd_core.scenes.autoencoder import LATENT_CHANNELS  # noqa: E402
 from swd_core.scenes.drafting import advance  # noqa: E402
 from swd_core.scenes.generate import to_picture  # noqa: E402
 from swd_core.scenes.student import PRESET, SceneStudent  # noqa: E402
@@ -107,6 +115,22 @@ def teachers(weights: Path | None) -> list[Image.Image]:
     return [picture_of(pixels) for pixels in teacher.decode(latents)]
 
 
+def grown(weights: Path | None) -> Image.Image:
+    """The teacher's picture of the prompt, grown from half its size as swd_any_scenes grows it."""
+    teacher = SceneStudent.load(weights, lora=None)
+    growth = GrowthSchedule(shifted(TEACHER_STEPS), law=PUBLISHED["scenes"])
+    state = sample_growing(
+        euler(teacher.denoiser(teacher.encode([PROMPT]), guidance=GUIDANCE)),
+        growth.stretches(*SIZE),
+        GrowthState(),
+        OneField(SeededNoise(SEED, (0,)), SIZE),
+        lift=partial(lift_spectral, levels=growth.levels),
+        process=growth.levels,
+        like=torch.zeros(1, LATENT_CHANNELS, *SIZE),
+    )
+    return picture_of(teacher.decode(state.x_t)[0])
+
+
 def students(student: SceneStudent) -> list[Image.Image]:
     """The student's pictures of the sixteen prompts, with the noise that the teacher had."""
     return [
@@ -147,6 +171,7 @@ def main() -> None:
     tiled(teachers(a.weights), 4).save(docs / "scenes_teacher.jpg", quality=93)
     for name in ("quickstart", "custom_sampling"):
         first[-1].save(graphs / f"swd_{name}_scenes.jpg", quality=92)
+    grown(a.weights).save(graphs / "swd_any_scenes.jpg", quality=92)
     sheet = contact_sheet(drafts, done.labels()).picture
     sheet.resize((640, 640 * sheet.height // sheet.width), Image.Resampling.LANCZOS).save(
         graphs / "swd_drafts_scenes.jpg", quality=90

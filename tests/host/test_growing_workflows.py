@@ -6,6 +6,7 @@ As shipped but for the finished size, the seed, and four drafts in place of sixt
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from PIL import Image
 GRAPHS = {
     "swd_any_zimage_turbo": "ZImage", "swd_drafts_zimage_turbo": "ZImage",
     "swd_any_qwen_image": "QwenImage", "swd_any_flux2_klein": "Flux2",
-    "swd_any_wan22_video": "WAN22_T2V",
+    "swd_any_wan22_video": "WAN22_T2V", "swd_any_scenes": "SD3",
 }  # fmt: skip
 SMALL = {
     "ZImage": lambda small: small.other_model("zimage")[0],
     "QwenImage": lambda small: small.qwen_model(),
     "Flux2": lambda small: small.flux2_model(),
     "WAN22_T2V": lambda small: small.wan_model("WAN22_T2V", in_dim=48, out_dim=48),
+    "SD3": lambda small: sys.modules["swd_pack.nodes.student"].load_model(),
 }
 LATENTS = ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Wan22ImageToVideoLatent")
 
@@ -91,6 +93,20 @@ def test_a_graph_begins_small_and_ends_at_its_size(host, graph):
     [picture], table = run(host, small_prompt(host, graph))
     assert picture.shape == (192, 256, 3) and picture.std() > 1
     assert "128 x 96" in table and "256 x 192" in table
+
+
+def test_the_graph_of_scenes_runs_as_shipped_by_its_own_spectrum(host):
+    """And makes nearly the picture that the seed has at one size."""
+    prompt = to_prompt(read("swd_any_scenes"), host.get("/object_info"))
+    [grown], table = run(host, prompt)
+    assert grown.shape == (256, 256, 3) and grown.std() > 20
+    assert "spectrum: scenes's VAE" in table and "128 x 128" in table
+    find(prompt, "SwDGrowthSchedule")["sizes"] = 1
+    [whole], _ = run(host, prompt)
+    find(prompt, "SwDSample")["seed"] += 1
+    [other], _ = run(host, prompt)
+    changed, unlike = (np.abs(x.astype(int) - whole).mean() for x in (grown, other))
+    assert changed < unlike / 2, (changed, unlike)
 
 
 def test_a_finished_draft_is_the_picture_of_the_plain_graph(host):
