@@ -10,6 +10,7 @@ SCENES := runs/scenes
 STUDENTS := runs/students
 PICTURES ?= 24000
 TIME := $(if $(MINUTES),--minutes $(MINUTES))
+STUDENT := $(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS)
 
 # A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
 COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
@@ -170,8 +171,14 @@ latents: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_vae.safetensors
 train-teacher: latents
 	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
 
+# A beginning; then its first step learns which noise means which picture; then all steps.
 train-student: $(VENV)/dev.stamp
-	$(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS) $(TIME)
+	$(STUDENT) --name begun $(TIME)
+	$(RUN) -m swd_core.lab.pairs --run $(STUDENTS)
+	$(STUDENT) --name first --begin $(STUDENTS)/begun --pairs $(STUDENTS) --first 1 \
+		--mmd 0 --dmd 0 --gan 0 --lr 1e-3 --ema 0.98 --minutes 10
+	$(STUDENT) --begin $(STUDENTS)/first --pairs $(STUDENTS) --first 0.2 --gan 0 \
+		--backward-simulation 0.5 --fake-steps 1 --lr 3e-4 --ema 0.98 $(TIME)
 
 $(SCENES)/scenes_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=

@@ -39,6 +39,7 @@ from ..scenes.student import MODEL_FILE, TEXT_FILE, VAE_FILE, load_text_encoder,
 from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer
 from ..schedule import ScaleSchedule
 from .latents import LatentShards
+from .pairs import Pairs, pair_loss
 from .train_teacher import export, load_teacher
 from .ways import STUDENTS
 
@@ -48,8 +49,8 @@ LOG_EVERY, SAVE_SECONDS = 25, 240
 DECAY = 0.3  # last share of a training, over which the rate falls
 PRESET = "scenes-4"
 # What the trainer's settings are called on the command line, where they are fractions.
-FRACTIONS = ("mmd", "dmd", "gan", "regression", "backward-simulation", "lr", "lr-fake", "guidance",
-             "ema")  # fmt: skip
+FRACTIONS = ("mmd", "dmd", "gan", "gan-head", "regression", "backward-simulation", "lr", "lr-fake",
+             "guidance", "ema")  # fmt: skip
 
 
 @dataclass
@@ -61,6 +62,8 @@ class SceneBatches:
     Args:
         latent_space: the smaller sizes are shrunk from the largest size's latents, not from the
             pictures; the paper advises against it.
+        pairs: what the first step learns from instead of pictures (`PairedFirst`).
+        first: share of batches, 0 to 1, that are the first step's whatever the others are.
 
     Raises:
         ValueError: if there are no such pictures.
@@ -71,6 +74,8 @@ class SceneBatches:
     text: SceneTextEncoder
     schedule: list[Interval]
     latent_space: bool = False
+    pairs: Pairs | None = None
+    first: float = 0.0
 
     def __post_init__(self) -> None:
         sides = sorted({step.size[0] for step in self.schedule})
@@ -83,17 +88,30 @@ class SceneBatches:
             )
 
     def steps(self, rng: random.Random) -> list[Interval]:
-        return self.schedule
+        alone = self.first and rng.random() < self.first
+        return self.schedule[:1] if alone else self.schedule
 
     def draw(
         self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        """See `Batches`."""
+        """See `Batches`; where there are pairs, the first step's noise stands for the size before.
+        """
+        if self.pairs is not None and interval.previous is None:
+            return self._paired(self.pairs, count, rng, part)
         chosen = [rng.randrange(self.count) for _ in range(count)]
         prompts = [caption(scene_of(self.data.seed, i), rng) for i in chosen][part]
         real = self._latents(interval.size, chosen[part])
         previous = self._latents(interval.previous, chosen[part]) if interval.previous else None
         return real, previous, self._encoded(prompts)
+
+    def _paired(
+        self, pairs: Pairs, count: int, rng: random.Random, part: slice
+    ) -> tuple[Tensor, Tensor, Conditioning]:
+        rows = [rng.randrange(len(pairs.latents)) for _ in range(count)][part]
+        device = self.data.device
+        with torch.no_grad():
+            text = Conditioning(*self.text(sent(pairs.prompts[rows], device)))
+        return sent(pairs.latents[rows].float(), device), sent(pairs.noise(rows), device), text
 
     def _latents(self, size: tuple[int, int], chosen: list[int]) -> Tensor:
         side = self.schedule[-1].size[0] if self.latent_space else size[0]
@@ -121,6 +139,17 @@ class NoiseFirst(Trainer):
             return super().input(interval, real, previous, draws)
         noise = self._noise(previous.shape, draws)
         return upscale(self.process.add_noise(previous, noise, interval.sigma), interval.size)
+
+
+class PairedFirst(Trainer):
+    """Trains a student whose first step gets the noise of its pairs."""
+
+    def input(
+        self, interval: Interval, real: Tensor, previous: Tensor | None, draws: Draws
+    ) -> Tensor:
+        if interval.previous is None and previous is not None:
+            return previous
+        return super().input(interval, real, previous, draws)
 
 
 @torch.no_grad()
@@ -266,21 +295,29 @@ def train(
     *,
     latent_space: bool = False,
     noise_first: bool = False,
+    pairs: Pairs | None = None,
+    pairs_weight: float = 1.0,
+    first: float = 0.0,
     **budget: Any,
 ) -> int:
-    """Distils the teacher in `run` on the device of `data`, writes the LoRA to `run/name`."""
+    """Distils the teacher in `run` on the device of `data`, writes the LoRA to `run/name`.
+
+    Args:
+        pairs_weight: of the loss on `pairs`, if there are any.
+    """
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
     steps_of = intervals([(side, side) for side in sides], sigmas)
     return distil(
         read_weights(run / MODEL_FILE),
-        SceneBatches(data, tokenizer, text.to(data.device), steps_of, latent_space),
+        SceneBatches(data, tokenizer, text.to(data.device), steps_of, latent_space, pairs, first),
         config,
         schedule_of(student),
         run / name,
         "swd-scenes",
         device=data.device,
-        kind=NoiseFirst if noise_first else Trainer,
+        kind=PairedFirst if pairs else NoiseFirst if noise_first else Trainer,
+        extra=pair_loss(pairs_weight) if pairs else None,
         **budget,
     )
 
@@ -321,6 +358,13 @@ def main() -> None:
         "--name", help="folder and checkpoint to write; the student's name by default"
     )
     parser.add_argument("--pictures", type=int, help="training pictures at most; all by default")
+    parser.add_argument(
+        "--pairs", type=Path, help="folder of noise and pictures that the first step learns from"
+    )
+    parser.add_argument("--pairs-weight", type=float, default=1.0, help="of the loss on them")
+    parser.add_argument(
+        "--first", type=float, default=0.0, help="share of batches, 0 to 1, for that step alone"
+    )
     parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
     options(parser)
     a = parser.parse_args()
@@ -335,6 +379,9 @@ def main() -> None:
         minutes=a.minutes or (math.inf if a.steps else 60),
         steps=a.steps,
         begin=a.begin,
+        pairs=Pairs(a.pairs) if a.pairs else None,
+        pairs_weight=a.pairs_weight,
+        first=a.first,
     )
 
 
