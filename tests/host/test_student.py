@@ -137,3 +137,24 @@ def test_the_host_can_load_the_text_encoder_and_the_vae_again(loaded, own):
         theirs = copy.model.state_dict()
         assert copy.model is not loaded[2].patcher.model
         assert all(torch.equal(theirs[name], value) for name, value in weights.items())
+
+
+def test_previews_are_in_the_pictures_colours(loaded):
+    """The host's previewer shows each latent cell as the VAE does its pixels, on average."""
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    vae = loaded[2]
+    pixels = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+    picture = torch.nn.functional.interpolate(pixels, size=(96, 96), mode="bicubic").clamp(0, 1)
+    latent = vae.encode(picture.movedim(1, -1))
+    form = loaded[0].model.latent_format
+    before, args.preview_method = args.preview_method, LatentPreviewMethod.Latent2RGB
+    try:
+        previewer = latent_preview.get_previewer(torch.device("cpu"), form)
+    finally:
+        args.preview_method = before
+    image = previewer.decode_latent_to_preview(form.process_in(latent))
+    shown = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(12, 12, 3) / 255
+    wanted = vae.decode(latent)[0].view(12, 8, 12, 8, 3).mean((1, 3))
+    assert (shown - wanted).abs().mean() < 0.06
