@@ -15,7 +15,7 @@ from groups import Node, groups_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # The embedded student: its graph is swd_drafts_<name>, its blueprint is called by the name.
-EMBEDDED = "emoji"
+EMBEDDED = "scenes"
 BEGIN, END = -10, -20  # the host's numbers for where a subgraph's links come in and go out
 SIDE, ROW = 120, 20  # of those two, in the graph's units
 # What pages put behind the slots of a graph's file: those that its node got since, and one for each

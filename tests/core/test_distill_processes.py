@@ -161,7 +161,7 @@ def shared(place: Path, *arguments: str) -> None:
 
 MAKING = """
 [model]
-family = "emoji"
+family = "scenes"
 base = '{weights}'
 device = "cpu"
 [teacher]
