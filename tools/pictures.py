@@ -34,6 +34,7 @@ from swd_core.scenes.generate import to_picture  # noqa: E402
 from swd_core.scenes.student import PRESET, SceneStudent  # noqa: E402
 
 PROMPT, SEED, COUNT, SIZE = "a fox in a forest at sunset", 7, 16, (32, 32)
+DRAFTED = 2  # steps of a draft, as in the graph
 TEACHER_STEPS, GUIDANCE = 25, 3.0
 PICKED = "#4aa8ff"  # as on the sheet in ComfyUI
 BANNER = (1680, 720)  # 21:9, which the registry asks for
@@ -154,7 +155,7 @@ def main() -> None:
     a = parser.parse_args()
     student = SceneStudent.load(a.weights)
     done = drawn(student, PROMPT, [Draft(SEED, k) for k in range(COUNT)], 4)
-    drafts, finished = pictures_of(student, done, 0), pictures_of(student, done, -1)
+    drafts, finished = (pictures_of(student, done, step) for step in (DRAFTED - 1, -1))
     first = [to_picture(student, x0[:1]) for x0 in done.scales]
     docs, help_pages = a.root / "docs/images", a.root / "web/docs/images"
     graphs = a.root / "workflows"
