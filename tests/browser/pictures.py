@@ -200,6 +200,48 @@ def test_drafts_in_files(page, run, host, shoot):
     shoot(HELP / "load_drafts.png")
 
 
+def test_prompts(page, run, shoot):
+    lines = "\n".join((PROMPT, "a fox in the snow", "two penguins at sunset"))
+    nodes = {
+        "student": STUDENT["student"],
+        "prompts": ("SwDPrompts", 0, 190, (300, 140), {"prompts": lines}),
+        "size": STUDENT["size"],
+        "drafts": ("SwDDrafts", 350, 0, 440, {"seed": 7, "count": 4, "stop_after": 2}),
+    }
+    links = (
+        "student.clip>prompts.clip student.model>drafts.model prompts.conditioning>drafts.positive "
+        "size.LATENT>drafts.latent_image student.schedule>drafts.schedule student.vae>drafts.vae"
+    )
+    built(page, nodes, links)
+    run()
+    page.wait_for_selector(BUTTONS, state="visible")
+    shoot(HELP / "prompts.png")
+
+
+def test_tray(page, run, host, shoot):
+    host.post("/swd/tray/remove", {"names": host.get("/swd/tray")})
+    nodes = STUDENT | {
+        "drafts": ("SwDDrafts", 350, 0, 440, {"seed": 7, "count": 8, "stop_after": 2}),
+        "tray": ("SwDTray", 850, 0, 440),
+        "finish": ("SwDFinishDrafts", 1340, 0, 300),
+    }
+    links = (
+        f"{DRAFTS} student.vae>tray.vae student.model>finish.model "
+        "prompt.CONDITIONING>finish.positive tray.drafts>finish.drafts"
+    )
+    built(page, nodes, links)
+    run()
+    for number, title in enumerate(PICKS, 1):
+        page.get_by_title(title, exact=True).first.focus()
+        page.keyboard.press("k")
+        page.wait_for_function(
+            "(n) => app.graph.nodes.find((n) => n.type === 'SwDTray').swdSheet?.root"
+            ".querySelectorAll('.swd-grid button').length === n",
+            arg=number,
+        )
+    shoot(HELP / "tray.png", "SwDDrafts", "SwDTray")
+
+
 def test_lora(page, run, host, shoot):
     folder = host.base / "models" / "loras" / "my_scene_student"
     shutil.copytree(WEIGHTS / LORA_FOLDER, folder, dirs_exist_ok=True)

@@ -88,7 +88,7 @@ def finish(page, host, k: int = 0) -> dict:
 def load(page, graph: dict | None = None) -> None:
     """A graph, such as the one of drafts under a new name."""
     if graph is None:
-        path = ROOT / "workflows" / "swd_drafts_emoji.json"
+        path = ROOT / "workflows" / "swd_drafts_scenes.json"
         graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.evaluate(HELPERS)
@@ -169,7 +169,7 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, run, po
 def test_an_app_has_the_sheet_as_one_of_its_parts(page, host, look):
     """App Mode, which newer pages have: run, pick and finish there with no node in sight."""
     page.keyboard.press("Escape")
-    path = ROOT / "workflows" / "swd_drafts_emoji.json"
+    path = ROOT / "workflows" / "swd_drafts_scenes.json"
     graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
     [drafts] = [n["id"] for n in graph["nodes"] if n["type"] == "SwDDrafts"]
     [saver] = [n["id"] for n in graph["nodes"] if n["type"] == "SaveImage"]
