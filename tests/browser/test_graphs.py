@@ -124,7 +124,7 @@ def test_past_reroutes_and_what_is_bypassed_or_muted(sheet, host, posted):
     assert not [f for f in page.faults if "swd" in f.lower()]
 
 
-def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, run, posted, look):
+def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted, look):
     """Ctrl+C and Ctrl+V of the graph: each sheet finishes its own, also when it is reloaded."""
     page = sheet
     load(page)
@@ -139,7 +139,7 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, run, po
     page.keyboard.press("Control+v")
     page.wait_for_function("() => all('SwDFinishDrafts').length === 2")
     page.evaluate("() => (all('SwDDrafts')[1].widgets[0].value = 8)")
-    run()
+    page.evaluate("() => app.queuePrompt(0, 1)")
     page.wait_for_function("() => all('SwDDrafts').every((n) => n.swdCells)")
     sheets = page.evaluate("() => all('SwDDrafts').map((n) => [n.swdCells.sheet, n.swdCells.seed])")
     assert sheets[0][0] != sheets[1][0] and [s for _, s in sheets] == [7, 8]
