@@ -121,8 +121,8 @@ class SwDTray(io.ComfyNode):
             say("The tray is empty: K on a sheet of drafts puts one here.")
             nothing = ExecutionBlocker(None)
             return io.NodeOutput(nothing, nothing, [nothing], ui={"swd_sheet": []})
-        if others:
-            say(f"{others} drafts of another model, size or schedule lie on the tray, too.")
+        waiting = f"; {others} more are of another model, size or schedule" if others else ""
+        say(f"{len(kept)} put aside{waiting}")
         check_decodes(vae, drafts.samples.shape[1], drafts.samples.ndim - 2)
         images = draft_sheet.decode(drafts, vae, None, SHEET_BATCH)
         _, shown = draft_sheet.show(drafts, images, cls)

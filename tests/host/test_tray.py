@@ -110,6 +110,23 @@ def test_drafts_of_another_kind_wait(server, empty_tray):
     assert sheet_of(server.run(shown), shown, "SwDTray")["count"] == 2, "those that waited"
 
 
+def test_the_node_says_what_lies_on_the_tray(server, empty_tray):
+    """Each time: what it said before would stay in the page."""
+    prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
+
+    def said() -> str:
+        listener = Listener(server)
+        server.post("/prompt", {"prompt": shown, "client_id": listener.client})
+        listener.wait()
+        return listener.texts[key_of(shown, "SwDTray")]
+
+    assert "empty" in said()
+    for stop_after, wanted in ((1, "2 put aside"), (2, "2 put aside; 2 more are of another")):
+        find(prompt, "SwDDrafts").update(seed=6301, stop_after=stop_after)
+        put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
+        assert said().startswith(wanted)
+
+
 def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server, empty_tray):
     prompt = prompts_graph(server, "a fox in the snow\na happy dog")
     find(prompt, "SwDDrafts")["seed"] = 6400
