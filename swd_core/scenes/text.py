@@ -17,6 +17,7 @@ MAX_TOKENS = 8
 MAX_WORDS = 64  # of a prompt that are looked at
 PAD = 0
 WORD = re.compile(r"[a-z0-9]+")
+DECIMAL = re.compile(r"\d+\.\d+")  # the weight of a word, "(fox:1.3)", is no number of things
 LONGEST = max(phrase.count(" ") + 1 for phrases in MEANINGS.values() for phrase in phrases)
 # Joiners, presentation selectors and skin tones only vary an emoji; a curly apostrophe is one too.
 VARIATIONS: dict[int, str] = {c: "" for c in (0x200D, 0xFE0F, *range(0x1F3FB, 0x1F400))} | {
@@ -31,7 +32,8 @@ def vocabulary() -> tuple[str, ...]:
 
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text, in order."""
-    return WORD.findall(text.lower().replace("'s", "").replace("'", ""))
+    text = DECIMAL.sub(" ", text.lower())
+    return WORD.findall(text.replace("'s", "").replace("'", ""))
 
 
 def without_accents(text: str) -> str:
@@ -80,6 +82,10 @@ class SceneTokenizer:
         """Tokens whose plural means two."""
         names = (*THINGS, *KIND_WORDS)
         return frozenset(self.index[name] for name in names if name in self.index)
+
+    @cached_property
+    def things(self) -> frozenset[int]:
+        return frozenset(self.index[name] for name in THINGS if name in self.index)
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -138,12 +144,16 @@ class SceneTokenizer:
             )
             words = words[:MAX_WORDS]
         found: list[int] = []
+        more: dict[str, None] = {}  # things beyond two, in order
         while words:
             known = self._phrase(words)
             if known is not None:
                 length, token, plural = known
-                found += [self.index[TWO], token] if plural else [token]
                 words = words[length:]
+                if len(self.things & {*found, token}) > 2:
+                    more[self.meanings[token]] = None
+                    continue
+                found += [self.index[TWO], token] if plural else [token]
                 continue
             word, *words = words
             if word in FILLERS:
@@ -158,6 +168,8 @@ class SceneTokenizer:
                 continue
             messages.append(f"read {word[:20]!r} as {near!r}")
             words = [near, *words]
+        if more:
+            messages.append(f"a picture has one or two things; left out {', '.join(more)[:60]}")
         ids = sorted(set(found))
         if len(ids) > MAX_TOKENS:
             names = ", ".join(self.meanings[i] for i in ids[MAX_TOKENS:])

@@ -110,6 +110,20 @@ def test_more_than_two_is_read_as_two_and_said():
     assert len(messages) == 1 and "five" in messages[0]
 
 
+def test_a_third_thing_is_left_out_and_said():
+    for prompt in ("a fox, a cat and a dog on a beach", "dog, fox, fox, beach, cat, dog"):
+        named = [name for name in prompt.replace(",", " ").split() if name in THINGS]
+        kept = list(dict.fromkeys(named))[:2]
+        (message,) = TOKENIZER.encode(prompt)[1]
+        assert read(prompt) == {*kept, "beach"}, prompt
+        assert message.endswith("left out " + ({"fox", "cat", "dog"} - {*kept}).pop())
+    assert TOKENIZER.encode("a fox and a pet cat")[1] == [], "a kind of the same is no third thing"
+
+
+def test_the_weight_of_a_word_is_no_number_of_things():
+    assert TOKENIZER.encode("(fox:1.3) in the snow") == TOKENIZER.encode("fox in the snow")
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("pengiun", "penguin"), ("forrest", "forest"), ("sunsett", "sunset"), ("elefant", "elephant")],
@@ -151,8 +165,10 @@ def test_accents_and_emoji_are_read():
 
 
 def test_a_prompt_that_names_everything_keeps_to_its_room():
-    ids, messages = TOKENIZER.encode(" ".join(THINGS))
+    ids, messages = TOKENIZER.encode(" ".join((*PLACES, *TIMES)))
     assert len(ids) == MAX_TOKENS and PAD not in ids and len(messages) == 1
+    ids, messages = TOKENIZER.encode(" ".join(THINGS))
+    assert len(ids) == MAX_TOKENS and ids.count(PAD) == MAX_TOKENS - 2 and len(messages) == 1
 
 
 def test_endless_prompts_are_cut_and_said():
