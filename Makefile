@@ -43,7 +43,7 @@ help:
 	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
 	@echo "make bench-growth       quality against cost of growing, on the teacher in $(SCENES): an hour for"
 	@echo "                        each 16 pictures a row on one core (BENCH=\"--count 1000 --device cuda\")"
-	@echo "make evaluate           the model card's table, measured on the embedded weights: ten minutes"
+	@echo "make evaluate           the model card's table, measured on the embedded weights; COUNT=n pictures a row"
 	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
 	@echo "make pictures           the README's and the model card's pictures, from the embedded weights;"
 	@echo "                        editor-pictures: those of graphs, in a real browser"
@@ -143,7 +143,7 @@ bench-distill: $(VENV)/dev.stamp
 # The classifier that measures is trained on the spot; it is not among the embedded weights.
 evaluate: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
-		--count 5000 --out docs/scenes.json --nearest docs/images/nearest.jpg
+		--count $(or $(COUNT),5000) --out docs/scenes.json --nearest docs/images/nearest.jpg
 
 faithfulness: $(VENV)/dev.stamp $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.faithfulness --scenes $(SCENES) --out docs/faithfulness.json
