@@ -178,3 +178,16 @@ def sheet(page, run):
     assert saver not in entry["outputs"], "nothing was picked"
     page.wait_for_selector(".swd-grid button", state="visible", timeout=60_000)
     return page
+
+
+@pytest.fixture
+def posted(page) -> list[dict]:
+    """What the page asks the host to run from here on."""
+    found: list[dict] = []
+
+    def keep(request) -> None:
+        if request.method == "POST" and request.url.endswith("/prompt"):
+            found.append(json.loads(request.post_data))
+
+    page.on("request", keep)
+    return found

@@ -62,19 +62,6 @@ APPS = """() => app.extensionManager.command.commands
 IDS = "(type) => all(type).map((n) => String(n.id))"
 
 
-@pytest.fixture
-def posted(page) -> list[dict]:
-    """What the page asks the host to run from here on."""
-    found: list[dict] = []
-
-    def keep(request) -> None:
-        if request.method == "POST" and request.url.endswith("/prompt"):
-            found.append(json.loads(request.post_data))
-
-    page.on("request", keep)
-    return found
-
-
 def finish(page, host, k: int = 0) -> dict:
     """Presses the k-th sheet's button, and gives the history entry of what that ran."""
     known = set(host.get("/history"))

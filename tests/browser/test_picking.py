@@ -54,19 +54,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def posted(page) -> list[dict]:
-    """What the page asks the host to run from here on."""
-    found: list[dict] = []
-
-    def keep(request) -> None:
-        if request.method == "POST" and request.url.endswith("/prompt"):
-            found.append(json.loads(request.post_data))
-
-    page.on("request", keep)
-    return found
-
-
-@pytest.fixture
 def ended(page, host):
     """Waits until the host has done all that was posted, and gives the last history entry."""
 
