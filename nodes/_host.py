@@ -75,12 +75,17 @@ def check_cfg(cfg: float, negative: Any, model: Any) -> None:
         )
 
 
+def running_server() -> Any:
+    """The host's server, or None where it doesn't run as one; not imported for that."""
+    module = sys.modules.get("server")
+    return getattr(module.PromptServer, "instance", None) if module else None
+
+
 def say(text: str) -> None:
     """Shows `text` in the node that runs, where a page watches; elsewhere it does nothing."""
-    context = get_executing_context()
-    module = sys.modules.get("server")  # not imported: it is there if the host's server runs
-    if context is not None and module is not None:
-        module.PromptServer.instance.send_progress_text(text, context.node_id)
+    context, server = get_executing_context(), running_server()
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:

@@ -5,13 +5,14 @@ Neither the start nor a page's load may wait for whatever lies in a user's folde
 
 import asyncio
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from ._host import running_server
 
 ROUTE = "/swd/files"  # web/js/swd_files.js asks there
 MOST_ENTRIES = 100_000  # looked at in one search
@@ -66,12 +67,12 @@ def _entries(folder: str) -> Iterator[os.DirEntry]:
 
 def serve(menus: dict[str, Callable[[], list[str]]]) -> None:
     """Answers a page's question for the menus, by node id, where the host runs as a server."""
-    module = sys.modules.get("server")  # not imported: it is there if the host's server runs
-    if module is None:
+    server = running_server()
+    if server is None:
         return
     from aiohttp import web
 
-    @module.PromptServer.instance.routes.get(ROUTE)
+    @server.routes.get(ROUTE)
     async def files(_: Any) -> web.Response:
         offer = {node: await asyncio.to_thread(menu) for node, menu in menus.items()}
         return web.json_response(offer)

@@ -1,7 +1,6 @@
 """SwDTray: drafts put aside one by one, over runs and restarts, each in a file of its own."""
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
 from ..swd_core.drafts import MAX_DRAFTS, Drafts, join, parse_picks
 from . import draft_sheet, drafting
-from ._host import CATEGORY, io, say, supported
+from ._host import CATEGORY, io, running_server, say, supported
 from .draft_files import SHEET_BATCH
 from .fitting import check_decodes
 from .inputs import checked
@@ -134,12 +133,12 @@ class SwDTray(io.ComfyNode):
 
 def serve() -> None:
     """Lets a page put drafts on the tray and take them off, where the host runs as a server."""
-    module = sys.modules.get("server")  # not imported: it is there if the host's server runs
-    if module is None:
+    server = running_server()
+    if server is None:
         return
     from aiohttp import web
 
-    routes = module.PromptServer.instance.routes
+    routes = server.routes
 
     @routes.get(ROUTE)
     async def listed(_: Any) -> web.Response:

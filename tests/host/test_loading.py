@@ -51,6 +51,13 @@ def test_every_class_of_a_node_is_loaded_once(copy):
     assert sorted(load()) == sorted(written)
 
 
+def test_it_loads_where_the_hosts_server_is_imported_and_does_not_run(copy, monkeypatch):
+    """Scripts that use the host's nodes do so: one of the host's own files imports its server."""
+    server = pytest.importorskip("server")
+    monkeypatch.delattr(server.PromptServer, "instance", raising=False)
+    assert "SwDTray" in copy[1]()
+
+
 def test_a_broken_file_with_nodes_is_no_silence(copy, caplog):
     root, load = copy
     (root / "nodes" / "broken.py").write_text("import not_there\n\nNODES = []\n")
