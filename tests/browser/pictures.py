@@ -19,7 +19,7 @@ from swd_core.scenes.student import LORA_FOLDER, WEIGHTS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, HELP = ROOT / "docs" / "images", ROOT / "web" / "docs" / "images"
 PICKS = ("Draft 2", "Draft 5")
-PROMPT = "a rocket in the desert at night"
+PROMPT = "a bus in a town at night"
 CORNER = (90, 110)  # where a picture begins on the page, clear of the menus
 EDGE = 24
 BUILD = """async ({nodes, links}) => {

@@ -5,7 +5,7 @@ from sheets import BUTTONS, marked, node_id
 
 SHEETS = """(type) => {
   const node = app.graph.nodes.find((n) => n.type === type);
-  const buttons = node.swdSheet?.root.querySelectorAll(".swd-grid button") ?? [];
+  const buttons = node?.swdSheet?.root.querySelectorAll(".swd-grid button") ?? [];
   return [...buttons].map((b) => b.ariaLabel);
 }"""
 TRAY = """() => {
