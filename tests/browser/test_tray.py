@@ -21,7 +21,8 @@ TRAY = """() => {
   behind.pos = [x + 600, y];
   tray.connect(0, behind, behind.inputs.findIndex((i) => i.name === "drafts"));
 }"""
-LEFT = "document.querySelectorAll('.swd-sheet:not([hidden])').length"
+STORED = """() => Object.values({ ...localStorage, ...sessionStorage })
+  .some((text) => text.includes("SwDTray"))"""
 STARS = "() => [...document.querySelectorAll('.swd-kept')].map((b) => b.title)"
 
 
@@ -56,6 +57,7 @@ def test_kept_seen_reloaded_and_removed(tray, host, look):
     assert page.evaluate(STARS) == ["Draft 3", "Draft 5", "Draft 9"]
     assert marked(page) == ["Draft 5", "Draft 9"], "the picks are another thing"
     look("kept")
+    page.wait_for_function(STORED)  # the page keeps a changed graph when it likes
     page.reload()
     page.wait_for_selector(BUTTONS, state="visible", timeout=120_000)
     page.wait_for_function(f"() => ({STARS})().length === 3")
