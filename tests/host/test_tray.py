@@ -96,7 +96,8 @@ def empty_tray(server):
     server.post(f"{TRAY}/remove", {"names": server.get(TRAY)})
 
 
-def test_drafts_of_another_kind_wait(server, empty_tray):
+@pytest.mark.usefixtures("empty_tray")
+def test_drafts_of_another_kind_wait(server):
     """Other steps or another size can't lie on one sheet; the newest draft says which do."""
     prompt = prompts_graph(server, "a fox in the snow")
     for stop_after in (1, 2):
@@ -110,7 +111,8 @@ def test_drafts_of_another_kind_wait(server, empty_tray):
     assert sheet_of(server.run(shown), shown, "SwDTray")["count"] == 2, "those that waited"
 
 
-def test_the_node_says_what_lies_on_the_tray(server, empty_tray):
+@pytest.mark.usefixtures("empty_tray")
+def test_the_node_says_what_lies_on_the_tray(server):
     """Each time: what it said before would stay in the page."""
     prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
 
@@ -127,7 +129,8 @@ def test_the_node_says_what_lies_on_the_tray(server, empty_tray):
         assert said().startswith(wanted)
 
 
-def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server, empty_tray):
+@pytest.mark.usefixtures("empty_tray")
+def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server):
     prompt = prompts_graph(server, "a fox in the snow\na happy dog")
     find(prompt, "SwDDrafts")["seed"] = 6400
     prompt["97"] = {
@@ -145,7 +148,8 @@ def test_saving_some_of_a_sheet_lays_them_there_without_a_page(server, empty_tra
     assert len(files(server.base)) == 1, "nothing picked, nothing saved"
 
 
-def test_what_can_t_be_kept_is_said(server, empty_tray):
+@pytest.mark.usefixtures("empty_tray")
+def test_what_can_t_be_kept_is_said(server):
     with pytest.raises(urllib.error.HTTPError, match="404") as gone:
         put(server, "00000000", "1")
     assert b"too long ago" in gone.value.read()
@@ -158,7 +162,8 @@ def test_what_can_t_be_kept_is_said(server, empty_tray):
     assert files(server.base) == []
 
 
-def test_prompts_that_are_not_known_are_asked_for(server, empty_tray):
+@pytest.mark.usefixtures("empty_tray")
+def test_prompts_that_are_not_known_are_asked_for(server):
     prompt = prompts_graph(server, "a fox in the snow")
     find(prompt, "SwDDrafts")["seed"] = 6600
     put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1")
