@@ -36,7 +36,8 @@ def search(page, host):
     """Puts what the node search finds first under a name onto the canvas."""
     try:
         host.get("/global_subgraphs")
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
         pytest.skip("this ComfyUI offers no blueprints")
     from playwright.sync_api import TimeoutError
 

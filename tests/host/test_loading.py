@@ -51,11 +51,27 @@ def test_every_class_of_a_node_is_loaded_once(copy):
     assert sorted(load()) == sorted(written)
 
 
-def test_it_loads_where_the_hosts_server_is_imported_and_does_not_run(copy, monkeypatch):
+@pytest.mark.usefixtures("pack")
+def test_it_loads_where_the_hosts_server_is_imported_and_does_not_run():
     """Scripts that use the host's nodes do so: one of the host's own files imports its server."""
-    server = pytest.importorskip("server")
-    monkeypatch.delattr(server.PromptServer, "instance", raising=False)
-    assert "SwDTray" in copy[1]()
+    import nodes
+
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(nodes.__file__).parent)!r})
+import comfy.options
+comfy.options.enable_args_parsing()
+import utils.extra_config  # first, as the host's own start does
+import asyncio
+import server
+import nodes
+assert not hasattr(server.PromptServer, "instance")
+assert asyncio.run(nodes.load_custom_node({str(ROOT)!r}))
+assert "SwDTray" in nodes.NODE_CLASS_MAPPINGS
+"""
+    command = [sys.executable, "-P", "-c", script, "--cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_broken_file_with_nodes_is_no_silence(copy, caplog):
