@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..distill.scalewise import shifted
 from ..pictures import in_bytes
 from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder
 from ..scenes.student import VAE_FILE
@@ -56,7 +57,7 @@ def sample(
     x = torch.randn(len(ids), LATENT_CHANNELS, side, side, generator=generator)
     shift = 3.0 * side / 32
     u = torch.linspace(1, 0, steps + 1)
-    sigmas = shift * u / (1 + (shift - 1) * u)
+    sigmas = shifted(u, shift)
     both = torch.cat([ids, torch.zeros_like(ids)])
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         level = sigma.expand(len(both))

@@ -17,6 +17,7 @@ from ..distill.average import Average
 from ..distill.checkpoint import load_checkpoint, resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
+from ..distill.scalewise import shifted
 from ..distill.stopping import stoppable
 from ..files import read_json, write_text
 from ..scenes.model import MMDiT
@@ -60,7 +61,7 @@ def sample_sigma(count: int, side: int, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(count, **drawn)
     u = torch.where(torch.rand(count, **drawn) < 0.15, uniform, u)
     shift = 3.0 * side / max(LATENT_SIDES)
-    return shift * u / (1 + (shift - 1) * u)
+    return shifted(u, shift)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distill import scalewise
 from ..noise import SeededNoise
 from ..process import FlowMatching
 from ..resample import upscale
@@ -54,7 +55,7 @@ def shifted(steps: int, side: int = SIDE) -> tuple[float, ...]:
     """Evenly spaced noise levels with the shift that the teacher was trained with at a size."""
     shift = TEACHER_SHIFT * side / SIDE
     even = [1 - i / steps for i in range(steps)]
-    return tuple(shift * u / (1 + (shift - 1) * u) for u in even)
+    return tuple(scalewise.shifted(u, shift) for u in even)
 
 
 def teacher_way(steps: int, guidance: float, side: int = SIDE) -> Way:

@@ -15,7 +15,8 @@ from swd_core.distill.scalewise import intervals
 from swd_core.lab import latents, pairs
 from swd_core.lab.latents import LatentShards, drawn_prompts, latent_path, prompt_path
 from swd_core.lab.pairs import Pairs, make_pairs, pairs_path
-from swd_core.lab.train_student import SceneBatches, train
+from swd_core.lab.scene_batches import SceneBatches
+from swd_core.lab.train_student import train
 from swd_core.lora_files import read_lora
 from swd_core.noise import draw_noise
 from swd_core.scenes.student import TEXT_FILE, SceneStudent, load_text_encoder

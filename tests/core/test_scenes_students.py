@@ -19,8 +19,9 @@ from swd_core.lab import ablation, evaluate, faithfulness, latents, train_studen
 from swd_core.lab.classifier import SceneClassifier
 from swd_core.lab.latents import LatentShards, drawn_prompts, latent_path, prompt_path
 from swd_core.lab.pictures import picture_path
+from swd_core.lab.scene_batches import NoiseFirst, SceneBatches
 from swd_core.lab.train_autoencoder import export as export_autoencoder
-from swd_core.lab.train_student import NoiseFirst, SceneBatches, begin_run, steps_for, train
+from swd_core.lab.train_student import begin_run, steps_for, train
 from swd_core.lab.train_teacher import Teacher, export
 from swd_core.lab.ways import Way, generate, sample_noise_first
 from swd_core.lora_files import read_lora
