@@ -32,6 +32,7 @@ from swd_core.lab.classifier import CLASSIFIER_FILE, Labels, load_classifier
 from swd_core.lab.evaluate import asked, real_painter
 from swd_core.lab.measures import bootstrap, examined, mean, moments
 from swd_core.scenes.autoencoder import FACTOR
+from swd_core.scenes.student import MODEL_FILE
 from swd_core.spectrum import top_octave_energy
 from swd_core.tensor_files import read_tensors, save_tensors
 
@@ -101,7 +102,7 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
     teacher = Teacher(a.scenes, a.device, side, a.batch)
     weights = a.scenes / CLASSIFIER_FILE
     classifier, made = load_classifier(weights).to(a.device), weights.read_bytes()
-    made = hashlib.sha256(made + (a.scenes / teacher.model.files.model).read_bytes()).hexdigest()
+    made = hashlib.sha256(made + (a.scenes / MODEL_FILE).read_bytes()).hexdigest()
     truth_of_scenes = Labels.of(scenes)
 
     def found(pictures: Tensor) -> tuple[dict[str, Tensor], float]:

@@ -1,19 +1,25 @@
 """What `make bench-growth` compares with and measures by, against formulas of its own."""
 
 import math
+import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+from swd_core.lab.classifier import CLASSIFIER_FILE, SceneClassifier
 from swd_core.lab.measures import frechet_distance
+from swd_core.scenes.student import MODEL_FILE, TEXT_FILE, VAE_FILE, WEIGHTS
 from swd_core.stretches import Stretch
+from swd_core.tensor_files import read_tensors, save_tensors
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from growth import frechet_to  # noqa: E402
-from growth_ways import res_multistep  # noqa: E402
+import growth  # noqa: E402
+from growth import FULL, TRUTH, Parts, frechet_to, paint, summed_up, ways  # noqa: E402
+from growth_ways import PEER, res_multistep  # noqa: E402
 from published_growth import activation, enlarged, sample  # noqa: E402
 
 
@@ -77,3 +83,35 @@ def test_the_multistep_solver_is_of_second_order():
     exact = end(4096)
     errors = [abs(end(steps) - exact) for steps in (16, 32, 64)]
     assert errors[0] / errors[1] > 3.5 and errors[1] / errors[2] > 3.5
+
+
+def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
+    """The benchmark on the embedded teacher, at 64 pixels and with an untrained classifier."""
+    torch.manual_seed(0)
+    scenes, size, count = tmp_path / "scenes", 64, 3
+    scenes.mkdir()
+    for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
+        shutil.copy(WEIGHTS / name, scenes)
+    save_tensors(scenes / CLASSIFIER_FILE, SceneClassifier().state_dict())
+    monkeypatch.setattr(growth, "TRUTH_STEPS", 2)
+    monkeypatch.setattr(
+        growth, "real_painter",
+        lambda assets, side: lambda scenes, seed: torch.randint(
+            256, (len(scenes), 3, side, side), dtype=torch.uint8
+        ),
+    )  # fmt: skip
+    a = Namespace(scenes=scenes, assets=tmp_path, size=size, count=count, batch=2, device="cpu")
+    parts = Parts(tmp_path / "parts", size, count)
+    wanted = [
+        w for w in ways(["euler"], [8], size // 8, [0.1]) if w.lift in (FULL, "spectral", PEER)
+    ]
+    with torch.inference_mode():
+        paint(a, wanted, parts)
+        kept = {w.name: parts.path(w.name).read_bytes() for w in wanted}
+        paint(a, wanted, parts)
+    assert {w.name: parts.path(w.name).read_bytes() for w in wanted} == kept
+    assert read_tensors(parts.path(TRUTH))[0]["latents"].shape == (count, 16, 8, 8)
+    rows = summed_up(wanted, parts)
+    assert rows["euler, 8 steps | full size"]["cost"] == 8
+    assert rows["euler, 8 steps | full size, 4 steps"]["cost"] == 4
+    assert rows["euler, 8 steps | spectral, delta 0.1"]["cost"] < 8
