@@ -103,14 +103,20 @@ class Sampling:
             _host.check_cfg(self.cfg, negative, self.model)
 
     def run(
-        self, drafts: Drafts, until: int, batch: int, each: Callable[[Drafts], None] | None = None
+        self,
+        drafts: Drafts,
+        until: int,
+        batch: int,
+        each: Callable[[Drafts], None],
+        known: Callable[[Drafts], Drafts | None] = lambda part: None,
     ) -> Drafts:
         """Goes on to the end of step `until`, at most `batch` images of a prompt at a time.
 
         A batch that runs out of memory is halved and tried again; what is done stays done.
 
         Args:
-            each: called with each batch when it is done.
+            each: called with each batch when it is done. known: gives what a batch came to when it
+                was run before, or None.
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
@@ -119,9 +125,14 @@ class Sampling:
         live = LiveSheet(self.model, drafts, sizes)
         while todo.images:
             part = todo.choose(range(min(size, _alike(todo))))
-            tell = _told(live, len(drafts.images) - len(todo.images), ahead[0].step)
+            first = len(drafts.images) - len(todo.images)
             try:
-                finished = self._run_batch(part, ahead, until, tell)
+                finished = known(part)
+                if finished is None:
+                    tell = _told(live, first, ahead[0].step)
+                    finished = self._run_batch(part, ahead, until, tell)
+                else:
+                    live.show(first, len(sizes) - 1, finished.scales[-1])
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not _host.out_of_memory(error):
                     raise
@@ -134,8 +145,7 @@ class Sampling:
                 comfy.model_management.soft_empty_cache()
                 continue
             done.append(finished)
-            if each is not None:
-                each(finished)
+            each(finished)
             todo = todo.choose(range(len(part.images), len(todo.images)))
         return join(done)
 

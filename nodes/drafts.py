@@ -12,10 +12,10 @@ from ..swd_core.resample import METHODS
 from ..swd_core.schedule import MAX_STEPS
 from . import draft_sheet, drafting
 from ._host import CATEGORY, FIXED, Schedule, io, say, supported
-from .drafting import KEY, Sampling
-from .finished import LATELY
+from .drafting import Sampling
 from .fitting import check_vae
 from .inputs import checked
+from .lately import LATELY
 from .prompts import by_prompt, matching
 from .sampler import METHOD_TIP, MODEL_TIP, NEGATIVE_TIP, SCHEDULE_TIP
 
@@ -126,7 +126,7 @@ class SwDDrafts(io.ComfyNode):
         check_stop(stop_after, drafts)
         check_vae(vae, model)
         sampling = Sampling(model, texts, cfg, vae)
-        drafts = sampling.run(drafts, stop_after, batch)
+        drafts = LATELY.draft(sampling, drafts, stop_after, batch)
         share = sampling.share(drafts)
         whole = "run at full size" if drafts.stretches else "full run"
         say(f"{total} drafts, each {share:.3f} of a {whole}; all of them {total * share:.2f}")
@@ -239,7 +239,7 @@ class SwDFinishDrafts(io.ComfyNode):
         chosen = known.choose(positions).vary(detail_seed, variations)
         texts = matching(by_prompt(positive, negative), chosen.images)
         sampling, until = Sampling(model, texts, cfg, vae), stop_after or known.last
-        done = LATELY.run(sampling, drafts[KEY], chosen, until, batch)
+        done = LATELY.finish(sampling, chosen, until, batch)
         scales = drafting.every_scale(done, model)
         if not stop_after:
             return io.NodeOutput({"samples": done.samples}, scales)

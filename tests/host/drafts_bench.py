@@ -18,13 +18,13 @@ class Bench:
         self.schedule = pack["SwDScaleSchedule"].execute(model=model, **inputs).args[0]
         self.empty = {"samples": torch.zeros(1, 4, 24, 32)}
 
-    def drafts(self, **options):
+    def drafts(self, several=(), **options):
         inputs = {
             "latent_image": self.empty, "seed": SEED, "count": 5, "stop_after": 1, "batch": 16,
             "cfg": 1.0, "upscale_method": "bicubic", **options,
         }  # fmt: skip
         inputs = {"model": self.model, "positive": self.cond, "schedule": self.schedule, **inputs}
-        return hosted(self.pack["SwDDrafts"], **inputs).args
+        return hosted(self.pack["SwDDrafts"], several, **inputs).args
 
     def finish(self, drafts, pick, **options):
         inputs = {

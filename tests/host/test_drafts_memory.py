@@ -4,6 +4,8 @@ import gc
 import sys
 import weakref
 from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,82 @@ def test_nothing_is_computed_twice(one):
     assert len(calls) == 7
 
 
+@pytest.mark.parametrize("error", ["InterruptProcessingException", "RuntimeError"])
+def test_what_was_finished_before_an_interrupt_is_not_waited_for_again(one, error):
+    import comfy.model_management
+
+    drafts, _, _ = one.drafts(count=4)
+    kind = getattr(comfy.model_management, error, RuntimeError)
+    stop, calls = [False], []
+
+    def run(apply_model, call):
+        calls.append(call["input"].shape[0])
+        if stop[0] and len(calls) == 8:  # in the third image
+            raise kind("stopped")
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    one.model = one.model.clone()
+    one.model.set_model_unet_function_wrapper(run)
+    stop[0] = True
+    with pytest.raises(kind):
+        one.finish(drafts, "all", batch=1)
+    stop[0] = False
+    calls.clear()
+    whole = one.finish(drafts, "all", batch=1)[0]["samples"]
+    assert len(calls) == 6, "two of four were there, each of which takes three steps"
+    one.model = one.model.clone()
+    assert torch.equal(one.finish(drafts, "all", batch=1)[0]["samples"], whole)
+
+
+def test_the_same_draft_from_a_file_with_the_text_encoded_anew_is_not_finished_again(one, pack):
+    """A tray is read anew whenever one more is put on it, and its prompts are encoded anew."""
+    calls = []
+    one.model = counting(one.model, calls)
+    drafts, _, _ = one.drafts(count=3)
+    done = one.finish(drafts, "2")[0]["samples"]
+    [file] = pack["SwDSaveDrafts"].execute(drafts=drafts, filename_prefix="x").ui["swd_files"]
+    files = sys.modules["swd_pack.swd_core.draft_files"]
+    import folder_paths
+
+    known = files.load_drafts(Path(folder_paths.get_output_directory()) / file["filename"])
+    loaded = sys.modules["swd_pack.nodes.drafting"].to_latent(known)
+    calls.clear()
+    again = [[context.clone(), {**extra}] for context, extra in one.cond]
+    assert torch.equal(one.finish(loaded, "2", positive=again)[0]["samples"], done)
+    assert calls == []
+    other = [[context + 1e-3, extra] for context, extra in one.cond]
+    one.finish(loaded, "2", positive=other)
+    assert calls == [1, 1, 1], "another text is another picture"
+    held = one.finish({**loaded, "swd_drafts": replace(known, size=(32, 32))}, "2")
+    assert len(calls) == 6 and held[0]["samples"].shape[-2:] == (32, 32)
+
+
+def test_one_more_prompt_and_one_more_batch_draft_only_what_is_new(one):
+    named = {"fox": 1.0, "dog": -1.0, "owl": 0.3}.items()  # as SwD Prompts names its lines
+    conds = [[[t * scale, {**o, "swd_prompt": name}] for t, o in one.cond] for name, scale in named]
+    calls = []
+    one.model = counting(one.model, calls)
+
+    def drafted(several, **options):
+        return one.drafts(positive=several, several=["positive"], batch=4, **options)[0]["samples"]
+
+    first = drafted(conds[:2], count=4)
+    assert calls == [4, 4]
+    again = drafted([conds[0], conds[2], conds[1]], count=4)
+    assert calls == [4, 4, 4], "the fox and the dog were there"
+    assert torch.equal(again[:4], first[:4]) and torch.equal(again[8:], first[4:])
+    more = drafted([conds[0]], count=6)
+    assert calls == [4, 4, 4, 2] and torch.equal(more[:4], first[:4])
+    # Another batch rounds otherwise, so that those four are no part of it.
+    drafted([conds[0]], count=3)
+    assert calls[4:] == [3]
+    for changed in ({"seed": 1}, {"latent_image": {"samples": torch.zeros(1, 4, 32, 32)}},
+                    {"stop_after": 2}, {"upscale_method": "bilinear", "stop_after": 2}):
+        calls.clear()
+        drafted([conds[0]], **{"count": 4, **changed})
+        assert calls and set(calls) == {4}, changed
+
+
 def test_finishing_keeps_no_model_alive(one):
     """What is remembered for the next pick holds neither the MODEL nor its conditioning."""
     drafts, _, _ = one.drafts(count=2)
@@ -51,16 +129,16 @@ def test_finishing_keeps_no_model_alive(one):
 
 
 def test_what_is_remembered_is_bounded(one, monkeypatch):
-    finished = sys.modules["swd_pack.nodes.finished"]
-    monkeypatch.setattr(finished, "MOST_BYTES", 300_000)
-    monkeypatch.setattr(finished.LATELY, "rows", OrderedDict())
+    lately = sys.modules["swd_pack.nodes.lately"]
+    monkeypatch.setattr(lately, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(lately.LATELY, "rows", OrderedDict())
     calls = []
     one.model = counting(one.model, calls)
     drafts, _, _ = one.drafts(count=8)
     whole = one.finish(drafts, "all", batch=8)[0]["samples"]
-    kept = [t for row in finished.LATELY.rows.values() for t in (*row.scales, row.samples)]
+    kept = [t for row in lately.LATELY.rows.values() for t in (*row.scales, row.samples)]
     size = sum(t.numel() * t.element_size() for t in kept)
-    assert 0 < size <= 300_000 and 0 < len(finished.LATELY.rows) < 8
+    assert 0 < size <= 300_000 and 0 < len(lately.LATELY.rows) < 8
     del calls[:]
     assert torch.equal(one.finish(drafts, "8")[0]["samples"][0], whole[7]) and not calls
     again = one.finish(drafts, "all", batch=8)[0]["samples"]
