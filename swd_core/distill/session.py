@@ -21,7 +21,7 @@ from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
 from .stopping import stop_if, stoppable
-from .taught import Taught
+from .taught import Taught, Teaching
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .trainer import Trainer
 from .world import World, join_world
@@ -62,18 +62,15 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     trainer = Trainer(load_model(settings, device), batches, config, world=world)
     if not batches.pictures and trainer.objective.needs_real:
         t, guided = settings.teacher, settings.family.architecture.guided
-        trainer.taught = Taught(
+        teaching = Teaching(
             trainer.objective,
-            batches,
             load_decoder(settings, device),
-            group=trainer.count(batches.finished),
-            pool=t.pool,
-            renewed=t.pool_renewed,
+            count=trainer.count(batches.finished),
             steps=t.pool_steps,
             guidance=1.0 if guided else t.guidance,  # or the model has it inside
-            seed=config.seed,
             world=world,
         )
+        trainer.taught = Taught(teaching, t.pool, t.pool_renewed)
     return trainer
 
 
@@ -202,7 +199,7 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
     record = Record(run, trainer.step, output.tensorboard) if world.is_first else None
     evaluate = None
     if output.samples:
-        decoder = trainer.taught.autoencoder if trainer.taught else None
+        decoder = trainer.taught.teaching.autoencoder if trainer.taught else None
         evaluate = Evaluator(settings, trainer.batches.first(output.samples), decoder)
 
     def save() -> None:

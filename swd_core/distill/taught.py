@@ -11,7 +11,6 @@ from ..process import VarianceExploding
 from .buckets import shrink
 from .conditioning import Conditioning, joined
 from .draws import Draws
-from .interface import Batches
 from .objective import Objective
 from .scalewise import Interval, shifted
 from .transfer import sent
@@ -38,65 +37,44 @@ class Group:
     text: Conditioning
 
 
-@dataclass
-class Taught:
-    """A pool of pictures that the teacher makes of the training's prompts, a few new in every step.
-
-    It is made group by group, each as large as the training's own batches at the finished size. A
-    group follows from the seed and its number, and which groups there are from the step: a
-    training that goes on makes its pool again and has the same bits.
+@dataclass(frozen=True)
+class Teaching:
+    """How the teacher makes pictures of the training's prompts: guided Euler steps from noise.
 
     Args:
-        batches: of prompts alone. autoencoder: pictures are shrunk in pixels, as prepared ones.
-        group: pictures of one process in a group. pool: how many there are at least. renewed: how
-            many of them each step exchanges. steps: of Euler, evenly spaced times. guidance: of
-            classifier-free guidance; 1 for none.
+        autoencoder: smaller sizes are shrunk in pixels, as those of prepared pictures.
+        count: of one process's pictures in a group. steps: of Euler, evenly spaced times.
+        guidance: of classifier-free guidance; 1 for none.
     """
 
     objective: Objective
-    batches: Batches
     autoencoder: Autoencoder
-    group: int
-    pool: int
-    renewed: int
+    count: int
     steps: int
     guidance: float
-    seed: int
     world: World = field(default_factory=World)
-    _groups: dict[int, Group] = field(default_factory=dict)
-    _all: Group | None = None
 
-    def numbers(self, step: int) -> range:
-        """The groups of a step."""
-        size = self.group * self.world.size
-        first = step * self.renewed // size
-        return range(first, first + -(-self.pool // size))
-
-    def draw(
-        self, step: int, interval: Interval, count: int, part: slice, draws: Draws
-    ) -> tuple[Tensor, Conditioning]:
-        """Latents at the interval's size and their text: of a batch of `count` the rows `part`."""
-        if list(numbers := self.numbers(step)) != list(self._groups):
-            self._groups = {i: self._groups.get(i) or self._made(i) for i in numbers}
-            self._all = _together(list(self._groups.values()))
-        latents, text = self._all.latents[interval.size], self._all.text
-        chosen = torch.randint(len(latents), (count,), generator=draws.generator)[part].tolist()
-        return latents[chosen], text.rows(chosen).sent(latents.device)
+    @property
+    def total(self) -> int:
+        """Pictures in a group."""
+        return self.count * self.world.size
 
     @torch.no_grad()
-    def _made(self, number: int) -> Group:
-        draws = Draws(stream_seed(self.seed, number, 0), self.world)
-        total = self.group * self.world.size
-        steps = self.batches.steps(draws.rng)
-        like, _, text = self.batches.draw(steps[-1], total, draws.rng)
-        own = list(range(total))[self.world.part(total)]
-        noise = sent(draws.noise((self.group, *like.shape[1:])), like.device)
-        latents = self._at([s.size for s in steps], self._sampled(noise, text.rows(own)))
-        every = {size: self.world.gathered(rows) for size, rows in latents.items()}
+    def group(self, number: int) -> Group:
+        """All pictures of a group, which follows from the training's seed and its number."""
+        batches, rows = self.objective.batches, self.world.part(self.total)
+        draws = Draws(stream_seed(self.objective.config.seed, number, 0), self.world)
+        steps = batches.steps(draws.rng)
+        like, _, text = batches.draw(steps[-1], self.total, draws.rng)
+        noise = sent(draws.noise((self.count, *like.shape[1:])), like.device)
+        x0 = self._sampled(noise, text.rows(list(range(self.total))[rows]))
+        with torch.autocast(x0.device.type, enabled=False):  # one by one, for the memory
+            own = _joined([self._sized(one, [s.size for s in steps]) for one in x0.split(1)])
+        every = {size: self.world.gathered(latents) for size, latents in own.items()}
         return Group(every, text.map(Tensor.cpu))
 
     def _sampled(self, noise: Tensor, text: Conditioning) -> Tensor:
-        """The guided teacher's x0 (B, C, H, W) by Euler steps from noise."""
+        """The guided teacher's x0 (B, C, H, W)."""
         process, objective = self.objective.process, self.objective
         times = 1 - torch.arange(self.steps) / self.steps
         if not isinstance(process, VarianceExploding):
@@ -109,22 +87,55 @@ class Taught:
             x = x0 + (x - x0) * (after / sigma)
         return x
 
-    def _at(self, sizes: list[Size], x0: Tensor) -> dict[Size, Tensor]:
-        """The same pictures at every size; smaller ones by way of their pixels."""
-        found: dict[Size, list[Tensor]] = {size: [] for size in sizes}
-        with torch.autocast(x0.device.type, enabled=False):
-            for one in x0.split(1):  # one by one, for the memory
-                pixels = self.autoencoder.pictures(one).permute(0, 3, 1, 2)
-                cell = pixels.shape[-1] // one.shape[-1]
-                for height, width in found:
-                    small = shrink(pixels, (height * cell, width * cell))
-                    same = small is pixels
-                    latents = one if same else self.autoencoder.latents(small)
-                    found[height, width].append(latents.to(one))
-        return {size: torch.cat(parts) for size, parts in found.items()}
+    def _sized(self, x0: Tensor, sizes: list[Size]) -> dict[Size, Tensor]:
+        """A picture (1, C, H, W) at every size; the last one is its own."""
+        pixels = self.autoencoder.pictures(x0).permute(0, 3, 1, 2)
+        cell = pixels.shape[-1] // x0.shape[-1]
+        found = {sizes[-1]: x0}
+        for height, width in sizes:
+            if (height, width) not in found:
+                small = shrink(pixels, (height * cell, width * cell))
+                found[height, width] = self.autoencoder.latents(small).to(x0)
+        return found
 
 
-def _together(groups: list[Group]) -> Group:
-    sizes = groups[0].latents
-    latents = {size: torch.cat([group.latents[size] for group in groups]) for size in sizes}
-    return Group(latents, joined(group.text for group in groups))
+@dataclass
+class Taught:
+    """A pool of the teacher's pictures, of which every step exchanges a few, group by group.
+
+    Which groups there are follows from the step: a training that goes on makes its pool again and
+    has the same bits.
+
+    Args:
+        pool: how many pictures there are at least. renewed: how many of them a step exchanges.
+    """
+
+    teaching: Teaching
+    pool: int
+    renewed: int
+    _groups: dict[int, Group] = field(default_factory=dict)
+    _all: Group | None = None
+
+    def numbers(self, step: int) -> range:
+        """The groups of a step."""
+        first = step * self.renewed // self.teaching.total
+        return range(first, first + -(-self.pool // self.teaching.total))
+
+    def draw(
+        self, step: int, interval: Interval, count: int, part: slice, draws: Draws
+    ) -> tuple[Tensor, Conditioning]:
+        """Latents at the interval's size and their text: of a batch of `count` the rows `part`."""
+        if list(numbers := self.numbers(step)) != list(self._groups):
+            known = self._groups
+            self._groups = {i: known.get(i) or self.teaching.group(i) for i in numbers}
+            groups = self._groups.values()
+            latents = _joined([group.latents for group in groups])
+            self._all = Group(latents, joined(group.text for group in groups))
+        latents, text = self._all.latents[interval.size], self._all.text
+        chosen = torch.randint(len(latents), (count,), generator=draws.generator)[part].tolist()
+        return latents[chosen], text.rows(chosen).sent(latents.device)
+
+
+def _joined(parts: list[dict[Size, Tensor]]) -> dict[Size, Tensor]:
+    """The rows of all parts, by size."""
+    return {size: torch.cat([part[size] for part in parts]) for size in parts[0]}

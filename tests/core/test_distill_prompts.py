@@ -117,7 +117,7 @@ def test_the_pool_is_what_guided_euler_steps_of_the_teacher_make(taught):
     """Written anew: times spaced evenly, shifted by 3; smaller sizes shrunk in the pixels."""
     trainer = session.build_trainer(runs.settings_of(taught), World())
     interval = trainer.batches.steps(Draws(0).rng)[-1]
-    model, vae, seen = trainer.model, trainer.taught.autoencoder, []
+    model, vae, seen = trainer.model, trainer.taught.teaching.autoencoder, []
     predict = model.predict
 
     def watched(x, sigma, text):
