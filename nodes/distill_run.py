@@ -283,7 +283,7 @@ def _train(
     else:
         batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
     shown = batches.first(SAMPLES)
-    trainer = Trainer(teacher, batches, settings.train)
+    trainer = Trainer(teacher, batches, settings.train, last=settings.train.steps)
     if resume:
         restore(trainer, home.checkpoint)
     if trainer.step >= settings.train.steps:

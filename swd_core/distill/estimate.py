@@ -18,7 +18,6 @@ from .conditioning import Conditioning
 from .config import Settings
 from .diffusers_base import DiffusersModel
 from .diffusers_models import wrap
-from .draws import Draws
 from .interface import DistillConfig
 from .scalewise import Interval, intervals
 from .teachers import empty_module, schedule_sigmas, shape_of, watched_block
@@ -180,9 +179,9 @@ class Rehearsal(Trainer):
 
     accumulated: bool = False
 
-    def student_step(self, rng: random.Random) -> None:
+    def train_step(self, factor: float = 1.0) -> None:
         self._hold(self.fake if self.objective.needs_fake else self.student)
-        super().student_step(rng)
+        super().train_step(factor)
 
     def _hold(self, parameters: list[nn.Parameter]) -> None:
         """The gradients of the batches before, of one optimiser step."""
@@ -190,8 +189,7 @@ class Rehearsal(Trainer):
             for p in parameters:
                 p.grad = torch.empty_like(p)
 
-    def _draw_ahead(self, draws: Draws) -> None:
-        """Nothing: the modes that count are of this thread alone."""
+    _ahead = staticmethod(iter)  # the modes that count are of this thread alone
 
     def autocast(self) -> AbstractContextManager:
         return nullcontext()
@@ -239,7 +237,7 @@ def estimate(
         follow(model, mode)
     live = Live([*existing, *trained, *trainer.average])
     with live, mode:
-        trainer.student_step(random.Random(0))
+        trainer.train_step()
     return Estimate(weights, adapters, 2 * bytes_of(trained), live.most)
 
 

@@ -45,5 +45,6 @@ def train(
                 if due(trainer.step):
                     save()
                     saved = trainer.step
+    trainer.forget_drawn()
     if saved != trainer.step or trainer.fake_done:
         save()

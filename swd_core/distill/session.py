@@ -59,7 +59,8 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     if not batches.pictures:  # every input is what the student itself has made of noise
         check_prompts_alone(config)
         config = replace(config, backward_simulation=1.0)
-    trainer = Trainer(load_model(settings, device), batches, config, world=world)
+    model = load_model(settings, device)
+    trainer = Trainer(model, batches, config, world=world, last=settings.train.steps)
     if not batches.pictures and trainer.objective.needs_real:
         t, guided = settings.teacher, settings.family.architecture.guided
         teaching = Teaching(

@@ -4,7 +4,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..sampling import Noise, ScaleState, sample_scalewise
 from .adapters import adapter, adapter_parameters, adapter_state, frozen
+from .ahead import ahead
 from .checkpoint import load_checkpoint, save_checkpoint
 from .conditioning import Conditioning
 from .discriminator import discriminator_head
@@ -51,6 +51,7 @@ class Trainer:
             `fake_done`, the fake score's steps of the next one, then say what is done, and saving
             and resuming give what an uninterrupted training gives.
         taught: what the losses compare with instead of the batches' own pictures.
+        last: how many steps there are in all, if that is known: no batch is drawn beyond.
     """
 
     model: DistillModel
@@ -63,6 +64,7 @@ class Trainer:
     between: Callable[[], None] = lambda: None
     fake_done: int = 0
     taught: Taught | None = None
+    last: int | None = None
     _sums: dict[str, list[float]] = field(default_factory=dict)
     _unread: list[tuple[dict[str, Tensor], Tensor]] = field(default_factory=list)
 
@@ -78,39 +80,37 @@ class Trainer:
         self.optimiser = self._adamw(self.student, self.config.lr)
         self.optimiser_fake = self._adamw(self.fake, self.config.lr_fake)
         self.average = [p.detach().clone() for p in self.student]
-        self._drawing = ThreadPoolExecutor(1, "swd batches")
-        self._coming: tuple[Draws, Future[Batch]] | None = None
+        self._coming: Iterator[tuple[Draws, Batch]] | None = None
 
     def _adamw(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """With the published betas and weight decay, which are torch's own: .9, .999 and 1e-2."""
         fused = self.device.type in ("cpu", "cuda")  # needs no copies of all parameters
         return torch.optim.AdamW(parameters, lr=lr, fused=fused)
 
-    def train_step(self, factor: float) -> None:
-        """The next step, at `factor` times the student's rate.
+    @property
+    def fake_steps(self) -> int:
+        """Steps of the fake score to one of the student."""
+        return self.config.fake_steps if self.objective.needs_fake else 0
 
-        All its randomness comes from the seed and its number: resuming needs no other state.
-        """
+    def train_step(self, factor: float = 1.0) -> None:
+        """The fake score's steps and then the student's, at `factor` times its rate."""
         self.optimiser.param_groups[0]["lr"] = self.config.lr * factor
-        self.student_step(self._rng(self.step))
-
-    def _rng(self, step: int) -> random.Random:
-        return random.Random(self.config.seed * 1_000_003 + step)
-
-    def _seeds(self, rng: random.Random) -> list[int]:
-        """Of a step: each of the fake score's, then the student's."""
-        count = self.config.fake_steps if self.objective.needs_fake else 0
-        return [rng.getrandbits(62) for _ in range(count + 1)]
-
-    def student_step(self, rng: random.Random) -> None:
-        """One step of the student, after the fake score's own steps."""
-        seeds = [*self._seeds(rng), self._seeds(self._rng(self.step + 1))[0]]
-        for place in range(self.fake_done, len(seeds) - 2):
-            self._fake_step(self._draws(seeds[place]), seeds[place + 1])
+        while self.fake_done < self.fake_steps:
+            self._fake_step()
             self.fake_done += 1
-        draws, sums = self._draws(seeds[-2]), {}
+        self._student_step()
+        self.settle()
+        self._take(self.optimiser)
+        self.step, self.fake_done = self.step + 1, 0
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.student], 1 - decay)
+
+    def _student_step(self) -> None:
+        """The gradients of one step of the student."""
+        sums: dict[str, Tensor] = {}
         with frozen(self.fake):
-            for batch in self._batches(draws, seeds[-1]):
+            for draws, batch in self._batches():
                 with self.autocast():
                     real, x0, text = self._generate(batch, draws)
                 # At most one part's graph is there beside the student's own.
@@ -121,38 +121,37 @@ class Trainer:
                     self._backward(losses, sums)
                 x0.backward(seen.grad)
         self._clip(self.student, sums)
-        self.settle()
-        self._take(self.optimiser)
-        self.step, self.fake_done = self.step + 1, 0
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.student], 1 - decay)
 
     def autocast(self) -> AbstractContextManager:
         return fast_autocast(self.device) if self.config.autocast else nullcontext()
 
-    def _draws(self, seed: int) -> Draws:
-        """Those of a seed, whose first batch is drawn already if it was known to come."""
-        if self._coming is not None and self._coming[0].seed == seed:
-            return self._coming[0]
-        return Draws(seed, self.world)
-
-    def _batches(self, draws: Draws, after: int) -> Iterator[Batch]:
-        """The batches of an optimiser step; while one is trained with, the next one is drawn.
-
-        Args:
-            after: seed of the optimiser step that follows.
-        """
-        for number in range(self.config.accumulate):
+    def _batches(self) -> Iterator[tuple[Draws, Batch]]:
+        """Those of the next optimiser step, each with what else is drawn for it."""
+        self._coming = self._coming or self._ahead(self._upcoming())
+        for _ in range(self.config.accumulate):
             self.between()
-            coming, self._coming = self._coming, None
-            batch = coming[1].result() if coming and coming[0] is draws else self._draw(draws)
-            last = number + 1 == self.config.accumulate
-            self._draw_ahead(Draws(after, self.world) if last else draws)
-            yield batch
+            yield next(self._coming)
 
-    def _draw_ahead(self, draws: Draws) -> None:
-        self._coming = draws, self._drawing.submit(self._draw, draws)
+    def _upcoming(self) -> Iterator[tuple[Draws, Batch]]:
+        """All batches from here to the last step's.
+
+        All randomness of a step comes from the seed and its number: resuming needs no other state.
+        """
+        step, done = self.step, self.fake_done
+        while self.last is None or step < self.last:
+            rng = random.Random(self.config.seed * 1_000_003 + step)
+            seeds = [rng.getrandbits(62) for _ in range(self.fake_steps + 1)]
+            for seed in seeds[done:]:
+                draws = Draws(seed, self.world)
+                for _ in range(self.config.accumulate):
+                    yield draws, self._draw(draws)
+            step, done = step + 1, 0
+
+    _ahead = staticmethod(ahead)
+
+    def forget_drawn(self) -> None:
+        """Drops what is drawn ahead: the next batch is that of `step` and `fake_done`."""
+        self._coming = None
 
     def _draw(self, draws: Draws, steps: list[Interval] | None = None) -> Batch:
         """The next batch of `draws`.
@@ -258,10 +257,10 @@ class Trainer:
     def _noise(self, shape: Sequence[int], draws: Draws) -> Tensor:
         return sent(draws.noise(shape), self.device)
 
-    def _fake_step(self, draws: Draws, after: int) -> None:
+    def _fake_step(self) -> None:
         """One step of the fake score (a diffusion loss on the student's output) and of the head."""
         sums: dict[str, Tensor] = {}
-        for batch in self._batches(draws, after):
+        for draws, batch in self._batches():
             with torch.no_grad(), self.autocast():
                 real, x0, text = self._generate(batch, draws)
             sigma, (noisy, noisy_real) = self.objective.renoise((0.0, 1.0), draws, x0, real)
@@ -315,7 +314,7 @@ class Trainer:
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Goes on from what `save` wrote."""
-        self._coming = None
+        self.forget_drawn()
         with torch.no_grad():
             for name in ("student", "fake", "average"):
                 for now, saved in zip(getattr(self, name), state[name], strict=True):

@@ -150,7 +150,7 @@ def test_the_pool_is_what_guided_euler_steps_of_the_teacher_make(taught):
 
 
 def test_the_student_is_compared_with_the_pools_pictures_of_its_prompts(taught):
-    trainer = session.build_trainer(runs.settings_of(taught), World())
+    trainer = session.build_trainer(runs.settings_of(taught, steps=5), World())
     seen, first = [], trainer.objective.of_others
 
     def watched(real, x0, text, draws):
@@ -160,7 +160,7 @@ def test_the_student_is_compared_with_the_pools_pictures_of_its_prompts(taught):
     trainer.objective.of_others = watched
     held = []
     for _ in range(5):
-        trainer.train_step(1.0)
+        trainer.train_step()
         held.append(dict(trainer.taught._groups))
     for step, real, context in seen:
         pool = held[step].values()

@@ -5,7 +5,6 @@ it drew at random, its losses, its gradients and what it made of them.
 """
 
 import math
-import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -141,7 +140,8 @@ def test_one_step_has_the_published_losses_and_gradients(width, drawn):
     reference = Reference(ours)
     assert reference.layers.keys() == adapter_state(ours.model.module, "student").keys()
     fake_before = [p.detach().clone() for p in ours.fake]
-    ours.student_step(random.Random(3))
+    ours.step = 3
+    ours.train_step()
     fake_seen, student_seen = ours.batches.seen[:2]  # the next step's may be drawn, too
     assert len(drawn) == 8 and fake_seen[0].previous or student_seen[0].previous
 
@@ -194,7 +194,7 @@ def test_the_optimiser_is_the_published_one(clip):
     first = [torch.zeros_like(p) for p in before]
     second = [torch.zeros_like(p) for p in before]
     for step in range(1, 4):
-        trainer.student_step(random.Random(step))
+        trainer.train_step()
         gradients = [g.double() for g in trainer.world.seen[-1]]
         length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         assert length > 20, "long enough to be clipped"
@@ -242,7 +242,7 @@ def test_without_distribution_matching_the_teacher_is_not_asked(monkeypatch):
                 asked.append((t.config.dmd, active_adapter(t.model.module))) or call(*a, **k)
             ),
         )
-        trainer.student_step(random.Random(0))
+        trainer.train_step()
     assert asked.count((1.0, None)) == 2 and asked.count((0.0, None)) == 0
     # Its own step: noise and real latents. The student's: the tokens alone.
     assert asked.count((0.0, "fake")) == 3 and asked.count((0.0, "student")) == 2

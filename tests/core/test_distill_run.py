@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from swd_core.distill import loop, session
 from swd_core.distill.checkpoint import load_checkpoint
+from swd_core.distill.data import PreparedBatches
 from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
 from swd_core.lora_files import read_lora
@@ -169,12 +170,41 @@ def test_accumulated_batches_and_bfloat16_train(place):
 
 
 def test_randomness_of_a_step_depends_on_the_step_alone(place):
-    trainer = session.build_trainer(runs.settings_of(place), World())
-    draws, numbers = [], [0, 1, 2, 1, 0]
-    trainer.student_step = lambda rng: draws.append(rng.random())
-    for trainer.step in numbers:
-        trainer.train_step(1.0)
-    assert draws[0] == draws[4] and draws[1] == draws[3] and len(set(draws)) == 3
+    trainer, other = (session.build_trainer(runs.settings_of(place), World()) for _ in range(2))
+    seen, alone = batches_of(trainer), batches_of(other)
+    for _ in range(3):
+        trainer.train_step()
+    other.step = 2
+    other.train_step()
+    each = trainer.fake_steps + 1
+    third, first = seen[2 * each : 3 * each], seen[:each]
+    assert all(torch.equal(a, b) for a, b in zip(third, alone[:each], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(third, first, strict=True))
+
+
+def batches_of(trainer: Trainer) -> list[torch.Tensor]:
+    """What a trainer draws from now on: the latents of its batches."""
+    draw, seen = trainer.batches.draw, []
+
+    def watched(*arguments):
+        drawn = draw(*arguments)
+        seen.append(drawn[0])
+        return drawn
+
+    trainer.batches.draw = watched
+    return seen
+
+
+def test_no_batch_is_drawn_that_nothing_is_trained_with(place, monkeypatch):
+    drawn, draw = [], PreparedBatches.draw
+
+    def watched(batches, *arguments):
+        drawn.append(arguments)
+        return draw(batches, *arguments)
+
+    monkeypatch.setattr(PreparedBatches, "draw", watched)
+    runs.train(place, "exact", steps=3, accumulate=2, fake_steps=2)
+    assert len(drawn) == 3 * 2 * (2 + 1)
 
 
 def test_the_loop_alone_leaves_signals_to_others(place):

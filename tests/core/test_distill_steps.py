@@ -63,8 +63,8 @@ def test_twenty_steps_of_each_loss(case):
     frozen = {
         n: p.clone() for n, p in trainer.model.module.named_parameters() if not p.requires_grad
     }
-    for step in range(20):
-        trainer.student_step(random.Random(step))
+    for _ in range(20):
+        trainer.train_step()
     assert trainer.step == 20
     assert all(torch.isfinite(torch.tensor(v)) for v in trainer.means().values())
     ups = [up for _, up in adapter_state(trainer.model.module, "student").values()]
@@ -83,7 +83,7 @@ def test_a_base_in_bfloat16_trains_and_is_sampled(family):
     found = []
     for trainer in trainers:
         for _ in range(2):
-            trainer.train_step(1.0)
+            trainer.train_step()
         assert all(p.dtype == torch.float32 for p in trainer.average)
         x0 = student_latents(trainer, shown)
         assert x0.shape == real.shape and x0.dtype == torch.float32
@@ -109,8 +109,9 @@ def watched_and_another(family: str) -> tuple[Trainer, Trainer]:
     trainers = []
     for _ in range(2):
         trainer = trainer_for(family, accumulate=2, regression=0.5, gan=1.0)
-        trainer.student_step(random.Random(0))
+        trainer.train_step()
         trainer.config = replace(trainer.config, fake_steps=0)
+        trainer.forget_drawn()
         trainers.append(trainer)
     trainers[0].world = Watched()
     return trainers[0], trainers[1]
@@ -119,7 +120,7 @@ def watched_and_another(family: str) -> tuple[Trainer, Trainer]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
-    watched.student_step(random.Random(1))
+    watched.train_step()
 
     draws, total = Draws(random.Random(1).getrandbits(62)), 0.0
     for _ in range(2):
@@ -133,9 +134,9 @@ def test_part_by_part_the_students_gradient_is_that_of_the_whole_loss(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family):
     watched, other = watched_and_another(family)
-    watched._fake_step(Draws(1), 2)
+    watched._fake_step()
 
-    draws, total = Draws(1), 0.0
+    draws, total = Draws(random.Random(1).getrandbits(62)), 0.0
     for _ in range(2):
         with torch.no_grad():
             real, x0, text = other._generate(other._draw(draws), draws)
@@ -149,7 +150,7 @@ def test_part_by_part_the_fake_scores_gradient_is_that_of_the_whole_loss(family)
 @pytest.mark.parametrize("family", ["sd3", "sdxl"])
 def test_backward_simulation_goes_on_from_what_the_student_itself_made(family):
     trainer = trainer_for(family, backward_simulation=1.0)
-    trainer.student_step(random.Random(0))
+    trainer.train_step()
     steps = models.steps(family)
     draws = Draws(3)
     real, x0, text = trainer._generate(trainer._draw(draws, steps), draws)
@@ -174,8 +175,8 @@ def test_mmd_alone_makes_the_students_means_those_of_the_data():
     """What the loss is for: the distance that it measures falls."""
     trainer = trainer_for("sd3", dmd=0.0, gan=0.0, batch_tokens=256, lr=5e-3)
     values = []
-    for step in range(60):
-        trainer.student_step(random.Random(step))
+    for _ in range(60):
+        trainer.train_step()
         values.append(trainer.means()["mmd"])
     assert sum(values[-10:]) < 0.9 * sum(values[:10])
 
@@ -225,10 +226,10 @@ class Late:
 def test_the_next_batch_is_drawn_while_one_is_trained_with():
     """Also over the end of a step; and the bits are those of drawing each when it is needed."""
     ahead, plain = (trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2) for _ in range(2))
-    late, plain._draw_ahead = Late(ahead), lambda draws: None
+    late, plain._ahead = Late(ahead), iter
     for trainer in (ahead, plain):
         for _ in range(3):
-            trainer.train_step(1.0)
+            trainer.train_step()
     assert late.count >= 6
     assert all(torch.equal(a, b) for a, b in zip(ahead.student, plain.student, strict=True))
     assert ahead.means() == plain.means()
@@ -236,10 +237,10 @@ def test_the_next_batch_is_drawn_while_one_is_trained_with():
 
 def test_with_a_fake_score_the_bits_are_those_of_drawing_each_when_it_is_needed():
     ahead, plain = (trainer_for("sd3", fake_steps=2, accumulate=2) for _ in range(2))
-    plain._draw_ahead = lambda draws: None
+    plain._ahead = iter
     for trainer in (ahead, plain):
         for _ in range(2):
-            trainer.train_step(1.0)
+            trainer.train_step()
         trainer.settle()
     assert all(torch.equal(a, b) for a, b in zip(ahead.student, plain.student, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(ahead.fake, plain.fake, strict=True))
@@ -256,9 +257,9 @@ def test_what_is_wrong_with_a_batch_is_said_when_it_is_needed():
         return draw(*arguments)
 
     trainer.batches.draw = damaged
-    trainer.train_step(1.0)
+    trainer.train_step()
     with pytest.raises(ValueError, match="shard 3"):
-        trainer.train_step(1.0)
+        trainer.train_step()
     assert trainer.step == 1
 
 
@@ -279,7 +280,7 @@ class Reads(TorchFunctionMode):
 def test_a_step_waits_for_the_device_once():
     trainer = trainer_for("sd3", accumulate=3, fake_steps=4)
     with Reads() as reads:
-        trainer.student_step(random.Random(0))
+        trainer.train_step()
     assert reads.count == 1
     found = trainer.means()
     assert found.keys() == {"mmd", "dmd", "gan", "fake", "head"}
@@ -288,7 +289,8 @@ def test_a_step_waits_for_the_device_once():
 def test_losses_are_the_means_over_all_batches_of_a_step():
     """Batches of one step, each by itself, give the losses that the step notes."""
     trainer, single = (trainer_for("sd3", accumulate=3, fake_steps=0) for _ in range(2))
-    trainer.student_step(random.Random(5))
+    trainer.step = 5
+    trainer.train_step()
     draws, values = Draws(random.Random(5).getrandbits(62)), []
     for _ in range(3):
         real, x0, text = single._generate(single._draw(draws), draws)

@@ -1,6 +1,5 @@
 """Training the embedded student: beginning from a shipped student, detail by way of the decoder."""
 
-import random
 
 import pytest
 import torch
@@ -105,7 +104,7 @@ def test_extra_losses_reach_the_student_and_nothing_else(module, vae):
     extra = {"detail": Loss(PictureDetail(vae.requires_grad_(False), sizes), weight=0.5)}
     trainer = Trainer(MMDiTModel(module), Batches(), config, extra=extra)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    trainer.student_step(random.Random(0))
+    trainer.train_step()
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
     assert len(changed) >= len(switched_layers(module))
     assert all(".student" in name for name in changed)
