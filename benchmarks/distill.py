@@ -35,6 +35,7 @@ from paired import (
     MIB,
     Times,
     arguments,
+    clock,
     log,
     paired,
     parser,
@@ -110,7 +111,9 @@ class PlainLora:
 
 
 def stepper(run: Trainer | Recipe | PlainLora) -> Callable[[], None]:
-    """One student step with its fake-score steps; the k-th of every side draws the same batches."""
+    """One student step with its fake-score steps; the k-th of every side has the same batches."""
+    if isinstance(run, Trainer):
+        return run.train_step
     return lambda: run.student_step(random.Random(run.step))
 
 
@@ -122,6 +125,8 @@ def peak(run: Trainer | PlainLora) -> float:
 
     def steps() -> None:
         run.step = 0
+        if isinstance(run, Trainer):
+            run.forget_drawn()
         for _ in range(4):
             stepper(run)()
 
@@ -152,9 +157,10 @@ def text(times: Times, encoding: float, memory: dict[str, float], a: argparse.Na
         rows.append([name, spread(values), *(cells if ours else [""] * 4)])
     body = (
         f"Median of {len(times[OURS])} paired student steps, {a.fake_steps} fake-score steps to "
-        f"one, {a.batch_tokens} patches a batch, all losses. Encoding takes {encoding:.0%} of the "
-        "recipe's step here: what preparation gains is that share, which is smaller where the "
-        "model is larger beside its encoders.\n\n"
+        f"one, {a.batch_tokens} patches a batch, all losses"
+        f"{', in seconds of the processor' if a.processor else ''}. "
+        f"Encoding takes {encoding:.0%} of the recipe's step here: what preparation gains is that "
+        "share, which is smaller where the model is larger beside its encoders.\n\n"
     )
     head = ["", "student steps/s", "times the recipe's", "goal", "times its step's", "goal"]
     body += table(head, rows)
@@ -171,8 +177,14 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--fake-steps", type=int, default=5)
     p.add_argument("--batch-tokens", type=int, default=512, help="patches in a batch")
+    p.add_argument(
+        "--processor", action="store_true",
+        help="count the processor's seconds, not the clock's: where others share the machine",
+    )  # fmt: skip
+    p.add_argument("--width", type=int, default=Scale.width, help="of the model, a multiple of 64")
+    p.add_argument("--layers", type=int, default=Scale.layers, help="of the model")
     a = arguments(p)
-    scale = SMALL if a.small else Scale()
+    scale = SMALL if a.small else Scale(a.width, a.layers)
     drawn = made_up(scale)
     memory = {
         LORA: peak(PlainLora(scale, drawn, a)),
@@ -189,11 +201,13 @@ def main() -> None:
         COMPILED: stepper(trainer(scale, data, a, compiled=True)),
     }
 
+    measure = every.clock = time.process_time if a.processor else clock
+
     def warm_up() -> None:
         for name, side in sides.items():
-            start = time.perf_counter()
+            start = measure()
             side()
-            log.info("%s: %.1f s for the first step", name, time.perf_counter() - start)
+            log.info("%s: %.1f s for the first step", name, measure() - start)
         every.seconds = 0.0
 
     def show(times: Times) -> None:
@@ -201,7 +215,7 @@ def main() -> None:
         title = "Distillation against the published recipe"
         log.info(section("distill", title, text(times, encoding, memory, a), a))
 
-    paired(sides, a.runs, show, warm_up=warm_up)
+    paired(sides, a.runs, show, measure, warm_up=warm_up)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +90,10 @@ class EveryStep:
     pictures: Tensor
     ids: Tensor
     seconds: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
 
     def draw(self, interval: Interval, count: int, rng: random.Random) -> Any:
-        start = time.perf_counter()
+        start = self.clock()
         chosen = torch.tensor([rng.randrange(len(self.ids)) for _ in range(count)])
         pictures = self.pictures[chosen]
         previous = None
@@ -99,13 +101,13 @@ class EveryStep:
             previous = self.encoders.latents(pictures, interval.previous)
         real = self.encoders.latents(pictures, interval.size)
         text = self.encoders.text(self.ids[chosen])
-        self.seconds += time.perf_counter() - start
+        self.seconds += self.clock() - start
         return real, previous, text
 
     def unconditional(self, count: int) -> Any:
-        start = time.perf_counter()
+        start = self.clock()
         text = self.encoders.text(torch.zeros(count, TOKENS, dtype=torch.long))
-        self.seconds += time.perf_counter() - start
+        self.seconds += self.clock() - start
         return text
 
 

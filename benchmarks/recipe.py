@@ -3,13 +3,14 @@
 Follows train.py and src/losses.py of github.com/yandex-research/swd (commit 9c51e19) call by call,
 with peft's adapters as there: the fake score is a model of its own, its features come from passes
 that end behind the middle block, and one pass gives its prediction and features in its own step.
-Nothing of what it computes comes from swd_core.
+It imports nothing of swd_core; only the batches that it is given are drawn there.
 """
 
 import copy
 import random
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from swd_core.distill.precision import fast_autocast
-from swd_core.distill.scalewise import Interval
-
 SHIFT, LEVELS = 3.0, 28
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
+
+
+class Interval(Protocol):
+    """One step of the schedule: its latent size and noise level."""
+
+    size: tuple[int, int]
+    sigma: float
 
 
 def lora(rank: int) -> LoraConfig:
@@ -93,11 +98,16 @@ class Recipe:
         self.empty = (empty.context, empty.pooled)
 
     def student_step(self, rng: random.Random) -> None:
-        """One step of the student, after the fake score's own."""
-        for _ in range(self.fake_steps):
-            self._fake_step(*self._draw(rng))
-        self._student_step(*self._draw(rng))
+        """One step of the student, after the fake score's; each has a batch of its own."""
+        *fakes, own = [random.Random(rng.getrandbits(62)) for _ in range(self.fake_steps + 1)]
+        for each in fakes:
+            self._fake_step(*self._draw(each))
+        self._student_step(*self._draw(own))
         self.step += 1
+
+    def _autocast(self) -> AbstractContextManager:
+        half = self.base.dtype == torch.bfloat16
+        return torch.autocast("cpu", torch.bfloat16, enabled=half)
 
     def _draw(self, rng: random.Random) -> tuple[Interval, Tensor, Tensor, tuple[Tensor, ...]]:
         """An interval, real latents, the noisy input and the text; everything in the base's type"""
@@ -153,7 +163,7 @@ class Recipe:
     ) -> None:
         self.optimiser_fake.zero_grad(set_to_none=True)
         sigma = torch.full((len(real),), interval.sigma)
-        with fast_autocast():
+        with self._autocast():
             with torch.no_grad():
                 made = self._x0(self.student, x_t, sigma, text).to(real.dtype)
             sigma, noise = self._levels(0, len(real)), torch.randn_like(real)
@@ -175,7 +185,7 @@ class Recipe:
         for p in self.trained_fake:
             p.requires_grad_(False)
         count = len(real)
-        with fast_autocast():
+        with self._autocast():
             made = self._x0(self.student, x_t, torch.full((count,), interval.sigma), text)
             made = made.to(real.dtype)
             sigma = self._levels(12, count)
