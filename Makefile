@@ -28,7 +28,7 @@ BENCHES := $(HOST_BENCHES) scenes distill
 .PHONY: help demo test test-browser lint node locales graphs ablation
 .PHONY: data train-autoencoder train-classifier latents train-teacher train-student
 .PHONY: pictures editor-pictures
-.PHONY: evaluate faithfulness bench $(BENCHES:%=bench-%)
+.PHONY: evaluate faithfulness prompts-alone eta bench $(BENCHES:%=bench-%)
 
 help:
 	@echo "make demo               a picture from the embedded student, scale by scale (PROMPT=\"$(PROMPT)\")"
@@ -52,6 +52,8 @@ help:
 	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); each goes on where"
 	@echo "                        it was stopped (MINUTES=n)"
 	@echo "make ablation           the paper's ablation on the scene teacher: three hours (STEPS=n each)"
+	@echo "make prompts-alone      students from prompts alone beside those from pictures, MINUTES=n of the"
+	@echo "                        clock each; make eta: shares of predicted noise in the sampler"
 
 $(VENV)/demo.stamp: requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -71,7 +73,7 @@ demo: $(VENV)/demo.stamp
 	@echo "The picture is output/demo.png; output/demo_strip.png shows how it grew."
 
 # One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
-test test-browser pictures editor-pictures evaluate faithfulness: export OMP_NUM_THREADS ?= 1
+test test-browser pictures editor-pictures evaluate faithfulness prompts-alone eta: export OMP_NUM_THREADS ?= 1
 
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
@@ -188,3 +190,13 @@ $(SCENES)/scenes_classifier.safetensors:
 
 ablation: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.ablation $(FIGURES) --scenes $(SCENES) $(if $(STEPS),--steps $(STEPS))
+
+# Two trainings at a time, one of each kind: they share the machine alike.
+prompts-alone: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+	$(RUN) -m swd_core.lab.ablation $(FIGURES) --scenes $(SCENES) --variants all prompts --jobs 2 \
+		--minutes $(or $(MINUTES),15)
+
+# The embedded student in six steps; full4, too, in a folder of students that has it (--run).
+eta: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
+		--eta 0 0.5 0.7 0.9 --out $(SCENES)/eta.json

@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..distill.checkpoint import load_checkpoint
 from ..distill.interface import DistillConfig
 from ..files import read_json, write_text
 from ..scenes.autoencoder import FACTOR
@@ -83,11 +84,14 @@ VARIANTS = (
     Variant("bare", "MMD without noising", losses={"mmd_sigma": (0.0, 0.0), "levels": "uniform"}),
     Variant("noise_first", "noise, then upscale", noise_first=True),
     Variant("latent_space", "downscaled in latent space", latent_space=True),
+    # No input holds anything of a picture then: this is what a training from prompts alone is.
+    Variant(
+        "prompts",
+        "prompts alone, DMD alone",
+        losses=ALONE | {"dmd": 1.0, "backward_simulation": 1.0},
+        seeds=3,
+    ),
 )
-
-
-def name_of(variant: Variant, seed: int, steps: int) -> str:
-    return f"{variant.name}-{seed}-{steps}"
 
 
 def steps_of(variant: Variant, steps: int, config: DistillConfig) -> int:
@@ -96,6 +100,19 @@ def steps_of(variant: Variant, steps: int, config: DistillConfig) -> int:
         return steps
     pictures = steps * 1000 // steps_for(1000, "scalewise4", config)
     return steps_for(pictures, variant.student, config)
+
+
+def budget_of(a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, float]:
+    """How long `train` trains a student."""
+    if a.minutes:
+        return {"minutes": a.minutes}
+    return {"steps": steps_of(variant, a.steps, config_of(a, variant, seed))}
+
+
+def name_of(variant: Variant, seed: int, budget: dict[str, float]) -> str:
+    """Of a student's folder and checkpoint."""
+    minutes = f"{budget['minutes']:g}min" if "minutes" in budget else budget["steps"]
+    return f"{variant.name}-{seed}-{minutes}"
 
 
 @dataclass(frozen=True)
@@ -115,19 +132,19 @@ class Bench:
         Raises:
             Stopped: if the training was stopped; half a student is not measured.
         """
-        config = config_of(a, variant, seed)
-        steps = steps_of(variant, a.steps, config)
-        name = name_of(variant, seed, steps)
-        reached = train(
-            self.data, a.run, variant.student, config, name, steps=steps, **variant.training
+        budget = budget_of(a, variant, seed)
+        name, config = name_of(variant, seed, budget), config_of(a, variant, seed)
+        steps = train(
+            self.data, a.run, variant.student, config, name, **budget, **variant.training
         )
-        if reached < steps:
-            raise Stopped(f"{variant.title}, seed {seed}: stopped at step {reached} of {steps}.")
+        seconds = load_checkpoint(a.run / f"{name}.pt")["seconds"]
+        if steps < budget.get("steps", 0) or seconds < 60 * budget.get("minutes", 0):
+            raise Stopped(f"{variant.title}, seed {seed}: stopped at step {steps}.")
         way = variant.way(name)
         measured = self.test.row(way_painter(a.run, way, a.batch, a.device))
         return {
-            "variant": variant.name, "title": variant.title, "seed": seed, "steps": steps,
-            "pictures": a.count, "calls": way.calls, **measured,
+            "variant": variant.name, "title": variant.title, "seed": seed,
+            **budget, "steps": steps, "pictures": a.count, "calls": way.calls, **measured,
         }  # fmt: skip
 
 
@@ -186,16 +203,16 @@ def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         SystemExit: if a training was stopped.
     """
-    path = a.out or a.run / TABLE
+    path = a.out or a.run / (f"{a.minutes:g}min_{TABLE}" if a.minutes else TABLE)
     rows = read_json(path) if path.is_file() else []
-    done = {(r["variant"], r["seed"], r["steps"], r["pictures"]) for r in rows}
     begin_run(a.run, a.scenes)
     wanted = []
     for seed in range(a.train_seeds):
         for variant in VARIANTS:
-            steps = steps_of(variant, a.steps, config_of(a, variant, seed))
+            row = {"variant": variant.name, "seed": seed, "pictures": a.count}
+            row |= budget_of(a, variant, seed)
             chosen = variant.name in a.variants and seed < variant.seeds
-            if chosen and (variant.name, seed, steps, a.count) not in done:
+            if chosen and not any(row.items() <= r.items() for r in rows):
                 wanted.append((variant, seed))
     if not wanted:
         return rows
@@ -227,7 +244,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             values = [number(r[key]) for r in found]
             spread = f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else ""
             cells.append(f"{sum(values) / len(values):.4g}{spread}")
-        head = f"| {variant.title} | {len(found)} | {found[0]['steps']} | "
+        steps = sorted({r["steps"] for r in found})
+        shown = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else steps[0]
+        head = f"| {variant.title} | {len(found)} | {shown} | "
         lines.append(head + f"{' | '.join(cells)} | {found[0]['calls']:.2f} |")
     return "\n".join(lines)
 
@@ -248,7 +267,7 @@ def write_sheet(a: argparse.Namespace, count: int = 8, seed: int = 2026) -> None
     """Unpicked pictures of every variant that is trained, and real ones of the same prompts."""
     scenes, rows = asked(count, seed, held=False), []
     for variant in [v for v in VARIANTS if v.name in a.variants]:
-        name = name_of(variant, 0, steps_of(variant, a.steps, config_of(a, variant, 0)))
+        name = name_of(variant, 0, budget_of(a, variant, 0))
         paint = way_painter(a.run, variant.way(name), a.batch, a.device)
         rows.append((variant.title, paint(scenes, seed)))
     rows.append(("real pictures", real_painter(a.assets, SIDE * FACTOR)(scenes, seed)))
@@ -261,6 +280,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=500, help="of training for each student")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of wall time for each, instead of steps; --jobs trainings share the machine alike",
+    )
     parser.add_argument("--train-seeds", type=int, default=3, help="at most; some rows have less")
     parser.add_argument("--count", type=int, default=512, help="pictures of each row")
     parser.add_argument("--new", type=int, default=256, help="pictures never trained on")

@@ -185,6 +185,20 @@ def ways(guidance: float, side: int = SIDE) -> list[Way]:
     return rows + [Way(title, name, *STUDENTS[name]) for name, title in titles.items()]
 
 
+def mixed_ways(etas: Sequence[float]) -> list[Way]:
+    """Students at steps that keep their size, with shares of the predicted noise mixed in there;
+    the scale-wise one is sampled in six steps, of which two do."""
+    kinds = {
+        "student, 4 full-size steps": ("full4", *STUDENTS["full4"]),
+        "student of 4 scale-wise steps in 6": ("scalewise4", *STUDENTS["scalewise6"]),
+    }
+    return [
+        Way(f"{title}, eta {eta:g}", *kind, eta=eta)
+        for title, kind in kinds.items()
+        for eta in etas
+    ]
+
+
 def beside_nearest(
     model: SceneClassifier, pixels: Tensor, folder: Path, columns: int = 8
 ) -> np.ndarray:
@@ -224,6 +238,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="pictures of each row")
     parser.add_argument("--new", type=int, default=256, help="pictures never trained on")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the 25-step teacher")
+    parser.add_argument(
+        "--eta", type=float, nargs="+", help="shares of predicted noise to measure, instead"
+    )
     parser.add_argument("--only", nargs="*", help="parts of the titles of the rows to measure")
     parser.add_argument(
         "--out", type=Path, help="JSON that collects the rows; measured ones are not run again"
@@ -252,9 +269,11 @@ def main() -> None:
         a.new,
         a.run / f"real_{a.size}_{a.count}.pt",
     )
-    keep("real pictures", lambda: test.floor(real))
+    rows = mixed_ways(a.eta) if a.eta else ways(a.guidance, a.size // FACTOR)
+    if not a.eta:
+        keep("real pictures", lambda: test.floor(real))
     painter = partial(way_painter, a.run, batch=a.batch, device=a.device)
-    for way in ways(a.guidance, a.size // FACTOR):
+    for way in rows:
         known = not way.lora or (a.run / student_folder(a.run, way.lora)).is_dir()
         if known and way.sides[-1] * FACTOR == a.size:
             keep(

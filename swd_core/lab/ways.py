@@ -33,7 +33,8 @@ class Way:
     """One row of a table: which weights, which sizes and noise levels, which guidance.
 
     lora: a student's folder name, or "" for the teacher. euler: Euler steps instead of re-noising.
-    noise_first: noise is added before enlarging, the order that the paper warns of.
+    noise_first: noise is added before enlarging, the order that the paper warns of. eta: share of
+    the predicted noise that is mixed in where a step keeps the size.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Way:
     guidance: float = 1.0
     euler: bool = False
     noise_first: bool = False
+    eta: float = 0.0
 
     @property
     def calls(self) -> float:
@@ -112,4 +114,5 @@ def generate(
         process=FlowMatching(),
         like=like,
         upscale=upscale,
+        eta=way.eta,
     ).x0

@@ -1,66 +1,40 @@
 """Students of scenes: what they are trained on, how they are sampled, compared and measured."""
 
-import argparse
-import json
 import random
-import signal
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from scene_shards import SHARD, random_teacher, shards
 
 from swd_core.distill.draws import Draws
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.scalewise import Interval, intervals
-from swd_core.distill.trainer import Trainer
-from swd_core.lab import ablation, evaluate, faithfulness, latents, train_student, ways
+from swd_core.lab import ablation, evaluate, faithfulness, train_student, ways
 from swd_core.lab.classifier import SceneClassifier
-from swd_core.lab.latents import LatentShards, drawn_prompts, latent_path, prompt_path
+from swd_core.lab.latents import LatentShards, latent_path
 from swd_core.lab.pictures import picture_path
 from swd_core.lab.scene_batches import NoiseFirst, SceneBatches
-from swd_core.lab.train_autoencoder import export as export_autoencoder
 from swd_core.lab.train_student import begin_run, steps_for, train
-from swd_core.lab.train_teacher import Teacher, export
+from swd_core.lab.train_teacher import Teacher
 from swd_core.lab.ways import Way, generate, sample_noise_first
 from swd_core.lora_files import read_lora
 from swd_core.process import FlowMatching
-from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.captions import caption
 from swd_core.scenes.catalogue import scene_of
 from swd_core.scenes.student import VAE_FILE, SceneStudent, load_text_encoder
 from swd_core.scenes.text import SceneTextEncoder, SceneTokenizer, vocabulary
 
-SHARD = 8
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Shards of eight pictures: two of them at 16 and 20 cells, one at 24 and 32."""
-    monkeypatch.setattr(latents, "SHARD", SHARD)
-    generator = torch.Generator().manual_seed(5)
-    for side, shards in {16: 2, 20: 2, 24: 1, 32: 1}.items():
-        for shard in range(shards):
-            rows = torch.randn(SHARD, 16, side, side, generator=generator).half()
-            save_file({"latents": rows}, latent_path(tmp_path, side, shard))
-            save_file({"prompts": drawn_prompts(shard, 0)}, prompt_path(tmp_path, shard))
-    return tmp_path
+    return shards(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Random weights of a teacher and an autoencoder in the shipped formats."""
-    torch.manual_seed(1)
-    teacher = Teacher(len(vocabulary()), depth=2)
-    for parameter in teacher.model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    made = tmp_path / "run"
-    made.mkdir()
-    export(teacher, made)
-    export_autoencoder(Autoencoder((8, 8, 8, 8)), made / VAE_FILE)
-    return made
+    return random_teacher(tmp_path / "run")
 
 
 def batches(folder, sides=(16, 20, 24, 32), **options) -> SceneBatches:
@@ -214,62 +188,6 @@ def test_a_folder_without_a_teacher_gets_the_present_one(tmp_path, run, monkeypa
     begin_run(tmp_path / "new", run)
     _, kept = load_text_encoder(tmp_path / "new" / "scenes_text.safetensors")
     assert torch.equal(kept.words.weight, text.words.weight), "a run keeps its teacher"
-
-
-@pytest.fixture
-def measured(monkeypatch, run):
-    """Small tests on random real pictures by an untrained classifier."""
-    torch.manual_seed(0)
-    monkeypatch.setattr(evaluate, "VARIED", 1)
-    monkeypatch.setattr(evaluate, "EACH", 2)
-    monkeypatch.setattr(evaluate, "ROUNDS", 2)
-    for module in (evaluate, ablation):
-        monkeypatch.setattr(module, "load_classifier", lambda *_: SceneClassifier().eval())
-
-    def painter(assets, side, workers=1):
-        def paint(scenes, seed):
-            generator = torch.Generator().manual_seed(seed)
-            small = torch.randint(0, 256, (len(scenes), 3, side // 8, side // 8),
-                                  generator=generator, dtype=torch.uint8)  # fmt: skip
-            return small.repeat_interleave(8, 2).repeat_interleave(8, 3)
-
-        return paint
-
-    for module in (evaluate, ablation):
-        monkeypatch.setattr(module, "real_painter", painter)
-
-
-def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
-    folder, run, measured, monkeypatch
-):
-    begun, generate = [], Trainer._generate
-
-    def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return generate(*arguments)
-
-    monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
-    options = argparse.Namespace(
-        assets=folder, scenes=folder, run=run, out=folder / "table.json", steps=3, train_seeds=2,
-        variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64, pictures=None, jobs=1,
-        device="cpu", batch=4, workers=1,
-    )  # fmt: skip
-    with pytest.raises(SystemExit, match="then a jump, seed 0: stopped at step [12] of 3"):
-        ablation.run_ablation(options)
-    assert not options.out.exists()
-    rows = ablation.run_ablation(options)
-    assert [(r["variant"], r["seed"], r["steps"]) for r in rows] == [
-        ("jump4", 0, 3), ("mmd", 0, 3), ("mmd", 1, 3),
-    ]  # fmt: skip
-    before = len(begun)
-    assert ablation.run_ablation(options) == rows == json.loads(options.out.read_text())
-    assert len(begun) == before
-    text = ablation.table(rows)
-    assert text.count("\n") == 3 and "MMD alone | 2 |" in text
-    values = [r["everything"][0] for r in rows[1:]]
-    assert f"{sum(values) / 2:.4g} ({min(values):.4g} to {max(values):.4g})" in text
 
 
 def test_the_nearest_training_picture_stands_below(tmp_path, monkeypatch):
