@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import check_writable
 from .common import KEEP, refusing
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _sample(a: argparse.Namespace) -> None:
                 "[data] source is prompts alone, so there are no pictures to make: prepare it as "
                 "it is, or name a folder for pictures."
             )
+        check_writable(Path(settings.data.source))
         world = sharing_world()
         made = sample_teacher(settings, _bar("picture", world), world)
     of = "" if world.size == 1 else f" by process {world.rank + 1} of {world.size}"
@@ -117,6 +119,7 @@ def _prepare(a: argparse.Namespace) -> None:
         world = sharing_world()
         find = find_prompts if prompts_alone(Path(data.source)) else find_samples
         find(Path(data.source))  # a wrong folder is told before the models are loaded
+        check_writable(Path(data.prepared))
         report = prepare(
             Path(data.source), Path(data.prepared), load_encoder(settings, device_of(settings)),
             settings.scale_schedule(), data.size, shard_size=data.shard_size,
@@ -125,12 +128,13 @@ def _prepare(a: argparse.Namespace) -> None:
         )  # fmt: skip
     if report is None:  # the first process has it
         return
+    kind = "prompts" if prompts_alone(Path(data.source)) else "pictures"
     for name, reason in sorted(report.skipped.items())[:8]:
         print(f"skipped {name}: {reason}")
     for cause, count in report.anew.items():
-        print(f"{count} pictures had been encoded before, but {cause} changed since")
+        print(f"{count} {kind} had been encoded before, but {cause} changed since")
     print(
-        f"{report.encoded} pictures encoded, {report.kept} were already, {len(report.skipped)} "
+        f"{report.encoded} {kind} encoded, {report.kept} were already, {len(report.skipped)} "
         f"skipped (skipped.txt); {data.prepared}"
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class Sample:
         return width, height, hashlib.sha256(data).hexdigest()[:24]
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, where: str = "[teacher] prompts") -> list[str]:
     """One prompt a line; empty lines don't count.
+
+    Args:
+        where: the file is named in a config, for an error.
 
     Raises:
         FileNotFoundError: if there is no such file. ValueError: if it holds no prompts, or is no
@@ -56,10 +60,10 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in [teacher] "
-            "prompts."
+            f"There is no prompts file {str(path)!r}. Name one, a prompt a line, in {where}."
         )
-    lines = read_text(path, MOST_PROMPTS).splitlines()
+    # Not splitlines: what else it takes for an end of a line may stand within a prompt.
+    lines = re.split(r"\r\n|\n|\r", read_text(path, MOST_PROMPTS))
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one a line.")
@@ -73,7 +77,8 @@ def prompts_alone(source: Path) -> bool:
 
 def find_prompts(source: Path) -> list[Sample]:
     """The prompts of such a file, in their order. Raises as `read_prompts`."""
-    return [Sample(f"{i:06}", None, line) for i, line in enumerate(read_prompts(source))]
+    prompts = read_prompts(source, "[data] source")
+    return [Sample(f"{i:06}", None, line) for i, line in enumerate(prompts)]
 
 
 def find_samples(source: Path) -> list[Sample]:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from swd_core.commands import main
-from swd_core.distill import session
+from swd_core.distill import session, teachers
 from swd_core.distill.config import parse_settings
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.draws import Draws
+from swd_core.distill.sources import find_prompts
 from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.world import World
 
@@ -198,7 +199,29 @@ def test_there_are_no_pictures_to_make(place, capsys):
     assert "prompts alone, so there are no pictures to make" in capsys.readouterr().err
 
 
-def test_no_prompts_are_refused(place, capsys):
+def test_no_prompts_are_refused_where_the_file_is_named(place, capsys):
     (place / "prompts.txt").write_text("\n\n")
     assert main(["prepare", "--config", "config.toml"]) == 2
     assert "holds no prompts" in capsys.readouterr().err
+    (place / "prompts.txt").unlink()
+    assert main(["prepare", "--config", "config.toml"]) == 2
+    assert "a prompt a line, in [data] source" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_told_before_the_models_are_loaded(place, capsys, monkeypatch):
+    monkeypatch.setattr(teachers, "load_encoder", lambda *_: pytest.fail("loaded"))
+    text = (place / "config.toml").read_text()
+    (place / "file").write_text("")
+    (place / "config.toml").write_text(text.replace(f"{place}/prepared", "file/prepared"))
+    assert main(["prepare", "--config", "config.toml"]) == 2
+    assert "The folder file/prepared can't be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_prompt_is_a_line_as_editors_write_them(tmp_path, encoding, end):
+    """Other signs that split text, which a copied prompt may hold, are a part of it."""
+    prompts = ["a fox\u2028by a lake", "лиса\x85狐 🦊", "x" * 10_000, "a\x0cb\x1cc"]
+    text = end.join(["", *prompts, "   ", ""])
+    (tmp_path / "prompts.txt").write_bytes(text.encode(encoding))
+    assert [s.caption for s in find_prompts(tmp_path / "prompts.txt")] == prompts
