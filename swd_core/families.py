@@ -47,7 +47,9 @@ class Architecture:
     host's layers that get an adapter in training. betas: first, last and number of the noise
     table's, whose square roots are spaced evenly; () for flow matching. guided: whether guidance is
     embedded in it. layers: pattern that finds the name of one of its layers in a LoRA, with _ for
-    every dot; "" if it has no students.
+    every dot; "" if it has no students. text_tokens: that diffusers' pipeline reads of a prompt at
+    most (its `check_inputs`), or by default where it sets no limit; 0 where it has one length only.
+    ComfyUI sets none: it encodes as many tokens as a prompt has.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Architecture:
     diffusers: Diffusers | None = None
     guided: bool = False
     layers: str = ""
+    text_tokens: int = 512
 
     @property
     def patch(self) -> int:
@@ -183,6 +186,7 @@ SDXL = Architecture(
     diffusers=Diffusers(
         "StableDiffusionXLPipeline", "UNet2DConditionModel", "unet", _ATTENTION_AND_MLP
     ),
+    text_tokens=0,
     layers=r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)_",
 )
 # Z-Image; also in this class of the host's: Lumina 2, which reads its text differently.
@@ -211,6 +215,7 @@ QWEN_IMAGE = Architecture(
         guidance=("true_cfg_scale", 1.0),
         negative=" ",
     ),
+    text_tokens=1024,
     layers=r"(^|_)transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod|txt_mod)_",
 )
 FLUX2 = Architecture(

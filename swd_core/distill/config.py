@@ -54,8 +54,8 @@ class ScheduleConfig:
 class DataConfig:
     """source: folder or tar of pictures with captions, or a .txt of prompts alone. prepared: folder
     for what is encoded. size: side of the square finished picture in pixels. most_oblong: longest
-    over shortest side. text_tokens: of the T5 text encoder of SD3.5 and FLUX, or of the language
-    model that reads the prompts."""
+    over shortest side. text_tokens: that the T5 text encoder of SD3.5 and FLUX, or the language
+    model, reads of a prompt at most; the rest is cut. The family's most: `Architecture`."""
 
     source: str = ""
     prepared: str = ""
@@ -219,6 +219,7 @@ def _check(s: Settings) -> None:
         "[train] fake_steps": (s.train.fake_steps, 1),
         "[train] accumulate": (s.train.accumulate, 1), "[train] warmup": (s.train.warmup, 1),
         "[train] batch_tokens": (s.train.batch_tokens, 1), "[data] size": (s.data.size, 16),
+        "[data] text_tokens": (s.data.text_tokens, 1),
         "[data] shard_size": (s.data.shard_size, 1), "[train] lr": (s.train.lr, 0),
         "[output] save_every": (s.output.save_every, 1), "[train] lr_fake": (s.train.lr_fake, 0),
         "[data] encode_batch": (s.data.encode_batch, 1), "[teacher] steps": (s.teacher.steps, 1),
@@ -256,8 +257,12 @@ def _check(s: Settings) -> None:
             "[train] gan_head is 0, so the discriminator would never learn and gan would mean "
             "nothing. Give it the paper's 1e-2, or set gan to 0 as well."
         )
-    if not 1 <= s.data.text_tokens <= 512:
-        raise ValueError(f"[data] text_tokens must be 1 to 512, not {s.data.text_tokens}.")
+    most = s.family.architecture.text_tokens
+    if most and s.data.text_tokens > most:
+        raise ValueError(
+            f"[data] text_tokens must be 1 to {most}, which is what {s.family.title} reads of a "
+            f"prompt, not {s.data.text_tokens}."
+        )
     if not s.family.embedded and not s.model.base:
         raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
     if s.family.embedded and s.model.compile:

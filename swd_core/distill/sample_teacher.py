@@ -73,9 +73,11 @@ def _is_done(folder: Path, number: int, prompt: str) -> bool:
 def _made_with(settings: Settings) -> dict[str, Any]:
     """What a prompt's picture depends on, by the names it has in a config."""
     m, t = settings.model, settings.teacher
+    tokens = settings.data.text_tokens if settings.family.architecture.text_tokens else 0
     return {
         "[model] family": m.family, "[model] base": m.base, "[data] size": settings.data.size,
-        "[teacher] steps": t.steps, "[teacher] guidance": t.guidance, "[teacher] seed": t.seed,
+        "[data] text_tokens": tokens, "[teacher] steps": t.steps,
+        "[teacher] guidance": t.guidance, "[teacher] seed": t.seed,
     }  # fmt: skip
 
 
@@ -149,18 +151,21 @@ def _diffusers_teacher(
     if device.type == "cuda":
         pipe.enable_model_cpu_offload()
     pipe.vae.enable_slicing()  # picture by picture: a VAE takes more memory than what it decodes
-    names = settings.family.architecture.diffusers
+    kind = settings.family.architecture
+    names = kind.diffusers
     argument, none = names.guidance
-    guidance = {argument: t.guidance - 1 + none}
+    options: dict[str, Any] = {argument: t.guidance - 1 + none}
+    if kind.text_tokens:  # as many as training reads; SD3's pipeline has 256 by default
+        options["max_sequence_length"] = settings.data.text_tokens
     for batch in batches:
         if names.negative is not None and t.guidance > 1:
-            guidance["negative_prompt"] = [names.negative] * len(batch)
+            options["negative_prompt"] = [names.negative] * len(batch)
         found = pipe(
             prompt=[jobs[i] for i in batch],
             height=settings.data.size,
             width=settings.data.size,
             num_inference_steps=t.steps,
-            **guidance,
+            **options,
             generator=[torch.Generator().manual_seed(t.seed * 1_000_003 + i) for i in batch],
         )
         yield from zip(batch, found.images, strict=True)

@@ -64,7 +64,7 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"dmd_sigma": [0.3, 0.31]}}, "none of the authors' 28 noise levels"),
         ({"train": {"gan_head": 0}}, "gan_head is 0, so the discriminator would never learn"),
         ({"train": {"clip": -1}}, r"\[train\] clip must be 0 or more"),
-        ({"data": {"text_tokens": 600}}, r"\[data\] text_tokens must be 1 to 512, not 600"),
+        ({"data": {"text_tokens": 0}}, r"\[data\] text_tokens must be 1 or more, not 0"),
         ({"train": {"mmd": 0, "dmd": 0, "gan": 0}}, "nothing to learn"),
         ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of scenes"),
@@ -82,6 +82,15 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
 def test_wrong_configs_are_one_error(change, message):
     with pytest.raises(ValueError, match=message):
         parse_settings({**GOOD, **change})
+
+
+def test_prompts_may_be_as_long_as_the_family_reads_them():
+    """Qwen-Image's pipeline refuses more than 1,024 tokens, those of SD3 and FLUX more than 512."""
+    for family, most in {"qwen-image": 1024, "flux": 512, "sd35-large": 512, "zimage": 512}.items():
+        model = {"family": family, "base": "x"}
+        parse_settings({"model": model, "data": {"text_tokens": most}})
+        with pytest.raises(ValueError, match=f"text_tokens must be 1 to {most}, which is what"):
+            parse_settings({"model": model, "data": {"text_tokens": most + 1}})
 
 
 def test_without_a_discriminator_its_weight_is_nobodys_concern():

@@ -91,6 +91,11 @@ def made(request, tmp_path_factory) -> Made:
     return Made(request.param, place)
 
 
+def reading(made: "Made", tokens: int) -> dict:
+    """How many tokens of a prompt the pipeline reads; SDXL's always 77."""
+    return {} if made.name == "sdxl" else {"max_sequence_length": tokens}
+
+
 def guided(made: "Made", value: float) -> dict:
     """The pipeline's arguments for classifier-free guidance; 1 is none, which some call 0."""
     if made.name == "qwen-image":
@@ -147,12 +152,36 @@ def test_the_teachers_pictures_are_the_pipelines_own(made):
     generator = torch.Generator().manual_seed(5 * 1_000_003 + 1)
     expected = pipe(
         prompt=small.PROMPTS[1], height=64, width=64, num_inference_steps=2, generator=generator,
-        **guided(made, 3.0),
+        **guided(made, 3.0), **reading(made, 512),
     ).images[0]  # fmt: skip
     picture = np.asarray(Image.open(made.place / "pictures" / "000001.png"), np.int16)
     assert abs(picture - np.asarray(expected, np.int16)).max() <= 1
     assert picture.std() > 1, "not one flat colour"
     assert (made.place / "pictures" / "000001.txt").read_text() == small.PROMPTS[1]
+
+
+def test_the_teachers_pictures_read_as_much_of_a_prompt_as_the_training(made):
+    """[data] text_tokens, whatever the pipeline's own default; SDXL's has one length only."""
+    if made.name == "sdxl":
+        pytest.skip("CLIP's 77 tokens")
+    prompt = "a fox and a happy dog " * 20
+    (made.place / "long.txt").write_text(prompt)
+    text = (made.place / "config.toml").read_text()
+    text = text.replace("size = 64", "size = 64\ntext_tokens = 30")
+    text = text.replace('"pictures"', '"long"').replace('"prompts.txt"', '"long.txt"')
+    (made.place / "long.toml").write_text(text)
+    code, written = run(made.place, "sample-teacher", "--config", "long.toml")
+    assert code == 0, written
+    picture = np.asarray(Image.open(made.place / "long" / "000000.png"), np.int16)
+    pipe, worst = made.pipe(), {}
+    for tokens in (30, 60):
+        expected = pipe(
+            prompt=prompt.strip(), height=64, width=64, num_inference_steps=2,
+            generator=torch.Generator().manual_seed(5 * 1_000_003),
+            **guided(made, 3.0), **reading(made, tokens),
+        ).images[0]  # fmt: skip
+        worst[tokens] = abs(picture - np.asarray(expected, np.int16)).max()
+    assert worst[30] <= 1 < worst[60]
 
 
 def test_pictures_made_together_are_those_made_one_by_one(made):
