@@ -17,6 +17,8 @@ from .scalewise import GRID
 from .sources import prompts_alone
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST = 1 << 63  # of any number: more is not one that a machine counts with
+MOST_SIDE = 16384  # pixels of a finished picture
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -162,12 +164,13 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return origin(_typed(args[0], v, where) for v in value)
     if origin is types.UnionType:
         return _typed(args[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     names = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+    allowed = (int, float) if kind is float else kind
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, allowed):
         raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
-    return value
+    if kind in (int, float) and not abs(value) < MOST:
+        raise ValueError(f"{where} is {value}, which can't be meant; give {names[kind]}.")
+    return kind(value)
 
 
 def _section(kind: type, data: Any, name: str) -> Any:
@@ -215,7 +218,8 @@ def _check(s: Settings) -> None:
     one_of("[train] kernel", s.train.kernel, ("linear", "rbf"))
     one_of("[train] levels", s.train.levels, ("grid", "uniform"))
     least = {
-        "[model] rank": (s.model.rank, 1), "[train] steps": (s.train.steps, 1),
+        "[model] rank": (s.model.rank, 1), "[model] block": (s.model.block, -1),
+        "[train] steps": (s.train.steps, 1),
         "[train] fake_steps": (s.train.fake_steps, 1),
         "[train] accumulate": (s.train.accumulate, 1), "[train] warmup": (s.train.warmup, 1),
         "[train] batch_tokens": (s.train.batch_tokens, 1), "[data] size": (s.data.size, 16),
@@ -231,13 +235,17 @@ def _check(s: Settings) -> None:
         "[teacher] pool_renewed": (s.teacher.pool_renewed, 0),
         "[teacher] pool_steps": (s.teacher.pool_steps, 1),
         **{f"[train] {name}": (getattr(s.train, name), 0) for name in LOSSES},
+        "[train] guidance": (s.train.guidance, 0), "[teacher] guidance": (s.teacher.guidance, 0),
+        "[model] embedded_guidance": (s.model.embedded_guidance, 0),
         "[train] gan_head": (s.train.gan_head, 0), "[train] clip": (s.train.clip, 0),
         "[train] ema": (s.train.ema, 0), "[train] decay": (s.train.decay, 0),
         "[train] backward_simulation": (s.train.backward_simulation, 0),
     }  # fmt: skip
     for where, (value, low) in least.items():
-        if not low <= value < float("inf"):
+        if value < low:
             raise ValueError(f"{where} must be {low} or more, not {value}.")
+    if s.data.size > MOST_SIDE:
+        raise ValueError(f"[data] size must be {MOST_SIDE} or less, not {s.data.size}.")
     for where in ("ema", "decay", "backward_simulation"):
         if (value := getattr(s.train, where)) > 1:
             raise ValueError(f"[train] {where} must be 0 to 1, not {value}.")

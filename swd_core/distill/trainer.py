@@ -194,10 +194,15 @@ class Trainer:
             values = {name: next(numbers) for name in losses}
             if not math.isfinite(sum(values.values()) + next(numbers)):
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                then = (
+                    "The last checkpoint is whole: go on from it with a lower rate (distill "
+                    "--resume --changed), or train anew under another name."
+                    if self.step
+                    else "Nothing was trained yet, so no rate is to blame: look at the weights of "
+                    "the losses, the guidance, and what the data holds."
+                )
                 raise FloatingPointError(
-                    f"The loss or its gradient is not finite at step {self.step} ({shown}). The "
-                    "last checkpoint is whole: go on from it with a lower rate (distill --resume "
-                    "--changed), or train anew under another name."
+                    f"The loss or its gradient is not finite at step {self.step} ({shown}). {then}"
                 )
             for name, value in values.items():
                 self._sums.setdefault(name, []).append(value)
