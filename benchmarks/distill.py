@@ -165,7 +165,7 @@ def text(times: Times, encoding: float, memory: dict[str, float], a: argparse.Na
     head = ["", "student steps/s", "times the recipe's", "goal", "times its step's", "goal"]
     body += table(head, rows)
     found = [[LORA, f"{memory[LORA]:.0f}", "", ""]]
-    for name in (DISTILL, FAST):
+    for name in list(memory)[1:]:
         share = memory[name] / memory[LORA]
         goal = spread([share]).against(1.25)
         found.append([name, f"{memory[name]:.0f}", f"{share:.2f}", goal])
@@ -181,6 +181,9 @@ def main() -> None:
         "--processor", action="store_true",
         help="count the processor's seconds, not the clock's: where others share the machine",
     )  # fmt: skip
+    p.add_argument(
+        "--no-compile", action="store_true", help="leave out compile = true, which takes minutes"
+    )
     p.add_argument("--width", type=int, default=Scale.width, help="of the model, a multiple of 64")
     p.add_argument("--layers", type=int, default=Scale.layers, help="of the model")
     a = arguments(p)
@@ -189,8 +192,9 @@ def main() -> None:
     memory = {
         LORA: peak(PlainLora(scale, drawn, a)),
         DISTILL: peak(trainer(scale, drawn, a)),
-        FAST: peak(trainer(scale, drawn, a, compiled=True)),
     }
+    if not a.no_compile:
+        memory[FAST] = peak(trainer(scale, drawn, a, compiled=True))
     log.info("Memory, MiB at most: %s", memory)
     every = pictures(scale)
     data = prepare(every, scale)
@@ -198,8 +202,9 @@ def main() -> None:
         ENCODING: stepper(recipe(scale, every, a)),
         STEP: stepper(recipe(scale, data, a)),
         OURS: stepper(trainer(scale, data, a)),
-        COMPILED: stepper(trainer(scale, data, a, compiled=True)),
     }
+    if not a.no_compile:
+        sides[COMPILED] = stepper(trainer(scale, data, a, compiled=True))
 
     measure = every.clock = time.process_time if a.processor else clock
 
