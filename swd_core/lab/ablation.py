@@ -7,6 +7,7 @@ on.
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -297,6 +298,8 @@ def main() -> None:
     names = [v.name for v in VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     a = parser.parse_args()
+    if a.minutes is not None and not 0 < a.minutes < math.inf:
+        parser.error(f"--minutes {a.minutes:g} is no time to train for")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.info(table(run_ablation(a)))
     if a.sheet:

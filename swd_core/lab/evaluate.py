@@ -250,6 +250,8 @@ def main() -> None:
     )
     compute_options(parser)
     a = parser.parse_args()
+    if not all(0 <= eta <= 1 for eta in a.eta or ()):
+        parser.error("--eta is shares of the predicted noise, from 0 to 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     begin_run(a.run, a.scenes)
     table: dict[str, Any] = read_json(a.out) if a.out and a.out.is_file() else {}

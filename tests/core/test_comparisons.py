@@ -151,6 +151,18 @@ def test_predicted_noise_is_mixed_in_where_the_size_stays(run):
     torch.testing.assert_close(found, x0, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("module", "wrong"),
+    [(evaluate, "--eta nan"), (evaluate, "--eta 0 1.5"), (ablation, "--minutes -1"),
+     (ablation, "--minutes nan"), (ablation, "--minutes 0")],
+)  # fmt: skip
+def test_no_share_and_no_time_is_refused_at_once(module, wrong, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["it", str(tmp_path), *wrong.split()])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "shares of the predicted" in (said := capsys.readouterr().err) or "no time" in said
+
+
 def test_shares_of_predicted_noise_are_measured_side_by_side(folder, run, measured, monkeypatch):
     """Of the students that there are; a table that exists is gone on with."""
     out = folder / "eta.json"
