@@ -1,6 +1,7 @@
 """Contact sheets: many small pictures with their numbers."""
 
 import math
+import unicodedata
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ PAPER, INK, FAINT = "#1e2227", "#f2f2f2", "#a8b0ba"
 LEAST, MOST = 128, 384  # the longer side of a picture on a sheet, in pixels
 WIDE = 2048  # a sheet's width, beyond which its pictures get smaller, though not below LEAST
 GAP, BAND, HEAD = 8, 44, 30
+HEADING = 18  # its letters
 MOST_COLUMNS = WIDE // (LEAST + GAP)
 
 
@@ -136,10 +138,18 @@ def contact_sheet(
         font = _fitting(draw, line, cell[0] - 4, 13, 7)
         draw.text((middle, top + 23), line, FAINT, font, "mt")
         if head and (not k or headings[k] != headings[k - 1]):
-            font = ImageFont.load_default(18)
-            line = _clipped(draw, one_line(headings[k]), paper.width - 2 * GAP, font)
+            font = ImageFont.load_default(HEADING)
+            line = _drawable(one_line(headings[k]), font) or f"prompt {len(set(headings[: k + 1]))}"
+            line = _clipped(draw, line, paper.width - 2 * GAP, font)
             draw.text((GAP, y - head + GAP), line, INK, font)
     return sheet
+
+
+def _drawable(text: str, font: ImageFont.ImageFont) -> str:
+    """`text` without accents and whatever else the font has no picture of; "" of no letters."""
+    nothing, plain = bytes(font.getmask("\uffff")), unicodedata.normalize("NFKD", text)
+    left = "".join(c for c in plain if c.isspace() or bytes(font.getmask(c)) != nothing)
+    return " ".join(left.split()) if any(map(str.isalnum, left)) else ""
 
 
 def _clipped(draw: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.ImageFont) -> str:

@@ -182,3 +182,15 @@ def test_a_sheet_is_made_of_any_picture_and_label(label, size):
     """Captions of prepared pictures come from files; the shown sheet must not stop a training."""
     sheet = contact_sheet([Image.new("RGB", size, "red")] * 3, [label] * 3)
     assert sheet.picture.width <= 2048 and sheet.count == 3
+
+
+def test_a_heading_shows_no_boxes_for_letters_that_the_font_has_not():
+    pictures, labels = [Image.new("RGB", (128, 128))] * 4, [""] * 4
+
+    def sheet(*headings: str) -> bytes:
+        rows = [heading for heading in headings for _ in "ab"]
+        return contact_sheet(pictures, labels, headings=rows).picture.tobytes()
+
+    assert sheet("Лиса в снегу", "a fox 🦊 in snow") == sheet("prompt 1", "a fox in snow")
+    assert sheet("a fox", "ثعلب") == sheet("a fox", "prompt 2")
+    assert sheet("Äpfel", "2") == sheet("Apfel", "2")
