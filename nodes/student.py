@@ -9,7 +9,6 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
-from ..swd_core.lora_files import read_lora
 from ..swd_core.presets import presets
 from ..swd_core.scenes.student import (
     LORA_FOLDER,
@@ -19,6 +18,7 @@ from ..swd_core.scenes.student import (
     VAE_FILE,
     WEIGHTS,
     load_text_encoder,
+    read_student,
     read_weights,
 )
 from ..swd_core.scenes.text import SceneTextEncoder, SceneTokenizer
@@ -183,7 +183,7 @@ class SwDSceneStudent(io.ComfyNode):
     def execute(cls, strength: float) -> io.NodeOutput:
         model = load_model()
         if strength:
-            lora = read_lora(WEIGHTS / LORA_FOLDER)
+            lora = read_student(WEIGHTS / LORA_FOLDER)
             model, report = apply_lora(model, lora, strength, "the scene student")
             report.raise_if_partial()
         return io.NodeOutput(model, load_clip(), load_vae(), presets()[PRESET].schedule)

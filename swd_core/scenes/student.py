@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..files import parse_json
+from ..lora import SwDLora
 from ..lora_files import read_lora
 from ..lora_sd3 import merge_sd3
 from ..process import FlowMatching
@@ -26,6 +27,10 @@ MODEL_FILE, VAE_FILE, TEXT_FILE = (
 LORA_FOLDER = "scenes_swd_lora"
 PRESET = "scenes-4"
 WEIGHTS = Path(__file__).with_name("weights")
+INSTALL = (
+    "Install the pack again, with ComfyUI's manager or by checking it out anew: its weights come "
+    "with it."
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return read_tensors(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"The weights file {path} is missing. Check the pack out again, or give its folder "
-            "with --weights."
-        ) from error
+        raise FileNotFoundError(f"The weights file {path} is missing. {INSTALL}") from error
     except ValueError as error:
-        raise ValueError(
-            f"The weights file {path} is damaged ({error}). Check the pack out again."
-        ) from error
+        raise ValueError(f"The weights file {path} is damaged ({error}). {INSTALL}") from error
+
+
+def read_student(folder: Path) -> SwDLora:
+    """The student's LoRA.
+
+    Raises:
+        FileNotFoundError: if it isn't there. ValueError: if it is damaged.
+    """
+    try:
+        return read_lora(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The weights in {folder} are missing. {INSTALL}") from error
 
 
 def load_text_encoder(path: Path) -> tuple[SceneTokenizer, SceneTextEncoder]:
@@ -113,7 +125,7 @@ class SceneStudent:
         tokenizer, text = load_text_encoder(folder / TEXT_FILE)
         state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
         if lora:
-            state = merge_sd3(state, read_lora(folder / lora))
+            state = merge_sd3(state, read_student(folder / lora))
         vae = Autoencoder.from_state_dict(
             {k: v.float() for k, v in read_weights(folder / VAE_FILE).items()}
         )

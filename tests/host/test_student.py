@@ -1,5 +1,7 @@
 """The embedded student's files in the host's own classes."""
 
+import sys
+
 import pytest
 import torch
 from chain import call
@@ -158,3 +160,20 @@ def test_previews_are_in_the_pictures_colours(loaded):
     shown = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(12, 12, 3) / 255
     wanted = vae.decode(latent)[0].view(12, 8, 12, 8, 3).mean((1, 3))
     assert (shown - wanted).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("gone", ["model", "text", "vae", "lora"])
+def test_missing_weights_are_said_in_words_of_a_graph(pack, tmp_path, monkeypatch, gone):
+    """The node has no options of a command line."""
+    node, core = (
+        sys.modules[f"swd_pack.{m}"] for m in ("nodes.student", "swd_core.scenes.student")
+    )
+    names = {"model": core.MODEL_FILE, "text": core.TEXT_FILE, "vae": core.VAE_FILE,
+             "lora": core.LORA_FOLDER}  # fmt: skip
+    for name in names.values():
+        if name != names[gone]:
+            (tmp_path / name).symlink_to(core.WEIGHTS / name)
+    monkeypatch.setattr(node, "WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="Install the pack again") as error:
+        pack["SwDSceneStudent"].execute(strength=1.0)
+    assert names[gone] in str(error.value) and "--" not in str(error.value)
