@@ -81,11 +81,29 @@ def running_server() -> Any:
     return getattr(module.PromptServer, "instance", None) if module else None
 
 
+def running_node() -> str:
+    """The number of the node that runs, in its graph; "" where none does."""
+    context = get_executing_context()
+    return "" if context is None else context.node_id
+
+
+_said: dict[Any, list[str]] = {}  # by the run of a node; of the last one alone
+
+
 def say(text: str) -> None:
-    """Shows `text` in the node that runs, where a page watches; elsewhere it does nothing."""
+    """Shows `text` in the node that runs, below what that has said in this run.
+
+    Where no page watches it does nothing.
+    """
     context, server = get_executing_context(), running_server()
-    if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+    if context is None or server is None:
+        return
+    if context not in _said:
+        _said.clear()
+    lines = _said.setdefault(context, [])
+    if text not in lines:
+        lines.append(text)
+    server.send_progress_text("\n".join(lines), context.node_id)
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:

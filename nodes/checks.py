@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ..swd_core.growth import AnySchedule
 from . import _host_latent, _host_model
+from ._host import say
 from .conditioning import refuse_unscalable
 from .fitting import check_conditioning
+
+LEAST_SIDE = 8  # the smallest first step of the published schedules at a quarter of their size
 
 
 def check_run(
@@ -49,6 +52,16 @@ def check_run(
         raise ValueError(
             "Dual Model CFG Guider fits its negative to the finished size only, and can't follow "
             "to smaller ones. Set its cfg to 1.0, or use CFGGuider."
+        )
+
+
+def say_if_small(size: Sequence[int]) -> None:
+    """Says so if a first step's size, (..., H, W) in latent cells, holds no picture."""
+    height, width = size[-2:]
+    if min(height, width) < LEAST_SIDE:
+        say(
+            f"The first step has only {width} x {height} latent cells, too few for a picture. "
+            "Choose a larger finished size, or a schedule that begins larger."
         )
 
 

@@ -15,7 +15,7 @@ from ..swd_core.process import Process
 from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
 from . import _host_latent, _host_model
-from .checks import FiniteCheck, check_run
+from .checks import FiniteCheck, check_run, say_if_small
 from .sized import SizedModel
 from .ways import Report, StudentWay, Way
 from .wrapped import check_wrapped, wrapped_model
@@ -127,6 +127,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         if steps < 1:
             return torch.zeros_like(noise) if latent_image is None else latent_image
         stretches = self.stretches(guider.model_patcher, levels, target)
+        say_if_small(stretches[0].size)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         sized = SizedModel(
             call, model, extra_args, target, start, denoise_mask, **self._at_size(target)

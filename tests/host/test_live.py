@@ -243,3 +243,17 @@ def test_the_node_says_what_guidance_costs(server, prompt, cfg):
         assert sample not in listener.texts
     else:
         assert "twice" in listener.texts[sample] and "2.5" in listener.texts[sample]
+
+
+@pytest.mark.parametrize("side", [16, 128])
+def test_a_picture_too_small_for_its_first_step_is_said_beside_what_else_is(server, prompt, side):
+    [sample] = [key for key, node in prompt.items() if node["class_type"] == "SwDSample"]
+    prompt[sample]["inputs"].update(cfg=1.5, negative=prompt[sample]["inputs"]["positive"])
+    find(prompt, "EmptySD3LatentImage").update(width=side, height=2 * side, batch_size=1)
+    new_seed(prompt, 1710 + side)
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    said = listener.texts[sample]
+    assert "twice" in said and ("2 x 2 latent cells" in said) == (side == 16)
