@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..swd_core.contact import LEAST, MOST, Sheet, contact_sheet
+from ..swd_core.contact import HEADING, LEAST, MOST, Sheet, contact_sheet
 from ..swd_core.drafts import Drafts
 from ..swd_core.pictures import picture_of, pixels_of
 from ._host import io, ui
@@ -116,7 +116,8 @@ def show(
     sheet, frames, videos = play(drafts, images.detach().unflatten(0, (len(drafts.images), -1)))
     moving = len(frames) > 1
     seconds = LATENT_FRAME * drafts.latent.shape[2] if moving else 0
-    LATELY.add(drafts)
+    LATELY.add(drafts.sheet, drafts)
+    several = len({draft.prompt for draft in drafts.images}) > 1
     cells = {
         "columns": sheet.columns,
         "rows": sheet.rows,
@@ -124,8 +125,11 @@ def show(
         "sheet": drafts.sheet,
         "seed": drafts.images[0].seed,
         "places": sheet.places,
+        "headings": [d.prompt for d in drafts.images] if sheet.head else [],
+        "head": sheet.head / sheet.picture.height,
+        "letters": HEADING / sheet.picture.width,
         "labels": [
-            " · ".join(filter(None, (draft.prompt, label)))
+            f"{draft.prompt} · {label}" if several else label
             for draft, label in zip(drafts.images, drafts.labels(), strict=True)
         ],
         "share": share,

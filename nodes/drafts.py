@@ -16,7 +16,7 @@ from .drafting import Sampling
 from .fitting import check_vae
 from .inputs import checked
 from .lately import LATELY
-from .prompts import by_prompt, matching
+from .prompts import by_prompt, matching, text_in_graph
 from .sampler import METHOD_TIP, MODEL_TIP, NEGATIVE_TIP, SCHEDULE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
@@ -95,6 +95,7 @@ class SwDDrafts(io.ComfyNode):
             ],
             is_output_node=True,
             is_input_list=True,
+            hidden=[io.Hidden.prompt],
             **supported(
                 io.Schema, search_aliases=["preview", "contact sheet", "pick", "scale-wise", "SwD"]
             ),
@@ -117,7 +118,7 @@ class SwDDrafts(io.ComfyNode):
         vae: Any = None,
         negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
-        texts = by_prompt(positive, negative)
+        texts = by_prompt(positive, negative, text_in_graph(cls))
         total = count * len(texts)
         check_count(total, "count" if len(texts) == 1 else f"count times {len(texts)} prompts")
         drafts = drafting.begin(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..swd_core.drafts import Draft
-from ._host import CATEGORY, io, supported
+from ._host import CATEGORY, io, running_node, supported
 from .inputs import checked
 
 NAME = "swd_prompt"  # in a conditioning's options: the text it was made of
@@ -66,8 +66,22 @@ def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
     ]
 
 
-def by_prompt(positive: Sequence[Any], negative: Sequence[Any]) -> Texts:
-    """Conditionings by their text from SwD Prompts; others by their place, one alone as "".
+def text_in_graph(node: type[io.ComfyNode]) -> str:
+    """What ComfyUI's CLIP Text Encode encodes for a running node's positive; "" where that isn't
+    known: so a draft put aside has its prompt with it."""
+    graph, at = getattr(node.hidden, "prompt", None) or {}, running_node()
+    link = graph.get(at, {}).get("inputs", {}).get("positive")
+    for _ in graph:
+        source = graph.get(link[0], {}) if isinstance(link, list) else {}
+        inputs = source.get("inputs", {})
+        if source.get("class_type") == "CLIPTextEncode":
+            return inputs["text"] if isinstance(inputs.get("text"), str) else ""
+        link = inputs.get("conditioning")
+    return ""
+
+
+def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "") -> Texts:
+    """Conditionings by their text from SwD Prompts; others by their place, one alone as `alone`.
 
     Raises:
         ValueError: unless there is one negative for all or for each.
@@ -80,7 +94,7 @@ def by_prompt(positive: Sequence[Any], negative: Sequence[Any]) -> Texts:
     negatives = [*negative] * (len(positive) if len(negative) == 1 else 1)
     found: dict[str, tuple[Any, Any]] = {}
     for k, pair in enumerate(zip(positive, negatives, strict=True), 1):
-        name = str(pair[0][0][1].get(NAME, "")) or (f"prompt {k}" if len(positive) > 1 else "")
+        name = str(pair[0][0][1].get(NAME, "")) or (f"prompt {k}" if len(positive) > 1 else alone)
         found[f"{name} ({k})" if name in found else name] = pair
     return found
 

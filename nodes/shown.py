@@ -8,16 +8,16 @@ MOST_BYTES = 256 << 20
 
 
 class Shown:
-    """Drafts by the names of their sheets; the oldest go beyond MOST_BYTES, the last one stays."""
+    """Drafts by names; the oldest go beyond MOST_BYTES, the last one stays."""
 
     def __init__(self) -> None:
         self.sheets: OrderedDict[str, Drafts] = OrderedDict()
 
-    def add(self, drafts: Drafts) -> None:
-        self.sheets[drafts.sheet] = drafts
-        self.sheets.move_to_end(drafts.sheet)
+    def add(self, name: str, drafts: Drafts) -> None:
+        self.sheets[name] = drafts
+        self.sheets.move_to_end(name)
         while len(self.sheets) > 1 and sum(d.bytes for d in self.sheets.values()) > MOST_BYTES:
             self.sheets.popitem(last=False)
 
 
-LATELY = Shown()
+LATELY = Shown()  # by the names of their sheets

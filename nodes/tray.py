@@ -1,77 +1,61 @@
 """SwDTray: drafts put aside one by one, over runs and restarts, each in a file of its own."""
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import folder_paths
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
-from ..swd_core.drafts import MAX_DRAFTS, Drafts, join, parse_picks
-from . import draft_sheet, drafting
+from ..swd_core.drafts import MAX_DRAFTS, join
+from . import draft_sheet, drafting, tray_files
 from ._host import CATEGORY, io, running_server, say, supported
 from .draft_files import SHEET_BATCH
 from .fitting import check_decodes
 from .inputs import checked
 from .prompts import encoded
 from .shown import LATELY
+from .tray_files import Kept
 
-FOLDER = "drafts/tray"
 ROUTE = "/swd/tray"  # web/js/swd_tray.js asks there
 NO_TEXT = (
     "The prompts of these drafts aren't known to SwD Draft Tray: connect its clip, or, where they "
-    "weren't made with SwD Prompts, their own conditioning to the finishing node."
+    "were made with neither SwD Prompts nor CLIP Text Encode, their own conditioning to the "
+    "finishing node."
 )
 
 
-def folder() -> Path:
-    return Path(folder_paths.get_output_directory(), FOLDER)
-
-
-def names() -> list[str]:
-    """Of what lies on the tray, in the order in which it came."""
-    files = [path for path in folder().glob(f"*{SUFFIX}") if path.is_file()]
-    files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return [path.name.removesuffix(SUFFIX) for path in files]
-
-
-def keep(drafts: Drafts, picks: str) -> list[str]:
-    """Puts picked drafts on the tray and gives their names; what is there already stays.
+def decoded_by(vae: Any, kinds: Sequence[list[Kept]]) -> list[list[Kept]]:
+    """Those whose drafts a VAE can decode.
 
     Raises:
-        ValueError: as `parse_picks`. OSError: if a file can't be written.
+        ValueError: if there are some and it can decode none.
     """
-    folder().mkdir(parents=True, exist_ok=True)
-    kept = [(f"{drafts.sheet}_{place + 1:03}", place) for place in parse_picks(picks, drafts)]
-    for name, place in kept:
-        path = folder() / f"{name}{SUFFIX}"
-        if not path.exists():
-            save_drafts(drafts.choose([place]), path)
-    return [name for name, _ in kept]
+    fitting, reason = [], None
+    for kind in kinds:
+        samples = kind[0][1].samples
+        try:
+            check_decodes(vae, samples.shape[1], samples.ndim - 2)
+            fitting.append(kind)
+        except ValueError as error:
+            reason = error
+    if reason and not fitting:
+        raise reason
+    return fitting
 
 
-def remove(gone: Sequence[str]) -> None:
-    """Takes drafts off the tray; of other names nothing is removed."""
-    for name in set(gone).intersection(names()):
-        (folder() / f"{name}{SUFFIX}").unlink(missing_ok=True)
-
-
-def on_tray() -> tuple[list[str], Drafts | None, int]:
-    """The drafts that go with the newest one, by prompt, with the names of their files; and how
-    many don't.
-
-    Raises:
-        ValueError: if one of the files is damaged.
-    """
-    found = [(name, load_drafts(folder() / f"{name}{SUFFIX}")) for name in names()]
-    together = [(name, d) for name, d in found if d.goes_with(found[-1][1])][-MAX_DRAFTS:]
-    order = list(dict.fromkeys(d.images[0].prompt for _, d in together))
-    together.sort(key=lambda pair: order.index(pair[1].images[0].prompt))
-    drafts = join([d for _, d in together]) if together else None
-    there = [name for name, d in together for _ in d.images]
-    return there, drafts, sum(len(d.images) for _, d in found) - len(there)
+def waiting(kinds: Sequence[list[Kept]], chosen: int, fitting: int, broken: Sequence[str]) -> str:
+    """What the node says of the drafts that its sheet doesn't show."""
+    others = sum(map(len, kinds)) - chosen
+    older = max(0, chosen - MAX_DRAFTS)
+    return "".join(
+        [
+            f"; {others} more are of another model, size or schedule" if others else "",
+            f": kind has 1 to {fitting}" if fitting > 1 else "",
+            f"; {older} older ones come when some of these are removed" if older else "",
+            *(f". {reason}" for reason in broken[:3]),
+            f". {len(broken) - 3} more files can't be read" if len(broken) > 3 else "",
+        ]
+    )
 
 
 class SwDTray(io.ComfyNode):
@@ -89,7 +73,16 @@ class SwDTray(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Encodes the prompts of drafts that were made with SwD Prompts.",
+                    tooltip="Encodes the prompts of the drafts.",
+                ),
+                io.Int.Input(
+                    "kind",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="Where drafts of several models, sizes or schedules lie there: 1 shows "
+                    "those that go with the newest one, 2 the next ones, ...",
                 ),
             ],
             outputs=[
@@ -110,25 +103,51 @@ class SwDTray(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> str:
-        return " ".join(names())
+        return " ".join(tray_files.names())
 
     @classmethod
     @checked()
-    def execute(cls, vae: Any, clip: Any = None) -> io.NodeOutput:
-        kept, drafts, others = on_tray()
-        if drafts is None:
-            say("The tray is empty: K on a sheet of drafts puts one here.")
+    def execute(cls, vae: Any, clip: Any = None, kind: int = 1) -> io.NodeOutput:
+        found, broken = tray_files.read()
+        kinds = tray_files.by_kind(found)
+        fitting = decoded_by(vae, kinds)
+        if not fitting:
+            say(f"The tray is empty: K on a sheet puts a draft here{waiting([], 0, 0, broken)}")
             nothing = ExecutionBlocker(None)
             return io.NodeOutput(nothing, nothing, [nothing], ui={"swd_sheet": []})
-        waiting = f"; {others} more are of another model, size or schedule" if others else ""
-        say(f"{len(kept)} put aside{waiting}")
-        check_decodes(vae, drafts.samples.shape[1], drafts.samples.ndim - 2)
+        kind = min(kind, len(fitting))
+        shown = tray_files.by_prompt(fitting[kind - 1][-MAX_DRAFTS:])
+        drafts = join([draft for _, draft in shown])
+        chosen = len(fitting[kind - 1])
+        say(f"{len(shown)} put aside{waiting(kinds, chosen, len(fitting), broken)}")
         images = draft_sheet.decode(drafts, vae, None, SHEET_BATCH)
-        _, shown = draft_sheet.show(drafts, images, cls)
-        shown["swd_sheet"][0]["kept"] = kept
+        _, page = draft_sheet.show(drafts, images, cls)
+        page["swd_sheet"][0] |= {
+            "kept": [name for name, _ in shown],
+            "kind": kind,
+            "kinds": len(fitting),
+        }
         texts = list(dict.fromkeys(filter(None, (d.prompt for d in drafts.images))))
         told = encoded(clip, texts) if clip is not None and texts else [ExecutionBlocker(NO_TEXT)]
-        return io.NodeOutput(drafting.to_latent(drafts), images, told, ui=shown)
+        return io.NodeOutput(drafting.to_latent(drafts), images, told, ui=page)
+
+
+def keep(asked: dict[str, Any]) -> list[str]:
+    """Raises FileNotFoundError if the sheet isn't known any more."""
+    drafts = LATELY.sheets.get(str(asked["sheet"]))
+    if drafts is None:
+        raise FileNotFoundError("This sheet is too long ago. Run it again.")
+    return tray_files.keep(drafts, str(asked["pick"]))
+
+
+def remove(asked: dict[str, Any]) -> list[str]:
+    tray_files.remove(list(map(str, asked["names"])))
+    return tray_files.names()
+
+
+def put_back(asked: dict[str, Any]) -> list[str]:
+    tray_files.put_back(list(map(str, asked["names"])))
+    return tray_files.names()
 
 
 def serve() -> None:
@@ -138,27 +157,25 @@ def serve() -> None:
         return
     from aiohttp import web
 
-    routes = server.routes
-
-    @routes.get(ROUTE)
+    @server.routes.get(ROUTE)
     async def listed(_: Any) -> web.Response:
-        return web.json_response(await asyncio.to_thread(names))
+        return web.json_response(await asyncio.to_thread(tray_files.names))
 
-    @routes.post(ROUTE)
-    async def put(request: Any) -> web.Response:
-        asked = await request.json()
-        drafts = LATELY.sheets.get(str(asked["sheet"]))
-        if drafts is None:
-            return web.Response(status=404, text="This sheet is too long ago. Run it again.")
-        try:
-            return web.json_response(await asyncio.to_thread(keep, drafts, str(asked["pick"])))
-        except (ValueError, OSError) as error:
-            return web.Response(status=400, text=str(error))
+    def answer(path: str, work: Callable[[dict[str, Any]], list[str]]) -> None:
+        @server.routes.post(ROUTE + path)
+        async def reply(request: Any) -> web.Response:
+            try:
+                asked = await request.json()
+                return web.json_response(await asyncio.to_thread(work, asked))
+            except (KeyError, TypeError):
+                return web.Response(status=400, text="Give sheet and pick, or names.")
+            except FileNotFoundError as error:
+                return web.Response(status=404, text=str(error))
+            except (ValueError, OSError) as error:
+                return web.Response(status=400, text=str(error))
 
-    @routes.post(f"{ROUTE}/remove")
-    async def taken(request: Any) -> web.Response:
-        await asyncio.to_thread(remove, list(map(str, (await request.json())["names"])))
-        return web.json_response(await asyncio.to_thread(names))
+    for path, work in (("", keep), ("/remove", remove), ("/back", put_back)):
+        answer(path, work)
 
 
 NODES = [SwDTray]

@@ -16,6 +16,10 @@ SET_SEED = """([seed, control]) => {
   w.value = seed;
   w.callback?.(seed);
 }"""
+SET = """([type, values]) => {
+  const { widgets } = app.graph.nodes.find((n) => n.type === type);
+  for (const widget of widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
 
 
 def numbers(page) -> str:

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, PICK, SEED, cached, marked, node_id, numbers
+from sheets import BUTTONS, PICK, SEED, SET, cached, marked, node_id, numbers
 
 GO = ".swd-bar button:first-child"
 STATUS = '.swd-bar [role="status"]'
@@ -46,10 +46,6 @@ WATCH = """() => {
   }).observe({ type: "long-animation-frame" });
 }"""
 SCALE = "() => app.canvas.ds.scale"
-SET = """([type, values]) => {
-  const { widgets } = app.graph.nodes.find((n) => n.type === type);
-  for (const widget of widgets) if (widget.name in values) widget.value = values[widget.name];
-}"""
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,7 +1,7 @@
 """Drafts put aside with a key, seen on the tray at once, and taken off it again."""
 
 import pytest
-from sheets import BUTTONS, marked, node_id
+from sheets import BUTTONS, SET, marked, node_id
 
 SHEETS = """(type) => {
   const node = app.graph.nodes.find((n) => n.type === type);
@@ -23,6 +23,8 @@ TRAY = """() => {
 }"""
 STORED = """() => Object.values({ ...localStorage, ...sessionStorage })
   .some((text) => text.includes("SwDTray"))"""
+MARKED = """app.graph.nodes.find((n) => n.type === "SwDTray").swdSheet.root
+  .querySelectorAll('[aria-pressed="true"][title^="Draft"]').length"""
 STARS = "() => [...document.querySelectorAll('.swd-kept')].map((b) => b.title)"
 
 
@@ -44,7 +46,7 @@ def on_tray(page):
     return page.locator(".swd-sheet", has_text="Remove").locator(".swd-grid button")
 
 
-def test_kept_seen_reloaded_and_removed(tray, host, look):
+def test_kept_seen_reloaded_and_removed(tray, host, run, look):
     page = tray
     page.get_by_title("Draft 3", exact=True).focus()
     page.keyboard.press("k")
@@ -68,11 +70,22 @@ def test_kept_seen_reloaded_and_removed(tray, host, look):
     on_tray(page).nth(0).click()
     page.get_by_role("button", name="Clear the rest").click()
     assert len(shown(page, 1)) == 1 and len(host.get("/swd/tray")) == 1
+    page.wait_for_function(f"() => ({MARKED}) === 1")  # what was marked stays so
     look("cleared")
     on_tray(page).nth(0).focus()
     page.keyboard.press("Delete")
-    page.wait_for_function(
-        "() => document.querySelectorAll('.swd-sheet:not([hidden])').length === 1"
-    )
+    page.wait_for_function(f"() => ({SHEETS})('SwDTray').length === 0")
     assert host.get("/swd/tray") == [] and node_id(page, "SwDTray")
+    # A key pressed by mistake loses nothing.
+    page.get_by_role("button", name="Put back").click()
+    assert len(shown(page, 1)) == 1 and len(host.get("/swd/tray")) == 1
+    # What waits, as it can't lie on the same sheet, is a click away.
+    page.evaluate(SET, ["SwDDrafts", {"stop_after": 1}])
+    run()
+    page.get_by_title("Draft 4", exact=True).first.focus()
+    page.keyboard.press("k")
+    page.get_by_role("button", name="Others").click()
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.swdCells?.kind === 2)")
+    assert len(shown(page, 1)) == 1
+    look("others")
     assert not [f for f in page.faults if "swd" in f.lower()]

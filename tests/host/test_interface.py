@@ -109,6 +109,7 @@ INPUTS = {
     "SwDTray": """
         vae: VAE
         clip?: CLIP
+        kind?: INT = 1
     """,
     "SwDPrompts": """
         clip: CLIP

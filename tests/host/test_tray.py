@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import find
-from test_drafts_server import key_of, saved
+from test_drafts_server import graph_of, key_of, saved
 from test_live import Listener
 from test_prompts import prompts_graph
 
@@ -112,6 +112,103 @@ def test_drafts_of_another_kind_wait(server):
 
 
 @pytest.mark.usefixtures("empty_tray")
+def test_those_of_another_kind_are_reached_without_removing_any(server):
+    prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
+    for stop_after, pick in ((1, "1-2"), (2, "3"), (1, "3")):
+        find(prompt, "SwDDrafts").update(seed=6310, stop_after=stop_after)
+        put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], pick)
+    tray = find(shown, "SwDTray")
+    for kind, count in ((1, 3), (2, 1), (9, 1)):
+        tray["kind"] = kind
+        cells = sheet_of(server.run(shown), shown, "SwDTray")
+        assert (cells["count"], cells["kinds"]) == (count, 2)
+    tray["kind"] = 2
+    find(shown, "SwDFinishDrafts")["pick"] = "1"
+    assert len(saved(server, shown)) == 1 and len(server.get(TRAY)) == 4
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_a_damaged_file_hides_no_other_draft(server):
+    prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
+    find(prompt, "SwDDrafts")["seed"] = 6320
+    put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
+    folder = server.base / "output" / "drafts" / "tray"
+    (folder / "mine.drafts.safetensors").write_bytes(b"no drafts")
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    said = listener.texts[key_of(shown, "SwDTray")]
+    assert said.startswith("2 put aside") and "mine.drafts.safetensors" in said
+    server.post(f"{TRAY}/remove", {"names": server.get(TRAY)})
+    assert files(server.base) == [], "it can be removed"
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_removing_one_of_a_file_of_several_leaves_the_others_and_it_can_be_put_back(server):
+    prompt = prompts_graph(server, "a fox in the snow")
+    find(prompt, "SwDDrafts")["seed"] = 6330
+    prompt["97"] = {
+        "class_type": "SwDSaveDrafts",
+        "inputs": {"drafts": [key_of(prompt, "SwDDrafts"), 0], "filename_prefix": "drafts/tray/x"},
+    }
+    find(prompt, "SwDFinishDrafts")["pick"] = "1,3"
+    first, third = saved(server, prompt)
+    shown = tray_graph(server)
+    cells = sheet_of(server.run(shown), shown, "SwDTray")
+    assert cells["count"] == len(set(cells["kept"])) == 3
+    # One after the other, as by a key: the page has the names of the sheet that it shows.
+    for gone in cells["kept"][:2]:
+        server.post(f"{TRAY}/remove", {"names": [gone]})
+    find(shown, "SwDFinishDrafts")["pick"] = "all"
+    [left] = saved(server, shown)
+    assert np.abs(left - third).max() <= 1
+    server.post(f"{TRAY}/back", {"names": [cells["kept"][0]]})
+    left, back = saved(server, shown)
+    assert np.abs(left - third).max() <= 1 and np.abs(back - first).max() <= 1
+    server.post(f"{TRAY}/back", {"names": ["../x", "x#1#2", "x#a"]})
+    assert len(files(server.base)) == 2, "of other names nothing"
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_more_than_a_sheet_holds_is_said(server):
+    prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
+    find(prompt, "SwDDrafts")["seed"] = 6340
+    put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1")
+    folder = server.base / "output" / "drafts" / "tray"
+    [file] = folder.glob("*")
+    for k in range(299):
+        (folder / f"copy_{k:03}.drafts.safetensors").write_bytes(file.read_bytes())
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
+    listener.wait()
+    said = listener.texts[key_of(shown, "SwDTray")]
+    assert said.startswith("256 put aside") and "44 older ones" in said and "another" not in said
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_where_the_tray_can_t_be_written_the_page_is_told_what_to_do(server):
+    prompt = prompts_graph(server, "a fox in the snow")
+    find(prompt, "SwDDrafts")["seed"] = 6350
+    cells = sheet_of(server.run(prompt), prompt, "SwDDrafts")
+    folder = server.base / "output" / "drafts" / "tray"
+    if folder.exists():
+        folder.rmdir()
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("in the way")
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="400") as error:
+            put(server, cells["sheet"], "1")
+        assert b"let ComfyUI write to it" in error.value.read()
+    finally:
+        folder.unlink()
+    for path, data in (("", {}), ("", []), ("/remove", {}), ("/back", {"names": 3})):
+        request = urllib.request.Request(server.url + TRAY + path, json.dumps(data).encode())
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=30)
+
+
+@pytest.mark.usefixtures("empty_tray")
 def test_the_node_says_what_lies_on_the_tray(server):
     """Each time: what it said before would stay in the page."""
     prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
@@ -160,6 +257,27 @@ def test_what_can_t_be_kept_is_said(server):
         put(server, cells["sheet"], "4")
     assert b"drafts 1 to 3" in wrong.value.read()
     assert files(server.base) == []
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_drafts_of_the_hosts_own_text_node_have_their_prompts_with_them(server):
+    """As in the graph that comes with the pack, whose text changes from sheet to sheet."""
+    prompt, expected = graph_of(server), []
+    find(prompt, "SwDDrafts").update(count=3, seed=6610)
+    for text, pick in (("a fox in the snow", "2"), ("a happy dog", "1")):
+        find(prompt, "CLIPTextEncode")["text"] = text
+        find(prompt, "SwDFinishDrafts")["pick"] = ""
+        put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], pick)
+        find(prompt, "SwDFinishDrafts")["pick"] = pick
+        expected += saved(server, prompt)
+    shown = tray_graph(server)
+    find(shown, "SwDFinishDrafts")["pick"] = "all"
+    for picture, known in zip(saved(server, shown), expected, strict=True):
+        assert np.abs(picture - known).max() <= 1
+    cells = sheet_of(server.run(shown), shown, "SwDTray")
+    assert [label.partition(" · ")[0] for label in cells["labels"]] == [
+        "a fox in the snow", "a happy dog"
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("empty_tray")

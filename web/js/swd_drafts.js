@@ -3,8 +3,9 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, drafterOf, finishers, pathOf, pickOf, resultsOf, runs, widgetOf } from "./swd_graph.js";
+import { runNow, setBack } from "./swd_made.js";
 import { makeSheet } from "./swd_sheet.js";
-import { keptOf, put, take } from "./swd_tray.js";
+import { keptOf, put, putBack, take } from "./swd_tray.js";
 
 const TRAY = "SwDTray";
 const SHEET = "swd_sheet"; // the widget's name: graphs that are apps know it by that
@@ -100,7 +101,9 @@ async function finish(node, cells, one) {
   let sent = false;
   const widget = pickOf(behind[0]);
   widget.afterQueued = () => (sent = true);
+  let putBackWidgets;
   try {
+    putBackWidgets = await setBack(node, node.swdRun);
     await app.queuePrompt(0, 1, results.map(pathOf));
     if (sent) {
       if (one) behind.forEach((finisher, i) => (pickOf(finisher).value = kept[i]));
@@ -111,6 +114,7 @@ async function finish(node, cells, one) {
     }
     refresh();
   } finally {
+    putBackWidgets?.();
     queueing = false;
     delete widget.afterQueued;
   }
@@ -137,12 +141,30 @@ const keep = (node, numbers) =>
 
 const remove = (node, numbers) =>
   changeTray(node, async () => {
-    await take(numbers.map((number) => node.swdCells.kept[number - 1]));
+    node.swdGone = numbers.map((number) => node.swdCells.kept[number - 1]);
+    await take(node.swdGone);
+    node.swdSheet.offer({ back: node.swdGone.length });
+    return "";
+  });
+
+const undo = (node) =>
+  changeTray(node, async () => {
+    await putBack(node.swdGone);
+    node.swdSheet.offer({ back: 0 });
+    return "";
+  });
+
+// Drafts of another model, size or schedule lie on a sheet of their own.
+const nextKind = (node) =>
+  changeTray(node, async () => {
+    const { kind, kinds } = node.swdCells;
+    widgetOf(node, "kind").value = (kind % kinds) + 1;
     return "";
   });
 
 function refresh() {
-  for (const [node, update] of sheets) node.graph ? update() : sheets.delete(node);
+  const here = new Set(allNodes());
+  for (const [node, update] of sheets) here.has(node) ? update() : sheets.delete(node);
 }
 
 function addSheet(node) {
@@ -156,7 +178,9 @@ function addSheet(node) {
     enter: refresh, // a finishing node may have come or gone
     pass: (event) => app.canvas.processMouseWheel(event),
     keep: (numbers) => keep(node, numbers),
-    remove: node.type === TRAY ? (numbers) => remove(node, numbers) : undefined,
+    tray: node.type !== TRAY ? undefined : {
+      remove: (numbers) => remove(node, numbers), undo: () => undo(node), next: () => nextKind(node),
+    },
     resized(to) {
       ratio = to;
       const least = node.computeSize();
@@ -164,7 +188,7 @@ function addSheet(node) {
       node.graph?.setDirtyCanvas(true, true);
     },
   });
-  const getMinHeight = () => (sheet.root.hidden ? 0 : (node.size[0] - 20) * ratio + sheet.bar);
+  const getMinHeight = () => (sheet.root.hidden ? 0 : (node.size[0] - 20) * ratio + sheet.bar());
   const widget = node.addDOMWidget(SHEET, SHEET, sheet.root, {
     serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
   });
@@ -177,17 +201,32 @@ function addSheet(node) {
   return sheet;
 }
 
+// What is marked on the tray stays so when others come and go.
+function carry(node, before, now) {
+  for (const finisher of before?.kept ? finishers(node) : []) {
+    const names = [...picked(pickOf(finisher).value, before)].map((number) => before.kept[number - 1]);
+    const numbers = names.map((name) => now.kept.indexOf(name) + 1).filter(Boolean);
+    if (names.length) write(finisher, new Set(numbers), now);
+  }
+}
+
 const addressOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 
-function show(node, output) {
+function show(node, output, run = runNow()) {
   const [cells] = output?.swd_sheet ?? [];
   const [file] = output?.images ?? [];
-  if (!cells && node.type === TRAY && node.swdSheet) node.swdSheet.root.hidden = true; // an empty tray
+  if (!cells && node.type === TRAY) {
+    node.swdSheet?.empty();
+    sheets.delete(node);
+  }
   if (!cells || !file) return;
   node.swdSheet ??= addSheet(node);
   living.delete(node);
+  if (cells.kept) carry(node, node.swdCells, cells);
+  node.swdRun = run;
   node.swdCells = { ...cells, drafts: cells.drafts?.map(addressOf) };
   node.swdSheet.show(addressOf(file), node.swdCells);
+  node.swdSheet.offer({ kinds: cells.kinds });
   if (node.type !== TRAY) keptOf(cells.sheet).then(node.swdSheet.star, () => {});
   sheets.set(node, () => {
     const [first] = finishers(node);
@@ -220,8 +259,10 @@ async function restore() {
   if (!reply.ok) return;
   const runs = Object.values(await reply.json()).sort((a, b) => b.prompt[0] - a.prompt[0]);
   const ours = runs.filter((r) => r.prompt[3]?.extra_pnginfo?.workflow?.id === graph.id);
-  for (const node of nodes) {
-    show(node, ours.map((r) => r.outputs?.[pathOf(node)]).find((o) => o?.swd_sheet));
+  const here = new Set(allNodes()); // another graph may have been opened meanwhile
+  for (const node of nodes.filter((n) => here.has(n))) {
+    const run = ours.find((r) => r.outputs?.[pathOf(node)]?.swd_sheet);
+    show(node, run?.outputs[pathOf(node)], run?.prompt[1]);
   }
 }
 

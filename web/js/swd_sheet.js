@@ -8,6 +8,11 @@ const STYLE = `
 .swd-grid, .swd-closer { position: absolute; inset: 0; display: grid; }
 .swd-sheet button { all: unset; box-sizing: border-box; cursor: pointer; border-radius: 6px; }
 .swd-sheet button:focus-visible { outline: 3px solid #ffb35a; outline-offset: -3px; }
+.swd-page { container-type: inline-size; }
+.swd-heading {
+  position: absolute; inset-inline: 0; padding: 0 8px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
+  color: #f2f2f2; background: #1e2227; pointer-events: none;
+}
 .swd-grid button:hover { box-shadow: inset 0 0 0 2px #8cf8; }
 .swd-grid button[aria-pressed="true"] { box-shadow: inset 0 0 0 4px #5ab0ff; background: #5ab0ff22; }
 .swd-grid .swd-kept { position: relative; }
@@ -15,7 +20,7 @@ const STYLE = `
   content: "★"; position: absolute; top: 4px; right: 8px; color: #ffd35a; font-size: 20px; text-shadow: 0 0 3px #000;
 }
 .swd-closer { grid-auto-flow: column; grid-auto-columns: 1fr; gap: 4px; background: #1e2227; }
-.swd-sheet[hidden], .swd-grid[hidden], .swd-closer[hidden], .swd-sheet button[hidden] { display: none; }
+.swd-sheet[hidden], .swd-page[hidden], .swd-grid[hidden], .swd-closer[hidden], .swd-sheet button[hidden] { display: none; }
 .swd-pane { display: flex; flex-direction: column; min-width: 0; cursor: zoom-in; border: 3px solid #0000; }
 .swd-pane.swd-marked { border-color: #5ab0ff; }
 .swd-pane > div { flex: 1; min-height: 0; background-repeat: no-repeat; }
@@ -39,8 +44,9 @@ function make(kind, parent, props = {}) {
 
 // Args: toggle(number), all(), none(), finish(), only(number), numbers from 1; enter(); resized(height over width);
 // pass(event), of the wheel where it is the canvas's. keep(numbers) puts drafts on the tray; a sheet of the tray has
-// remove(numbers) in its place.
-export function makeSheet({ toggle, all, none, finish, only, enter, resized, pass, keep, remove }) {
+// { remove(numbers), undo(), next() } in its place.
+export function makeSheet({ toggle, all, none, finish, only, enter, resized, pass, keep, tray }) {
+  const { remove, undo, next } = tray ?? {};
   const hint = HINT + (remove ? REMOVES : KEEPS);
   const root = document.createElement("div");
   root.className = "swd-sheet";
@@ -58,6 +64,9 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   keeper.title = remove ? "What is marked; Delete: the one in focus" : "What is marked; K: the one in focus";
   const clearer = make("button", bar, { type: "button", textContent: "Clear the rest", hidden: true });
   clearer.title = "Removes what is not marked";
+  const backer = make("button", bar, { type: "button", textContent: "Put back", title: "What was removed last", hidden: true });
+  const nexter = make("button", bar, { type: "button", textContent: "Others", hidden: true });
+  nexter.title = "Drafts of another model, size or schedule";
   const status = make("span", bar, { role: "status", title: hint, textContent: hint });
 
   let cells = { count: 0 };
@@ -66,6 +75,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   let current = 0; // the draft with the focus, from 0
   let shown = ""; // the address of the sheet, which frames of the next one may stand in for
   let frame = ""; // what is drawn now
+  let ratio = 0; // of the picture, height over width
+  let high = BAR; // of the bar, which has two rows where one has no room for its buttons
   let look = null; // or { pinned, zoom, x, y }: beside which other, how large, and where, from 0 to 1
 
   function move(to) {
@@ -131,6 +142,16 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     if (to >= 0) move(to);
   }
 
+  // The prompts above their rows, over the picture's own, whose font knows few scripts.
+  function headings() {
+    return (cells.headings ?? []).flatMap((text, k, all) => {
+      if (k && text === all[k - 1]) return [];
+      const heading = Object.assign(document.createElement("div"), { className: "swd-heading", textContent: text, dir: "auto" });
+      heading.style.cssText = `top: ${(cells.places[k][0] / cells.rows) * 100}%; height: ${cells.head * 100}%; font-size: ${cells.letters * 100}cqw`;
+      return [heading];
+    });
+  }
+
   function described(k) {
     const share = cells.share && `${Math.round(cells.share * 100)} % of a full run`;
     return [`Draft ${k + 1}`, cells.labels?.[k], share].filter(Boolean).join(" · ");
@@ -175,7 +196,9 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     x: none,
     z: closeUp,
     c: compare,
-    [remove ? "delete" : "k"]: () => (remove ?? keep)([current + 1]),
+    k: () => tray || keep([current + 1]),
+    delete: () => remove?.([current + 1]), // elsewhere nothing: the host would delete the selected node
+    backspace: () => keys.delete(),
     escape: () => ((look = null), move(current)),
   };
 
@@ -230,6 +253,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   root.addEventListener("pointerenter", enter);
   go.onclick = finish;
   keeper.onclick = () => (remove ?? keep)(marks.size ? [...marks] : [current + 1]);
+  backer.onclick = undo;
+  nexter.onclick = next;
   clearer.onclick = () => remove(cells.places.map((_, k) => k + 1).filter((number) => !marks.has(number)));
   zoomer.onclick = closeUp;
   comparer.onclick = compare;
@@ -239,17 +264,23 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     frame = image.src;
     root.hidden = false;
     page.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
-    resized(image.naturalHeight / image.naturalWidth);
+    resized((ratio = image.naturalHeight / image.naturalWidth));
   };
+
+  function fit() {
+    const now = Math.max(BAR, bar.offsetHeight);
+    if (now !== high) resized(ratio, (high = now));
+  }
 
   return {
     root,
-    bar: BAR,
+    bar: () => high,
     // cells: rows, columns, count, places (row and column of each), and where known labels, share, size and drafts, the
     // address of each; moving: of videos.
     show(address, given) {
       cells = given;
       look = null;
+      page.hidden = go.hidden = false;
       closer.replaceChildren();
       image.alt = `Contact sheet of ${cells.count} drafts`;
       shown = image.src = address;
@@ -269,7 +300,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
           ...clicks(k),
         });
       });
-      grid.replaceChildren(...buttons);
+      grid.replaceChildren(...buttons, ...headings());
       current = 0;
       zoomer.hidden = comparer.hidden = !cells.drafts;
       keeper.hidden = false;
@@ -283,6 +314,21 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       clearer.hidden = !remove || !marks.size || marks.size === cells.count;
       go.textContent = finishable ? `Finish ${marks.size || ""} picked` : "No Finish SwD Drafts behind";
       if (look) place();
+      fit();
+    },
+    // Of the tray: how many drafts can be put back, how many kinds there are.
+    offer({ back, kinds }) {
+      if (back !== undefined) backer.hidden = !back;
+      if (kinds !== undefined) nexter.hidden = kinds < 2;
+      fit();
+    },
+    // Nothing is left on the tray but what can be put back.
+    empty() {
+      cells = { count: 0 };
+      grid.replaceChildren(...(buttons = []));
+      root.hidden = backer.hidden;
+      page.hidden = go.hidden = zoomer.hidden = comparer.hidden = keeper.hidden = clearer.hidden = nexter.hidden = true;
+      resized((ratio = 0));
     },
     // A frame of the sheet that is being made; "" is the end of it, whether or not it came to one.
     live(address) {
@@ -292,6 +338,6 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
     },
     // The numbers that lie on the tray.
     star: (numbers) => buttons.forEach((b, k) => b.classList.toggle("swd-kept", numbers.includes(k + 1))),
-    say: (text) => (status.textContent = text || hint),
+    say: (text) => (status.title = status.textContent = text || hint), // the whole of it, where there is no room
   };
 }

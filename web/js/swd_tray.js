@@ -10,7 +10,10 @@ async function ask(path, data) {
 // Puts these numbers of a sheet on the tray. The error says why not.
 export const put = (sheet, numbers) => ask("", { sheet, pick: numbers.join(",") });
 
+// Takes drafts off the tray by their names there; the host has them for a while yet.
 export const take = (names) => ask("/remove", { names });
+
+export const putBack = (names) => ask("/back", { names });
 
 // The numbers of a sheet's drafts that lie on the tray.
 export async function keptOf(sheet) {

@@ -1,0 +1,96 @@
+"""What was changed in the graph, or went from it, between a sheet and what is done with it."""
+
+import json
+import re
+from pathlib import Path
+
+from sheets import BUTTONS, SET, cached, marked, node_id
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAPH = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
+ANOTHER = {**GRAPH, "id": "00000000-0000-4000-8000-000000000000"}
+WIDGET = """([type, name]) => app.graph.nodes.find((n) => n.type === type)
+  .widgets.find((w) => w.name === name).value"""
+SHOWN = "() => document.querySelectorAll('.swd-sheet:not([hidden])').length"
+# A negative, which guidance needs, for the quick start's sampler.
+GUIDED = """(cfg) => {
+  const find = (type) => app.graph.nodes.find((n) => n.type === type);
+  const sample = find("SwDSample");
+  find("CLIPTextEncode").connect(0, sample, sample.inputs.findIndex((i) => i.name === "negative"));
+  sample.widgets.find((w) => w.name === "cfg").value = cfg;
+}"""
+SAID = """() => app.graph.nodes.find((n) => n.type === "SwDSample")
+  .widgets.filter((w) => /text-preview/.test(w.name)).map((w) => String(w.value))"""
+
+
+def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host, posted, look):
+    """And a prompt of which every run makes another one."""
+    page = sheet
+    page.evaluate(SET, ["CLIPTextEncode", {"text": "a {fox|dog|cat|owl|bear|frog} in the snow"}])
+    made = json.loads(json.dumps(run()["prompt"][2]))
+    text = made[node_id(page, "CLIPTextEncode")]["inputs"]["text"]
+    assert re.fullmatch("a [a-z]+ in the snow", text)
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.swdCells?.sheet)")
+    later = {"CLIPTextEncode": {"text": "a penguin on a beach"}, "SwDDrafts": {"count": 4},
+             "EmptySD3LatentImage": {"width": 128}}  # fmt: skip
+    for node, values in later.items():
+        page.evaluate(SET, [node, values])
+    page.locator(BUTTONS).nth(6).click()
+    known = set(host.get("/history"))
+    page.keyboard.press("Control+Enter")
+    while not (new := [e for k, e in host.get("/history").items() if k not in known]):
+        page.wait_for_timeout(300)
+    [entry] = new
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 1
+    upstream = {node_id(page, k) for k in ("CLIPTextEncode", "SwDDrafts", "EmptySD3LatentImage")}
+    assert upstream <= cached(entry), "nothing of the sheet runs again"
+    asked = posted[-1]["prompt"]
+    assert all(asked[k]["inputs"] == made[k]["inputs"] for k in upstream)
+    for node, values in later.items():
+        for name, value in values.items():
+            assert page.evaluate(WIDGET, [node, name]) == value, "what was typed stays"
+    assert marked(page) == ["Draft 7"]
+    look("finished")
+
+
+def test_a_key_on_a_sheet_never_deletes_its_node(sheet):
+    page = sheet
+    page.evaluate(
+        "() => app.canvas.selectItems(app.graph.nodes.filter((n) => n.type === 'SwDDrafts'))"
+    )
+    page.locator(BUTTONS).nth(2).focus()
+    for key in ("Delete", "Backspace"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(500)
+    assert page.evaluate("() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')")
+
+
+def test_a_graph_that_was_left_meanwhile_shows_no_sheet(sheet):
+    """The host's answer for it may come when another graph is open."""
+    page = sheet
+    waiting = []
+    page.route("**/history?*", lambda route: waiting.append(route))
+    page.evaluate("(graph) => app.loadGraphData(graph)", GRAPH)
+    page.wait_for_function("() => document.querySelectorAll('.swd-sheet').length === 0")
+    while not waiting:
+        page.wait_for_timeout(100)
+    page.evaluate("(graph) => app.loadGraphData(graph)", ANOTHER)
+    page.wait_for_timeout(500)
+    page.unroute("**/history?*")  # which lets go of those that wait
+    page.wait_for_timeout(1500)
+    assert page.evaluate(SHOWN) == 0, "the one open was never run"
+
+
+def test_a_warning_goes_when_it_no_longer_holds(page, run):
+    page.keyboard.press("Escape")
+    graph = json.loads((ROOT / "workflows" / "swd_quickstart_scenes.json").read_text())
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate(GUIDED, 2)
+    run()
+    page.wait_for_function(f"() => ({SAID})().length === 1")
+    assert "twice as much" in page.evaluate(SAID)[0]
+    page.evaluate(GUIDED, 1)
+    run()
+    page.wait_for_function(f"() => ({SAID})().length === 0")
+    assert page.evaluate("() => app.graph.nodes.some((n) => n.type === 'SwDSample')")
