@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ FLAGS = (
 )  # fmt: skip
 
 
+PATIENCE = 180  # seconds for what a page asks of the host, on a slow machine
+THERE = "window.app?.extensionManager && window.app?.graph"
+# Makes of a page that a test is done with a new user's; whether nothing of that test is left on it.
+RENEW = """async () => {
+    const { command, toast, workflow } = app.extensionManager;
+    await command.execute("Comfy.NewBlankWorkflow");
+    for (const other of [...workflow.openWorkflows]) {
+        if (other !== workflow.activeWorkflow) await workflow.closeWorkflow(other);
+    }
+    toast.removeAll();
+    localStorage.clear();
+    sessionStorage.clear();
+    const shown = [...document.querySelectorAll("[role=dialog]")].filter((d) => d.checkVisibility());
+    return !shown.length && !app.graph.nodes.length && workflow.openWorkflows.length === 1;
+}"""
 # What a page keeps in the browser; what it has loaded stays.
 FORGET = """async () => {
     localStorage.clear();
@@ -34,6 +50,10 @@ FORGET = """async () => {
         });
     }
 }"""
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "own_page: leaves its page in a state that no test begins with")
 
 
 def chromium_path() -> str | None:
@@ -90,16 +110,18 @@ def context(chromium):
     context.close()
 
 
-@pytest.fixture(params=["classic", "vue"])
-def page(request, context, host):
-    """The host's page in one of its two editors, with what went wrong in it in `page.faults`.
-
-    It begins as a new user's: neither browser nor host remembers the page before.
-    """
+@pytest.fixture(scope="session", params=["classic", "vue"])
+def editor(request, host) -> str:
+    """Which of the host's two editors: all tests of one, then those of the other."""
     version = host.get("/system_stats")["system"]["comfyui_version"]
     if request.param == "vue" and tuple(map(int, version.split(".")[:2])) < (0, 4):
         pytest.skip(f"ComfyUI {version} has the classic editor only")
-    settings = {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.TutorialCompleted": True}
+    return request.param
+
+
+def opened(context, host, editor: str):
+    """The host's page for a user whom neither browser nor host knows."""
+    settings = {"Comfy.VueNodes.Enabled": editor == "vue", "Comfy.TutorialCompleted": True}
     folder = host.base / "user" / "default"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -110,11 +132,58 @@ def page(request, context, host):
     page.on("pageerror", lambda error: page.faults.append(error.stack or str(error)))
     page.on("console", lambda m: m.type == "error" and page.faults.append(f"{m.text} {m.location}"))
     page.goto(host.url)
-    page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=120_000)
-    yield page
+    page.wait_for_function(THERE, timeout=120_000)
+    page.keyboard.press("Escape")  # a new user's begins with the templates dialog open
+    return page
+
+
+def close(page, host) -> None:
     page.goto(f"{host.url}/system_stats")  # the page's own place, without the page
     page.evaluate(FORGET)
     page.close()
+
+
+@pytest.fixture(scope="session")
+def pages(editor, context, host) -> Iterator[list]:
+    """The editor's open page, if any: it takes seconds to load, so that tests share it."""
+    found: list = []
+    yield found
+    for page in found:
+        close(page, host)
+
+
+@pytest.fixture
+def page(request, pages, editor, context, host):
+    """The host's page in one of its two editors, with what went wrong in it in `page.faults`.
+
+    It is a new user's, or as one; after a test that failed, or that is marked own_page, the next
+    test gets another.
+    """
+    if not pages:
+        pages.append(opened(context, host, editor))
+    [page] = pages
+    page.faults.clear()
+    failed = request.session.testsfailed
+    yield page
+    settle(host)
+    spent = request.session.testsfailed > failed or request.node.get_closest_marker("own_page")
+    if not spent:
+        page.keyboard.press("Escape")
+        page.mouse.move(0, 0)
+        spent = not page.evaluate(RENEW)
+    if spent:
+        close(pages.pop(), host)
+
+
+def settle(host) -> None:
+    """Stops what a test left running."""
+    deadline = time.monotonic() + PATIENCE
+    while any(host.get("/queue").values()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"The host still runs something {PATIENCE} s after the test")
+        host.post("/queue", {"clear": True})
+        host.post("/interrupt", {})
+        time.sleep(0.3)
 
 
 @pytest.fixture
@@ -129,7 +198,7 @@ def browse(page, host) -> Callable[[], None]:
         )
 
     def open_dialog() -> None:
-        page.keyboard.press("Escape")  # a new user's page begins with the dialog open
+        page.keyboard.press("Escape")  # what the page has opened by itself
         page.get_by_role("button", name="Templates").first.click()
         page.get_by_text("ComfyUI-SwD", exact=True).first.click()
 
@@ -143,15 +212,24 @@ def run(page, host) -> Callable[[], dict]:
     def press() -> dict:
         known = set(host.get("/history"))
         page.get_by_role("button", name="Run", exact=True).first.click()
-        new: list[dict] = []
-        while not new:
-            page.wait_for_timeout(300)
-            new = [e for id, e in host.get("/history").items() if id not in known]
-        [entry] = new
-        assert entry["status"]["status_str"] == "success", entry["status"]
-        return entry
+        return entry_beyond(known, page, host)
 
     return press
+
+
+def entry_beyond(known: set[str], page, host) -> dict:
+    """The history entry that is not among the known, once the host has it; it must have succeeded."""
+    deadline = time.monotonic() + PATIENCE
+    while not (new := [e for id, e in host.get("/history").items() if id not in known]):
+        if time.monotonic() > deadline:
+            pytest.fail(
+                f"Nothing was run in {PATIENCE} s: the queue has {host.get('/queue')}; the page "
+                f"said {page.faults or 'nothing'}. Did a dialog take the click?"
+            )
+        page.wait_for_timeout(100)
+    [entry] = new
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
 
 
 @pytest.fixture
@@ -170,7 +248,6 @@ def look(page, request) -> Callable[[str], None]:
 @pytest.fixture
 def sheet(page, run):
     """The graph of drafts, run once with nothing picked."""
-    page.keyboard.press("Escape")  # a new user's page begins with the templates dialog open
     graph = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     entry = run()
@@ -181,7 +258,7 @@ def sheet(page, run):
 
 
 @pytest.fixture
-def posted(page) -> list[dict]:
+def posted(page) -> Iterator[list[dict]]:
     """What the page asks the host to run from here on."""
     found: list[dict] = []
 
@@ -190,4 +267,5 @@ def posted(page) -> list[dict]:
             found.append(json.loads(request.post_data))
 
     page.on("request", keep)
-    return found
+    yield found
+    page.remove_listener("request", keep)

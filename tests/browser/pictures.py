@@ -68,7 +68,6 @@ FRAME = """async ([kinds, scale, x, y]) => {
 
 @pytest.fixture
 def page(page):
-    page.keyboard.press("Escape")  # a new user's page begins with the templates dialog open
     page.set_viewport_size({"width": 1800, "height": 1300})
     setting = "app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'none')"
     page.evaluate(setting)  # previews stay on their nodes and cover others

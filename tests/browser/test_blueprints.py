@@ -65,7 +65,6 @@ def search(page, host):
 
 
 def test_a_blueprint_from_the_node_search_drafts_and_finishes(page, search, host, run, look):
-    page.keyboard.press("Escape")
     page.evaluate("() => app.graph.clear()")
     search(STUDENT)
     types = page.evaluate(SAVED, [STUDENT, 4])
@@ -89,7 +88,6 @@ def test_a_blueprint_from_the_node_search_drafts_and_finishes(page, search, host
 
 def test_every_blueprint_comes_whole_from_the_node_search(page, search):
     """No unknown node in it, and the seed stays while one picks."""
-    page.keyboard.press("Escape")
     page.evaluate("() => app.graph.clear()")
     for name in NAMES:
         search(name)

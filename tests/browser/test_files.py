@@ -86,7 +86,6 @@ def clicked_until(page, click, shown) -> None:
 
 def test_a_new_loader_offers_what_was_saved_the_newest_first(page, saved, look):
     older, newer = saved("older", age=60), saved("newer")
-    page.keyboard.press("Escape")  # a new user's page begins with the templates dialog open
     page.evaluate("() => app.graph.clear()")
     node = page.evaluate(ADD)
     page.wait_for_function(f"(id) => ({MENU})(id).values.length", arg=node)

@@ -153,9 +153,9 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted,
     assert not [f for f in page.faults if "swd" in f.lower()]
 
 
+@pytest.mark.own_page
 def test_an_app_has_the_sheet_as_one_of_its_parts(page, host, look):
     """App Mode, which newer pages have: run, pick and finish there with no node in sight."""
-    page.keyboard.press("Escape")
     path = ROOT / "workflows" / "swd_drafts_scenes.json"
     graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
     [drafts] = [n["id"] for n in graph["nodes"] if n["type"] == "SwDDrafts"]

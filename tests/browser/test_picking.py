@@ -276,7 +276,6 @@ FRAMES = """() => {
 
 def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
     """On the first run, where there is no sheet yet; and when stopped, the sheet before is back."""
-    page.keyboard.press("Escape")
     name = "swd_drafts_scenes"
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     graph["id"] = str(uuid.uuid4())  # never run before
@@ -304,7 +303,6 @@ def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
 
 def test_rows_by_prompt(page, run, posted, ended, look):
     """Three prompts, four seeds: arrows go by what is seen, picks by number."""
-    page.keyboard.press("Escape")
     path = ROOT / "workflows" / "swd_drafts_scenes.json"
     graph = json.loads(path.read_text(encoding="utf-8"))
     [text] = [n for n in graph["nodes"] if n["type"] == "CLIPTextEncode"]

@@ -63,7 +63,6 @@ def played(page, boxes: list[dict]) -> list[list[int]]:
 
 def test_drafts_of_a_video_play_in_step_and_finish(page, host, run, look):
     host.post("/swd/tray/remove", {"names": host.get("/swd/tray")})
-    page.keyboard.press("Escape")
     graph = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
     page.evaluate("(graph) => app.loadGraphData(graph)", {**graph, "id": str(uuid.uuid4())})
     page.evaluate(VIDEO)

@@ -79,7 +79,6 @@ def lacking(host) -> set[str]:
 
 def test_every_graph_opens_whole(page, host, look):
     """No unknown node, no widget that took another's value, no link lost."""
-    page.keyboard.press("Escape")
     missing = lacking(host)
     for name, graph in GRAPHS.items():
         opened = page.evaluate(OPENED, graph)
@@ -111,7 +110,6 @@ def inside(node: dict, group: dict) -> bool:
 
 def test_no_two_nodes_overlap_and_groups_hold_whole_ones(page, look):
     """In the classic editor and in the new one, whose nodes are taller."""
-    page.keyboard.press("Escape")
     found = []
     for name, graph in GRAPHS.items():
         nodes, groups = page.evaluate(DRAWN, graph)
@@ -160,7 +158,6 @@ def test_every_template_opens_by_a_click(page, browse, look):
 
 
 def test_the_readmes_picture_brings_its_graph(page, look):
-    page.keyboard.press("Escape")
     data = base64.b64encode((ROOT / PICTURE).read_bytes()).decode()
     dropped = page.evaluate_handle(
         """(data) => {
@@ -181,7 +178,6 @@ def test_the_readmes_picture_brings_its_graph(page, look):
 
 def test_a_graph_runs_and_shows_its_pictures(page, host, run, look):
     """What it saved, and in the schedule's node what the schedule does."""
-    page.keyboard.press("Escape")
     page.evaluate("(graph) => app.loadGraphData(graph)", GRAPHS["swd_custom_sampling_scenes"])
     # Another size for each run: the host tells a page only of nodes that it ran.
     page.evaluate(

@@ -54,7 +54,6 @@ def since_click(page, what: str) -> float:
 
 
 def test_timings(page, host):
-    page.keyboard.press("Escape")
     path = ROOT / "workflows" / "swd_drafts_scenes.json"
     graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
