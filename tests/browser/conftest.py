@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for what tests share
+from sheets import PATIENCE, entry_beyond  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST_TESTS = ROOT / "tests" / "host" / "conftest.py"
 FLAGS = (
@@ -23,8 +25,6 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-
-PATIENCE = 180  # seconds for what a page asks of the host, on a slow machine
 THERE = "window.app?.extensionManager && window.app?.graph"
 # Makes of a page that a test is done with a new user's; whether nothing of that test is left on it.
 RENEW = """async () => {
@@ -36,8 +36,9 @@ RENEW = """async () => {
     toast.removeAll();
     localStorage.clear();
     sessionStorage.clear();
-    const shown = [...document.querySelectorAll("[role=dialog]")].filter((d) => d.checkVisibility());
-    return !shown.length && !app.graph.nodes.length && workflow.openWorkflows.length === 1;
+    const dialogs = [...document.querySelectorAll("[role=dialog]")];
+    return !dialogs.some((d) => d.checkVisibility())
+        && !app.graph.nodes.length && workflow.openWorkflows.length === 1;
 }"""
 # What a page keeps in the browser; what it has loaded stays.
 FORGET = """async () => {
@@ -53,7 +54,7 @@ FORGET = """async () => {
 
 
 def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "own_page: leaves its page in a state that no test begins with")
+    config.addinivalue_line("markers", "own_page: leaves its page as no test begins with one")
 
 
 def chromium_path() -> str | None:
@@ -215,21 +216,6 @@ def run(page, host) -> Callable[[], dict]:
         return entry_beyond(known, page, host)
 
     return press
-
-
-def entry_beyond(known: set[str], page, host) -> dict:
-    """The history entry that is not among the known, once the host has it; it must have succeeded."""
-    deadline = time.monotonic() + PATIENCE
-    while not (new := [e for id, e in host.get("/history").items() if id not in known]):
-        if time.monotonic() > deadline:
-            pytest.fail(
-                f"Nothing was run in {PATIENCE} s: the queue has {host.get('/queue')}; the page "
-                f"said {page.faults or 'nothing'}. Did a dialog take the click?"
-            )
-        page.wait_for_timeout(100)
-    [entry] = new
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    return entry
 
 
 @pytest.fixture

@@ -1,6 +1,14 @@
 """What the tests of contact sheets in the editor read and set."""
 
+import time
+
+import pytest
+
+PATIENCE = 180  # seconds for what a page asks of the host, on a slow machine
+# For what is of the page itself, in either editor the same.
+ONE_EDITOR = pytest.mark.parametrize("editor", ["classic"], indirect=True)
 BUTTONS = ".swd-grid button"
+GO = ".swd-bar button:first-child"
 PICK = (
     "() => app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts')"
     ".widgets.find((w) => w.name === 'pick').value"
@@ -37,6 +45,30 @@ def cached(entry: dict) -> set[str]:
 
 
 def marked(page) -> list[str]:
-    return page.locator(f'{BUTTONS}[aria-pressed="true"]').evaluate_all(
+    return page.locator(f'{BUTTONS}:visible[aria-pressed="true"]').evaluate_all(
         "(all) => all.map((b) => b.title)"
     )
+
+
+def entry_beyond(known: set[str], page, host) -> dict:
+    """The history entry that isn't among the known, once it is there; it must have succeeded."""
+    deadline = time.monotonic() + PATIENCE
+    while not (new := [e for id, e in host.get("/history").items() if id not in known]):
+        if time.monotonic() > deadline:
+            pytest.fail(
+                f"Nothing was run in {PATIENCE} s: the queue has {host.get('/queue')}; the page "
+                f"said {page.faults or 'nothing'}. Did a dialog take the click?"
+            )
+        page.wait_for_timeout(100)
+    [entry] = new
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
+
+
+def settled(page, host) -> None:
+    """Waits until the host has done all that it was asked for."""
+    deadline = time.monotonic() + PATIENCE
+    while any(host.get("/queue").values()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"The host is still at it after {PATIENCE} s: {host.get('/queue')}")
+        page.wait_for_timeout(100)

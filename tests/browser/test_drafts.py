@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sheets import BUTTONS, PICK, SEED, SET_SEED, cached, marked, node_id, numbers
+from sheets import BUTTONS, ONE_EDITOR, PICK, SEED, SET_SEED, cached, marked, node_id, numbers
 
 
 def test_click_two_run_again_reload(sheet, run, look):
@@ -93,6 +93,7 @@ def test_a_linked_pick_is_not_clicked(sheet):
     assert page.evaluate(PICK) == "" and marked(page) == []
 
 
+@ONE_EDITOR
 @pytest.mark.parametrize("node", ["SwDDrafts", "SwDDistillTrain"])
 def test_a_new_node_keeps_its_seed(page, node):
     """While one picks; and a training goes on only with the seed it began with."""

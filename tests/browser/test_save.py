@@ -1,6 +1,7 @@
 """The name of a drafts file, written as for the host's own savers."""
 
 import pytest
+from sheets import ONE_EDITOR
 
 PROMPT = """async (prefix) => {
   app.graph.add(LiteGraph.createNode("EmptyLatentImage"));
@@ -16,6 +17,7 @@ PROMPT = """async (prefix) => {
 }"""
 
 
+@ONE_EDITOR
 @pytest.mark.parametrize(
     ("prefix", "begins"),
     [

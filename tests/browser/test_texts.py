@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sheets import ONE_EDITOR
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = """(id) => {
@@ -18,6 +19,7 @@ SHOWN = """(id) => {
 }"""
 
 
+@ONE_EDITOR
 @pytest.mark.parametrize("language", ["en", pytest.param("ja", marks=pytest.mark.own_page)])
 def test_a_nodes_texts_are_of_the_chosen_language(page, host, language):
     if language != "en":  # the page's own

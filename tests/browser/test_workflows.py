@@ -5,6 +5,8 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+from sheets import ONE_EDITOR
+
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
@@ -55,6 +57,7 @@ def own_faults(page) -> list[str]:
     return [f for f in page.faults if "swd" in f.lower() and "'url': 'https://" not in f]
 
 
+@ONE_EDITOR
 def test_every_graph_is_a_template_with_its_picture(page, browse, look):
     """A card's picture is loaded when the page likes: where from is seen on the first card."""
     shown, *_ = GRAPHS
@@ -132,6 +135,7 @@ def test_no_note_has_code_in_it():
         assert not [note for note in notes if "`" in note], name
 
 
+@ONE_EDITOR
 def test_every_template_opens_by_a_click(page, browse, look):
     """Nothing in the way but the host's offer to download models that it lacks."""
     for name, graph in GRAPHS.items():
@@ -157,6 +161,7 @@ def test_every_template_opens_by_a_click(page, browse, look):
     assert own_faults(page) == []
 
 
+@ONE_EDITOR
 def test_the_readmes_picture_brings_its_graph(page, look):
     data = base64.b64encode((ROOT / PICTURE).read_bytes()).decode()
     dropped = page.evaluate_handle(
