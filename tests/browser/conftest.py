@@ -166,7 +166,7 @@ def page(request, pages, editor, context, host):
     page.faults.clear()
     failed = request.session.testsfailed
     yield page
-    settle(host)
+    stop_all(host)
     spent = request.session.testsfailed > failed or request.node.get_closest_marker("own_page")
     if not spent:
         page.keyboard.press("Escape")
@@ -176,7 +176,7 @@ def page(request, pages, editor, context, host):
         close(pages.pop(), host)
 
 
-def settle(host) -> None:
+def stop_all(host) -> None:
     """Stops what a test left running."""
     deadline = time.monotonic() + PATIENCE
     while any(host.get("/queue").values()):
