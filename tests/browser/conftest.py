@@ -33,11 +33,11 @@ RENEW = """async () => {
     for (const other of [...workflow.openWorkflows]) {
         if (other !== workflow.activeWorkflow) await workflow.closeWorkflow(other);
     }
-    toast.removeAll();
+    toast.removeAll?.(); // the newest page has no such thing
     localStorage.clear();
     sessionStorage.clear();
-    const dialogs = [...document.querySelectorAll("[role=dialog]")];
-    return !dialogs.some((d) => d.checkVisibility())
+    const over = [...document.querySelectorAll("[role=dialog], .p-toast-message")];
+    return !over.some((element) => element.checkVisibility())
         && !app.graph.nodes.length && workflow.openWorkflows.length === 1;
 }"""
 # What a page keeps in the browser; what it has loaded stays.
