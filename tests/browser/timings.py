@@ -9,6 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+import pytest
 from sheets import BUTTONS, entry_beyond, node_id, settled
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ FROM_CLICK = """() => {
   addEventListener("pointerdown", () => (window.seen.click = performance.now()),
     { capture: true, once: true });
 }"""
-TURNS = 5
+TURNS = 3
 CLEAR = (800, 900)  # where the mouse has the canvas under it
 VIEW_FIRST = [0.8, 100, 150]
 TO_VIEW = """([scale, ...offset]) => {
@@ -136,6 +137,7 @@ def longest(events: list[dict], name: str, of: str = "") -> tuple[float, float]:
     return tuple(round(max((e[k] for e in found), default=0) / 1000, 1) for k in ("dur", "tdur"))
 
 
+@pytest.mark.timeout(3000)
 def test_64_drafts_moved_and_zoomed(page, host):
     """The same graph with the sheet, and with the host's own picture of it there, in turns."""
     file = of_64(page, host)
