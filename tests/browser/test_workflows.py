@@ -80,6 +80,7 @@ def lacking(host) -> set[str]:
     return hosts - set(host.get("/object_info"))
 
 
+@ONE_EDITOR
 def test_every_graph_opens_whole(page, host, look):
     """No unknown node, no widget that took another's value, no link lost."""
     missing = lacking(host)
