@@ -58,7 +58,7 @@ BLUEPRINTS = (
         name=f"SwD Drafts to Finish ({EMBEDDED} student)",
         of=f"swd_drafts_{EMBEDDED}",
         does="Many drafts on a sheet by the student that comes with SwD; those that you click are "
-        "finished. Open it to click them; connect Save Image.",
+        "finished. Connect Save Image.",
         inputs={
             "text": "CLIPTextEncode.text",
             "width": "EmptySD3LatentImage.width",
@@ -72,8 +72,7 @@ BLUEPRINTS = (
         name="SwD Drafts to Finish (any model)",
         of="swd_drafts_zimage_turbo",
         does="Many drafts on a sheet by any model, which begins small and grows; those that you "
-        "click are finished. Set sampler, steps and cfg as in KSampler. Open it to click them; "
-        "connect Save Image.",
+        "click are finished. Set sampler, steps and cfg as in KSampler. Connect Save Image.",
         inputs={
             "model": "SwDGrowthSchedule.model SwDDrafts.model SwDFinishDrafts.model",
             "positive": "SwDDrafts.positive SwDFinishDrafts.positive",

@@ -5,9 +5,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, PICK, SEED, SET, cached, marked, node_id, numbers
+from sheets import BUTTONS, GO, PICK, SEED, SET, cached, marked, node_id, numbers, settled
 
-GO = ".swd-bar button:first-child"
 STATUS = '.swd-bar [role="status"]'
 FOCUS = "() => document.activeElement.title"
 # A picture that has nothing to do with the drafts.
@@ -54,8 +53,7 @@ def ended(page, host):
     """Waits until the host has done all that was posted, and gives the last history entry."""
 
     def wait() -> dict:
-        while any(host.get("/queue").values()):
-            page.wait_for_timeout(300)
+        settled(page, host)
         return list(host.get("/history").values())[-1]
 
     return wait
@@ -63,7 +61,7 @@ def ended(page, host):
 
 def pick(page, *drafts: int) -> None:
     for number in drafts:
-        page.get_by_title(f"Draft {number}", exact=True).click()
+        page.locator(f"{BUTTONS}:visible[title='Draft {number}']").click()
         page.wait_for_timeout(700)  # two at once are a double click
 
 
@@ -240,7 +238,7 @@ ENTER = """(id) => {
 
 
 def test_in_and_out_of_subgraphs(sheet, posted, ended, run, look):
-    """The finishing node in one, the sheet outside it; then the sheet in another."""
+    """The finishing node in one, the sheet outside it; then the sheet in another, seen on both."""
     page = sheet
     saver = node_id(page, "SaveImage")
     page.evaluate(INTO, "SwDFinishDrafts")
@@ -248,14 +246,20 @@ def test_in_and_out_of_subgraphs(sheet, posted, ended, run, look):
     page.locator(GO).click()
     said(page, "Last queued: 5")
     assert len(ended()["outputs"][saver]["images"]) == 1
-    page.evaluate(ENTER, page.evaluate(INTO, "SwDDrafts"))
+    holder = page.evaluate(INTO, "SwDDrafts")
     run()
-    page.wait_for_selector(BUTTONS, state="visible", timeout=60_000)
-    assert marked(page) == ["Draft 5"]
-    pick(page, 3)
+    seen = page.locator(f"{BUTTONS}:visible")
+    seen.first.wait_for()
+    assert seen.count() == 16 and marked(page) == ["Draft 5"], "on the subgraph's node"
+    pick(page, 8)
+    look("outside")
+    page.evaluate(ENTER, holder)
+    seen.first.wait_for()
+    assert seen.count() == 16 and marked(page) == ["Draft 5", "Draft 8"], "and inside"
+    pick(page, 5, 3)
     look("inside")
-    page.locator(GO).click()
-    said(page, "Last queued: 5, 3")
+    page.locator(f"{GO}:visible").click()
+    said(page, "Last queued: 8, 3")
     assert len(posted) == 3 and saver in posted[2]["partial_execution_targets"]
     assert len(ended()["outputs"][saver]["images"]) == 2
     assert not [f for f in page.faults if "swd" in f.lower()]

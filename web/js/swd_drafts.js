@@ -2,7 +2,7 @@
 // Without this file the host shows the sheet as a plain picture and the widget is typed into.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { allNodes, drafterOf, finishers, pathOf, pickOf, resultsOf, runs, widgetOf } from "./swd_graph.js";
+import { allNodes, drafterOf, finishers, outwards, pathOf, pickOf, resultsOf, runs, widgetOf } from "./swd_graph.js";
 import { runNow, setBack } from "./swd_made.js";
 import { makeSheet } from "./swd_sheet.js";
 import { keptOf, put, putBack, take } from "./swd_tray.js";
@@ -167,7 +167,15 @@ function refresh() {
   for (const [node, update] of sheets) here.has(node) ? update() : sheets.delete(node);
 }
 
-function addSheet(node) {
+// A node's sheet, and the same on each subgraph that it is in, where it is clicked as well.
+function addSheets(node) {
+  const found = outwards(node).map((on) => addSheet(node, on));
+  const names = ["show", "mark", "offer", "empty", "live", "star", "say"];
+  const all = (name) => [name, (...args) => found.forEach((sheet) => sheet[name](...args))];
+  return { root: found[0].root, ...Object.fromEntries(names.map(all)) };
+}
+
+function addSheet(node, on) {
   let ratio = 1;
   const sheet = makeSheet({
     toggle: (number) => repick(node, node.swdCells, (numbers) => toggled(numbers, number)),
@@ -183,18 +191,19 @@ function addSheet(node) {
     },
     resized(to) {
       ratio = to;
-      const least = node.computeSize();
-      if (node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
-      node.graph?.setDirtyCanvas(true, true);
+      const least = on.computeSize();
+      if (on.size[1] < least[1]) on.setSize([on.size[0], least[1]]);
+      on.graph?.setDirtyCanvas(true, true);
     },
   });
-  const getMinHeight = () => (sheet.root.hidden ? 0 : (node.size[0] - 20) * ratio + sheet.bar());
-  const widget = node.addDOMWidget(SHEET, SHEET, sheet.root, {
+  const getMinHeight = () => (sheet.root.hidden ? 0 : (on.size[0] - 20) * ratio + sheet.bar());
+  const widget = on.addDOMWidget(SHEET, SHEET, sheet.root, {
     serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
   widget.label = "Drafts"; // where it stands in an app
-  if (node.type === TRAY && node.size[0] < 440) node.setSize([440, node.size[1]]); // for its buttons
+  if (node.type === TRAY && on.size[0] < 440) on.setSize([440, on.size[1]]); // for its buttons
+  if (on !== node) return sheet;
   // The host would show the same picture once more.
   node.hideOutputImages = true;
   node.onDrawBackground = undefined;
@@ -220,7 +229,7 @@ function show(node, output, run = runNow()) {
     sheets.delete(node);
   }
   if (!cells || !file) return;
-  node.swdSheet ??= addSheet(node);
+  node.swdSheet ??= addSheets(node);
   living.delete(node);
   if (cells.kept) carry(node, node.swdCells, cells);
   node.swdRun = run;
@@ -240,13 +249,13 @@ function showFrame({ blob, displayNodeId, nodeId }) {
   const id = String(displayNodeId ?? nodeId);
   const node = allNodes().find((n) => (n.type === "SwDDrafts" || n.swdCells) && pathOf(n) === id);
   if (!node) return;
-  node.swdSheet ??= addSheet(node);
-  node.swdSheet.live(URL.createObjectURL(blob));
+  node.swdSheet ??= addSheets(node);
+  node.swdSheet.live(blob);
   living.add(node);
 }
 
 function endFrames() {
-  for (const node of living) node.swdSheet.live("");
+  for (const node of living) node.swdSheet.live();
   living.clear();
 }
 
@@ -311,7 +320,7 @@ app.registerExtension({
   // An app (App Mode) that has the sheet asks for it once, when it opens.
   loadedGraphNode(node) {
     const parts = (app.rootGraph ?? app.graph).extra?.linearData?.inputs ?? [];
-    if (parts.some(([id]) => String(id).endsWith(`:${node.id}:${SHEET}`))) node.swdSheet ??= addSheet(node);
+    if (parts.some(([id]) => String(id).endsWith(`:${node.id}:${SHEET}`))) node.swdSheet ??= addSheets(node);
   },
   afterConfigureGraph() {
     restore().catch((error) => console.warn("SwD: the contact sheets could not be restored", error));

@@ -18,17 +18,17 @@ export const allNodes = () => allGraphs().flatMap((graph) => graph.nodes);
 // The nodes that stand for a graph in another one: none for the outermost.
 const holdersOf = (graph) => allNodes().filter((node) => node.subgraph === graph);
 
-// What the host calls a node: its number, behind those of the subgraphs it is in.
-export function pathOf(node) {
+// The node, and those that stand for the subgraphs that it is in, the innermost first.
+export function outwards(node) {
   const [holder] = holdersOf(node.graph);
-  return holder ? `${pathOf(holder)}:${node.id}` : String(node.id);
+  return holder ? [node, ...outwards(holder)] : [node];
 }
 
+// What the host calls a node: its number, behind those of the subgraphs it is in.
+export const pathOf = (node) => outwards(node).map(({ id }) => id).reverse().join(":");
+
 // Whether neither it nor a subgraph that it is in is muted or bypassed.
-export function runs(node) {
-  const [holder] = holdersOf(node.graph);
-  return node.mode === ALWAYS && (!holder || runs(holder));
-}
+export const runs = (node) => outwards(node).every(({ mode }) => mode === ALWAYS);
 
 const linksOf = (graph, ids) =>
   (ids ?? []).map((id) => graph.links.get?.(id) ?? graph.links[id]).filter(Boolean);

@@ -99,6 +99,8 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   function place() {
     for (const pane of closer.children) {
       const [picture, caption] = pane.children;
+      pane.classList.toggle("swd-marked", marks.has(+pane.dataset.number));
+      if (!page.offsetWidth) continue; // in a graph that isn't seen now
       const { scale, whole, width, height } = sizes(picture);
       const spot = (at, long, room) => `${long > room ? at * 100 : 50}%`;
       picture.style.backgroundSize = `${width}px ${height}px`;
@@ -107,7 +109,6 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
         spot(look.y, height, picture.offsetHeight),
       ].join(" ");
       caption.textContent = `${pane.title} · ${Math.round((scale / whole) * 100)} %`;
-      pane.classList.toggle("swd-marked", marks.has(+pane.dataset.number));
     }
   }
 
@@ -330,11 +331,11 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
       page.hidden = go.hidden = zoomer.hidden = comparer.hidden = keeper.hidden = clearer.hidden = nexter.hidden = true;
       resized((ratio = 0));
     },
-    // A frame of the sheet that is being made; "" is the end of it, whether or not it came to one.
-    live(address) {
-      if (!address && !grid.hidden) return;
-      grid.hidden = Boolean(address);
-      image.src = address || shown;
+    // A frame of the sheet that is being made; none is the end of it, whether or not it came to one.
+    live(blob) {
+      if (!blob && !grid.hidden) return;
+      grid.hidden = Boolean(blob);
+      image.src = blob ? URL.createObjectURL(blob) : shown;
     },
     // The numbers that lie on the tray.
     star: (numbers) => buttons.forEach((b, k) => b.classList.toggle("swd-kept", numbers.includes(k + 1))),
