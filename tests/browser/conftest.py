@@ -188,7 +188,7 @@ def stop_all(host) -> None:
 
 
 @pytest.fixture
-def browse(page, host) -> Callable[[], None]:
+def browse(page, host) -> Iterator[Callable[[], None]]:
     """Opens the templates dialog at this pack, as an artist does."""
     try:
         host.get("/templates/index.json")
@@ -203,7 +203,10 @@ def browse(page, host) -> Callable[[], None]:
         page.get_by_role("button", name="Templates").first.click()
         page.get_by_text("ComfyUI-SwD", exact=True).first.click()
 
-    return open_dialog
+    # The host's own move, hundreds of them: minutes of drawing without a graphics card.
+    page.route("**/templates/*.webp", lambda route: route.abort())
+    yield open_dialog
+    page.unroute_all()
 
 
 @pytest.fixture
