@@ -60,7 +60,7 @@ class SceneBatches:
     def draw(
         self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        """See `Batches`; where there are pairs, the first step's noise stands for the size before."""
+        """See `Batches`; with pairs, the first step's noise stands for the size before."""
         if self.pairs is not None and interval.previous is None:
             return self._paired(self.pairs, count, rng, part)
         chosen = [rng.randrange(self.count) for _ in range(count)]
