@@ -25,7 +25,8 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-THERE = "window.app?.extensionManager && window.app?.graph"
+# With the graph that a page begins with, which it loads behind all else.
+THERE = "window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph"
 # Makes of a page that a test is done with a new user's; whether nothing of that test is left on it.
 RENEW = """async () => {
     const { command, toast, workflow } = app.extensionManager;
@@ -135,6 +136,7 @@ def opened(context, host, editor: str):
     page.goto(host.url)
     page.wait_for_function(THERE, timeout=120_000)
     page.keyboard.press("Escape")  # a new user's begins with the templates dialog open
+    page.evaluate(RENEW)
     return page
 
 
