@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..swd_core.contact import HEADING, LEAST, MOST, Sheet, contact_sheet
+from ..swd_core.contact import GAP, HEADING, LEAST, MOST, Sheet, contact_sheet
 from ..swd_core.drafts import Drafts
 from ..swd_core.pictures import picture_of, pixels_of
 from ._host import io, ui
@@ -126,7 +126,7 @@ def show(
         "seed": drafts.images[0].seed,
         "places": sheet.places,
         "headings": [d.prompt for d in drafts.images] if sheet.head else [],
-        "head": sheet.head / sheet.picture.height,
+        "head": (sheet.head + GAP // 2) / sheet.picture.height,  # to the picture
         "letters": HEADING / sheet.picture.width,
         "labels": [
             f"{draft.prompt} · {label}" if several else label

@@ -52,6 +52,22 @@ def straight(bench, cond, *indices):
     return bench.straight(indices)
 
 
+def test_the_page_covers_the_whole_of_the_pictures_headings(bench):
+    """What differs between sheets of other words in their heading lies under what the page draws
+    there, and nothing of the drafts does."""
+    sheets = []
+    for word in ("jpgqy", "aaaaa"):
+        shown = drafted(bench, [named(bench.conds[0], word), named(bench.conds[1], "fox")])
+        [cells], sheet = shown.ui["swd_sheet"], shown.args[2][0]
+        sheets.append(sheet[: len(sheet) // cells["rows"]])
+    first, other = sheets
+    covered = cells["head"] * len(sheet)
+    [words] = (first != other).any((1, 2)).nonzero().T
+    assert 0 < words.max() < covered
+    drafts = first[round(covered) :]
+    assert (drafts[0] - first[0, 0]).abs().max() > 0.05  # they begin where the heading ends
+
+
 def test_every_row_is_a_prompt_and_every_pick_is_its_own_straight_run(bench):
     fox, dog, apple = (named(c, t) for c, t in zip(bench.conds, "fox dog apple".split(), strict=1))
     shown = drafted(bench, [fox, dog, apple])
