@@ -124,14 +124,12 @@ def test_drafts_appear_on_their_sheet_as_they_are_made(preview_server):
     find(prompt, "SwDDrafts").update(count=4, batch=2, stop_after=2, seed=3100)
     [drafts] = [key for key, node in prompt.items() if node["class_type"] == "SwDDrafts"]
     listener = Listener(preview_server)
-    preview_server.post("/prompt", {"prompt": prompt, "client_id": listener.client})
+    output = preview_server.run(prompt, listener.client)["outputs"][drafts]
     listener.wait()
     assert listener.ended == "execution_success"
     assert len(listener.previews) == 4
     values = [value for value, _ in listener.progress]
     assert set(values) <= {19, 50, 69, 100} and values == sorted(values), "256 of 656 cells, ..."
-    history = preview_server.get("/history").values()
-    [output] = [e["outputs"][drafts] for e in history if drafts in e["outputs"]]
     [cells], [file] = output["swd_sheet"], output["images"]
     sheet = Image.open(preview_server.base / "temp" / file["subfolder"] / file["filename"])
     wide, high = sheet.width / cells["columns"], sheet.height / cells["rows"]
