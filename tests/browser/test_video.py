@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from PIL import Image
-from sheets import BUTTONS, marked, node_id, numbers
+from sheets import BUTTONS, entry_beyond, marked, node_id, numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 5  # of a draft after two of the schedule's steps
@@ -102,9 +102,9 @@ def test_drafts_of_a_video_play_in_step_and_finish(page, host, run, look):
     known = set(host.get("/history"))
     page.get_by_title("Draft 2", exact=True).first.focus()
     page.keyboard.press("Control+Enter")
+    entry = entry_beyond(known, page, host)
     page.wait_for_function(
         "() => app.graph.nodes.find((n) => n.type === 'SwDDrafts').swdSaid === 'Last queued: 2'"
     )
-    [entry] = [e for key, e in host.get("/history").items() if key not in known]
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 9, "one whole video"
     assert not [f for f in page.faults if "swd" in f.lower()]
