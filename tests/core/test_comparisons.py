@@ -52,18 +52,24 @@ def measured(monkeypatch, run):
         monkeypatch.setattr(module, "real_painter", painter)
 
 
-def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
-    folder, run, measured, monkeypatch
-):
-    begun, generate = [], Trainer._generate
+@pytest.fixture
+def begun(monkeypatch):
+    """A batch each that was begun; the second one is stopped, as by SIGTERM from outside."""
+    found, generate = [], Trainer._generate
 
     def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == 2:
+        found.append(1)
+        if len(found) == 2:
             signal.raise_signal(signal.SIGTERM)
         return generate(*arguments)
 
     monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
+    return found
+
+
+def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
+    folder, run, measured, begun
+):
     options = argparse.Namespace(
         assets=folder, scenes=folder, run=run, out=folder / "table.json", steps=3, train_seeds=2,
         variants=["mmd", "jump4"], count=7, new=2, batch_tokens=64, pictures=None, jobs=1,
@@ -86,22 +92,13 @@ def test_an_ablation_stopped_in_a_training_measures_nothing_and_goes_on(
 
 
 def test_by_the_clock_each_student_has_as_long_and_goes_on_where_it_was_stopped(
-    folder, run, measured, monkeypatch
+    folder, run, measured, begun
 ):
     options = argparse.Namespace(
         assets=folder, scenes=folder, run=run, out=None, steps=500, train_seeds=1, minutes=0.05,
         variants=["mmd", "prompts"], count=7, new=0, batch_tokens=64, pictures=None, jobs=1,
         device="cpu", batch=4, workers=1,
     )  # fmt: skip
-    begun, generate = [], Trainer._generate
-
-    def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return generate(*arguments)
-
-    monkeypatch.setattr(Trainer, "_generate", begin_and_stop)
     with pytest.raises(SystemExit, match="MMD alone, seed 0: stopped at step 2. The same command"):
         ablation.run_ablation(options)
     rows = ablation.run_ablation(options)

@@ -147,17 +147,27 @@ def test_an_extended_run_is_the_chain_of_host_runs(pack, embedded, size, record_
     sizes = table_sizes(table)
     assert len(sizes) == schedule.steps > 4 and sizes[-1] == size
     one, other = run_both(pack, model, cond, latent, schedule, sigmas)
-    guider = cfg_guider(model, cond)
-    x0 = torch.zeros(1, 16, *sizes[0])
+    assert torch.equal(one, other)
+    sampler = pack["SwDSampler"].execute(schedule=schedule, upscale_method="bicubic").args[0]
+    guider, seen = cfg_guider(model, cond), []
+    empty, outside = latent["samples"], model.get_model_object("latent_format").process_out
+    guider.sample(
+        empty, empty, sampler, sigmas, seed=SEED, disable_pbar=True,
+        callback=lambda step, x0, x_t, total: seen.append(outside(x0.cpu())),
+    )  # fmt: skip
+    assert relative(seen[-1], one) <= 1e-6
+    # Each from where ours was: a trained model makes more of the rounding of the steps before.
+    differences = []
     for step, here in enumerate(sizes):
-        x0 = F.interpolate(x0, here, mode="bicubic") if step else x0
+        start = seen[step - 1] if step else torch.zeros(1, 16, *here)
         x0 = guider.sample(
-            draw_noise(SEED, (0,), step, x0.shape[1:]), x0, comfy.samplers.sampler_object("lcm"),
-            torch.stack([sigmas[step], torch.tensor(0.0)]), disable_pbar=True, seed=SEED,
+            draw_noise(SEED, (0,), step, (16, *here)), F.interpolate(start, here, mode="bicubic"),
+            comfy.samplers.sampler_object("lcm"), torch.stack([sigmas[step], torch.tensor(0.0)]),
+            disable_pbar=True, seed=SEED,
         )  # fmt: skip
-    record_property("difference", relative(one, x0))
-    # Each step of a trained model makes more of the rounding before it.
-    assert relative(one, x0) <= 5e-5 and torch.equal(one, other)
+        differences.append(relative(seen[step], x0))
+    record_property("difference", max(differences))
+    assert max(differences) <= 1e-5
 
 
 def test_extend_goes_on_from_the_picture_of_the_trained_size(pack, embedded):

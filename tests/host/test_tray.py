@@ -43,6 +43,15 @@ def tray_graph(server) -> dict:
     return prompt
 
 
+def said_by_tray(server, shown: dict) -> str:
+    """What the page is told of the node in a run that succeeds."""
+    listener = Listener(server)
+    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
+    listener.wait()
+    assert listener.ended == "execution_success"
+    return listener.texts[key_of(shown, "SwDTray")]
+
+
 def files(base: Path) -> list[str]:
     return sorted(p.name for p in (base / "output" / "drafts" / "tray").glob("*"))
 
@@ -134,11 +143,7 @@ def test_a_damaged_file_hides_no_other_draft(server):
     put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
     folder = server.base / "output" / "drafts" / "tray"
     (folder / "mine.drafts.safetensors").write_bytes(b"no drafts")
-    listener = Listener(server)
-    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
-    listener.wait()
-    assert listener.ended == "execution_success"
-    said = listener.texts[key_of(shown, "SwDTray")]
+    said = said_by_tray(server, shown)
     assert said.startswith("2 put aside") and "mine.drafts.safetensors" in said
     server.post(f"{TRAY}/remove", {"names": server.get(TRAY)})
     assert files(server.base) == [], "it can be removed"
@@ -179,10 +184,7 @@ def test_more_than_a_sheet_holds_is_said(server):
     [file] = folder.glob("*")
     for k in range(299):
         (folder / f"copy_{k:03}.drafts.safetensors").write_bytes(file.read_bytes())
-    listener = Listener(server)
-    server.post("/prompt", {"prompt": shown, "client_id": listener.client})
-    listener.wait()
-    said = listener.texts[key_of(shown, "SwDTray")]
+    said = said_by_tray(server, shown)
     assert said.startswith("256 put aside") and "44 older ones" in said and "another" not in said
 
 
@@ -212,18 +214,11 @@ def test_where_the_tray_can_t_be_written_the_page_is_told_what_to_do(server):
 def test_the_node_says_what_lies_on_the_tray(server):
     """Each time: what it said before would stay in the page."""
     prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
-
-    def said() -> str:
-        listener = Listener(server)
-        server.post("/prompt", {"prompt": shown, "client_id": listener.client})
-        listener.wait()
-        return listener.texts[key_of(shown, "SwDTray")]
-
-    assert "empty" in said()
+    assert "empty" in said_by_tray(server, shown)
     for stop_after, wanted in ((1, "2 put aside"), (2, "2 put aside; 2 more are of another")):
         find(prompt, "SwDDrafts").update(seed=6301, stop_after=stop_after)
         put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
-        assert said().startswith(wanted)
+        assert said_by_tray(server, shown).startswith(wanted)
 
 
 @pytest.mark.usefixtures("empty_tray")
