@@ -144,7 +144,7 @@ def distil(
     if begin is not None:
         begin_from(module, begin)
     module.to(device)
-    trainer = kind(MMDiTModel(module), batches, config, extra=extra or {})
+    trainer = kind(MMDiTModel(module), batches, config, extra=extra or {}, last=steps)
 
     def write() -> None:
         header = {

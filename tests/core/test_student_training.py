@@ -16,10 +16,11 @@ from swd_core.distill.trainer import Trainer
 from swd_core.families import FAMILIES
 from swd_core.lab.detail import Numbered, PictureDetail, detail_loss, laplacian
 from swd_core.lab.pictures import shrunk
-from swd_core.lab.train_student import RANK, begin_from, train_for
+from swd_core.lab.train_student import RANK, begin_from, distil, train_for
 from swd_core.scenes.autoencoder import Autoencoder
 from swd_core.scenes.model import MMDiT
 from swd_core.scenes.student import LORA_FOLDER, MODEL_FILE, VAE_FILE, WEIGHTS, SceneStudent
+from swd_core.schedule import ScaleSchedule
 
 ADAPTED = FAMILIES["scenes"].adapted
 
@@ -132,6 +133,28 @@ def test_training_ends_at_the_number_of_steps(module, tmp_path):
         trainer = Trainer(MMDiTModel(module), Batches(), config)
         train_for(trainer, tmp_path / "run.pt", lambda: None, steps=wanted)
         assert trainer.step == wanted
+
+
+def test_no_batch_is_drawn_beyond_the_last_step(tmp_path):
+    """A batch is made while the one before is trained with, but nobody waits for one too many."""
+    latents = torch.zeros(2, 16, 16, 16)
+    text, drawn = SceneStudent.load(lora=None).encode(["cat", "dog"]), []
+    state = load_file(WEIGHTS / MODEL_FILE)
+
+    class Batches:
+        def steps(self, rng):
+            return intervals([(16, 16)], (1.0,))
+
+        def draw(self, interval, count, rng, part):
+            drawn.append(count)
+            return latents, None, Conditioning(text.context, text.pooled)
+
+    config = DistillConfig(dmd=0.0, gan=0.0, batch_tokens=128, accumulate=2)
+    schedule = ScaleSchedule((1.0,), (1.0,))
+    folder = tmp_path / "student"
+    for steps in (2, 3):
+        distil(state, Batches(), config, schedule, folder, "teacher", steps=steps)
+        assert len(drawn) == 2 * steps
 
 
 def test_detail_loss_wants_as_much_detail_as_the_picture_has():
