@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..families import existing_block
 from ..lora import LoraLayer
 from ..lora_sd3 import sd3_modules
 from ..process import FlowMatching
@@ -12,11 +13,20 @@ from .watch import Watched
 
 
 class MMDiTModel(Watched):
-    """The MMDiT of an embedded student, with both adapters in it."""
+    """The MMDiT of an embedded student, with both adapters in it.
 
-    def __init__(self, module: MMDiT):
+    Args:
+        block: the block, counted from 0, whose tokens the losses compare; None for the middle.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+
+    def __init__(self, module: MMDiT, block: int | None = None):
         self.module = module
-        self.watched = module.joint_blocks[len(module.joint_blocks) // 2 - 1]
+        count = len(module.joint_blocks)
+        place = count // 2 - 1 if block is None else existing_block(count, block)
+        self.watched = module.joint_blocks[place]
         self.width = module.final_layer.linear.in_features
         self.process = FlowMatching()
 

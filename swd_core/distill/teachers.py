@@ -162,7 +162,7 @@ def _scene_model(settings: Settings, _: torch.device, first: torch.device) -> Di
     state = {k: v.float() for k, v in read_weights(folder / MODEL_FILE).items()}
     module = MMDiT.from_state_dict(state).to(first)
     add_adapters(module, settings.family.adapted, ("student", "fake"), settings.model.rank)
-    return MMDiTModel(module)
+    return MMDiTModel(module, None if settings.model.block < 0 else settings.model.block)
 
 
 def publisher(settings: Settings) -> Callable[[DistillModel, Pairs], dict[str, LoraLayer]]:

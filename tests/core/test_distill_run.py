@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from swd_core.distill import loop, session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.data import PreparedBatches
+from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.trainer import Trainer
 from swd_core.distill.world import World
 from swd_core.lora_files import read_lora
@@ -193,6 +194,25 @@ def batches_of(trainer: Trainer) -> list[torch.Tensor]:
 
     trainer.batches.draw = watched
     return seen
+
+
+def test_the_losses_look_at_the_block_that_the_config_names(place):
+    """Of the embedded teacher as of every other: its own output, seen by a hook of the test's."""
+    for block, wanted in ((-1, 0), (0, 0), (1, 1)):
+        settings = runs.changed(runs.settings_of(place), "model", block=block)
+        model = session.build_trainer(settings, World()).model
+        x, text = torch.randn(2, 16, 8, 8), SceneEncoder(Path(settings.model.base)).text(["a", "b"])
+        left: list[torch.Tensor] = []
+
+        def keep(block, given, output, left=left):
+            left.append(output[1])  # (text, picture)
+
+        model.module.joint_blocks[wanted].register_forward_hook(keep)
+        tokens = model.features(x, torch.full((2,), 0.5), text)
+        assert torch.equal(tokens, left[0])
+    for block in (2, 99):
+        with pytest.raises(ValueError, match=f"Block {block} does not exist: .* 0 to 1"):
+            session.build_trainer(runs.changed(settings, "model", block=block), World())
 
 
 def test_no_batch_is_drawn_that_nothing_is_trained_with(place, monkeypatch):
