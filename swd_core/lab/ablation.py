@@ -9,8 +9,10 @@ import json
 import logging
 import math
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -170,6 +172,7 @@ def config_of(a: argparse.Namespace, variant: Variant, seed: int) -> DistillConf
 
 
 _bench: Bench  # of one of several processes
+_stopped = ""  # why it begins no other training, once one was stopped
 
 
 def _begin(a: argparse.Namespace) -> None:
@@ -180,22 +183,48 @@ def _begin(a: argparse.Namespace) -> None:
 
 
 def _row(a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
-    return _bench.row(a, variant, seed)
+    global _stopped
+    if _stopped:
+        raise Stopped(_stopped)
+    try:
+        return _bench.row(a, variant, seed)
+    except Stopped as stopped:
+        _stopped = str(stopped)
+        raise
 
 
 def measured_rows(
     a: argparse.Namespace, wanted: list[tuple[Variant, int]]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of variants and seeds as they are finished, `a.jobs` at a time."""
+    """The rows of variants and seeds as they are finished, `a.jobs` at a time.
+
+    Raises:
+        Stopped: if a training was, by SIGTERM here or Ctrl-C; no other is begun then.
+    """
     if a.jobs == 1:
         bench = Bench.make(a)
         yield from (bench.row(a, *each) for each in wanted)
         return
     test_of(a)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(a.jobs, context, _begin, (a,)) as pool:
-        for future in as_completed([pool.submit(_row, a, *each) for each in wanted]):
-            yield future.result()
+    before = signal.signal(signal.SIGTERM, _pass_on)
+    try:
+        with ProcessPoolExecutor(a.jobs, context, _begin, (a,)) as pool:
+            try:
+                for future in as_completed([pool.submit(_row, a, *each) for each in wanted]):
+                    yield future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:  # one that was measuring, or had no memory left
+        raise Stopped("One of the processes was ended.") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pass_on(*_: Any) -> None:
+    """Asks the other processes to end; each does after its batch, and saves."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def run_ablation(a: argparse.Namespace) -> list[dict[str, Any]]:

@@ -2,8 +2,13 @@
 
 import argparse
 import json
+import os
 import signal
+import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +112,32 @@ def test_by_the_clock_each_student_has_as_long_and_goes_on_where_it_was_stopped(
     before = len(begun)
     assert ablation.run_ablation(options) == rows and len(begun) == before
     assert json.loads((run / "0.05min_ablation.json").read_text()) == rows
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once there")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_an_ablation_in_several_processes_leaves_none_when_it_is_stopped(sign):
+    """SIGTERM comes to the first process alone, Ctrl-C to all; what waits isn't begun any more."""
+    script = Path(__file__).with_name("stopped_ablation.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, script], env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    begun = [process.stdout.readline() for _ in range(2)]
+    try:
+        (process.send_signal if sign == signal.SIGTERM else partial(os.killpg, process.pid))(sign)
+        more, error = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0 and len({*begun}) == 2 and not more, error
+    if sign == signal.SIGTERM:
+        assert "is stopped. The same command goes on from there." in error
+        assert "Traceback" not in error
+    for worker in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker), 0)
 
 
 def test_the_variant_of_prompts_alone_sees_nothing_of_any_picture(folder, run):
