@@ -23,6 +23,7 @@ from .prepare import EMPTY, INDEX, SHARD
 from .scalewise import Interval, intervals
 from .transfer import sent
 
+PICTURES = "pictures"
 DIMENSIONS = {"context": 3, "pooled": 2, "mask": 2}  # of a batch of prompts
 
 
@@ -60,7 +61,8 @@ class PreparedBatches:
         index = read_index(self.folder)
         self.schedule = ScaleSchedule.from_dict(index["schedule"])
         self.family, factor = index["family"], index["factor"]
-        self.pictures = index.get("pictures", True)  # or prompts alone
+        self.kind = kind_of(index)
+        self.pictures = self.kind == PICTURES
         self.fingerprint = fingerprint(index)
         self._open: dict[str, safe_open] = {}
         self.empty = self._empty()
@@ -84,7 +86,7 @@ class PreparedBatches:
 
     def identity(self) -> dict[str, Any]:
         """What tells this data from other."""
-        return {"prepared pictures": self.fingerprint}
+        return {f"prepared {self.kind}": self.fingerprint}
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -123,6 +125,10 @@ class PreparedBatches:
                 captions += self._captions(file)
         real, text = self._latents(bucket, steps[-1].size, chosen), self._text(bucket, chosen)
         return Shown(tuple(captions[: len(chosen)]), steps, real, text, self.pictures)
+
+    def captions(self) -> list[str]:
+        """All of them, shard by shard, in the order in which they were prepared."""
+        return [c for b in self.buckets.values() for file in b.files for c in self._captions(file)]
 
     def unconditional(self, count: int) -> Conditioning:
         return self.empty.map(as_number).expand(count)
@@ -215,7 +221,7 @@ class PreparedBatches:
             shape = shapes.get(key) or [0]
             form = len(shape) == dimensions and all(shape)
             if not form or shape[0] != count or shape[len(shape) - len(ends) :] != ends:
-                raise self._damaged(name, f"{key} is {shape}, not of {count} pictures")
+                raise self._damaged(name, f"{key} is {shape}, not of {count} {self.kind}")
             if not kinds[key].startswith("BOOL" if key == "mask" else ("F", "BF")):
                 raise self._damaged(name, f"{key} holds {kinds[key]}, which are no such numbers")
         if "mask" in wanted and shapes["mask"] != shapes["context"][:2]:
@@ -243,6 +249,11 @@ def read_index(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is damaged ({reason}). Run prepare again.") from error
+
+
+def kind_of(index: dict) -> str:
+    """What was prepared, as a user calls it: pictures, or prompts without any."""
+    return PICTURES if index.get("pictures", True) else "prompts"
 
 
 def fingerprint(index: dict) -> str:

@@ -144,7 +144,7 @@ def prepare(
     paths = [folder / f"{h}x{w}-{number:05}.safetensors" for (h, w), _, number in chunks]
     keys = [_key(settings, group) for _, group, _ in chunks]
     world = world or World()
-    anew = _anew(paths, keys, settings) if world.is_first else {}
+    anew = _anew(paths, keys, settings, alone) if world.is_first else {}
     there = {i for i, path in enumerate(paths) if _header(path).get("key") == keys[i]}
     own = [i for i in range(len(chunks)) if world.has(i)]
     for done, i in enumerate(own):
@@ -194,8 +194,9 @@ def _all_headers(paths: list[Path], keys: list[str]) -> list[dict[str, str]]:
     return found
 
 
-def _anew(paths: list[Path], keys: list[str], settings: dict) -> dict[str, int]:
-    """How many pictures of the shards that are there must be encoded again, by the reason."""
+def _anew(paths: list[Path], keys: list[str], settings: dict, alone: bool) -> dict[str, int]:
+    """How many pictures, or prompts `alone`, must be encoded again, by the reason."""
+    kind, content = ("prompts", "prompts") if alone else ("pictures", "pictures or captions")
     found: dict[str, int] = defaultdict(int)
     settings = json.loads(json.dumps(settings))  # lists, as they are read again
     for path, key in zip(paths, keys, strict=True):
@@ -206,9 +207,9 @@ def _anew(paths: list[Path], keys: list[str], settings: dict) -> dict[str, int]:
         if not isinstance(before, dict) or "version" not in before:
             before = {**settings, "version": None}
         changed = [cause for part, cause in CAUSES.items() if before.get(part) != settings[part]]
-        found[" and ".join(changed) or "pictures or captions"] += int(header["count"])
+        found[" and ".join(changed) or content] += int(header["count"])
     for cause, count in found.items():
-        log.info("%d pictures are encoded anew: %s changed since they were", count, cause)
+        log.info("%d %s are encoded anew: %s changed since they were", count, kind, cause)
     return dict(found)
 
 

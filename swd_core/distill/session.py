@@ -15,11 +15,12 @@ from ..lora_files import write_hosts, write_peft
 from . import loop
 from .checkpoint import load_checkpoint
 from .config import Settings, check_prompts_alone
-from .data import PreparedBatches, fingerprint, read_index
+from .data import PreparedBatches, fingerprint, kind_of, read_index
 from .evaluation import grid, measures, student_latents
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .record import Record
+from .sources import find_prompts, prompts_alone
 from .stopping import stop_if, stoppable
 from .taught import Taught, Teaching
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
@@ -55,6 +56,8 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         log.info("mmd_per_batch compares the pictures of each accumulated batch by itself")
     device = device_of(settings)
     batches = PreparedBatches(Path(settings.data.prepared), schedule_sigmas(settings), device)
+    if settings.data.source:
+        check_source(Path(settings.data.source), batches)
     config = settings.train
     if not batches.pictures:  # every input is what the student itself has made of noise
         check_prompts_alone(config)
@@ -73,6 +76,26 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         )
         trainer.taught = Taught(teaching, t.pool, t.pool_renewed)
     return trainer
+
+
+def check_source(source: Path, batches: PreparedBatches) -> None:
+    """Raises ValueError if the data was prepared of another kind of source, or of other prompts.
+
+    A source that is gone since it was prepared is not missed.
+    """
+    if batches.pictures == prompts_alone(source):
+        held, named = ("pictures", "prompts") if batches.pictures else ("prompts alone", "pictures")
+        raise ValueError(
+            f"{batches.folder} holds {held}, and [data] source names {named} ({source}). "
+            "Run prepare again, or name another folder in [data] prepared."
+        )
+    if not batches.pictures and source.is_file():
+        if [prompt.caption for prompt in find_prompts(source)] != batches.captions():
+            raise ValueError(
+                f"{source} is not what {batches.folder} was prepared from. Run prepare again; a "
+                "training that has begun goes on only with the prompts that it began with, so put "
+                "them back to resume one."
+            )
 
 
 def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:
@@ -184,11 +207,13 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
         )
     if resume and not checkpoint.is_file():
         raise ValueError(f"There is no {checkpoint} to resume from. Start without --resume.")
+    index = read_index(prepared)
+    kind = kind_of(index)
     home = claim(
         checkpoint,
         run / output.name,
-        identity(settings, {"prepared pictures": fingerprint(read_index(prepared))}),
-        instead="Give another [output] run or name; with --changed and the same pictures it goes "
+        identity(settings, {f"prepared {kind}": fingerprint(index)}),
+        instead=f"Give another [output] run or name; with --changed and the same {kind} it goes "
         "on with other settings.",
         changed=changed,
     )

@@ -194,6 +194,43 @@ def test_another_pool_is_another_training(taught, capsys):
     assert "teacher's pool_steps was 3, is 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_an_edited_prompts_file_is_told_before_anything_is_trained(place, capsys, resume):
+    """Put back as it was, or gone after it was prepared, it is nobody's hindrance."""
+    command, file = ["distill", "--config", "config.toml"], place / "prompts.txt"
+    if resume:
+        assert main([*command, "--steps", "1"]) == 0
+    before = file.read_text()
+    for text in (before.replace("rocket", "a rocket"), before + "a boat\n", "a fox\nrocket\n"):
+        file.write_text(text)
+        assert main([*command, *resume]) == 2
+        said = capsys.readouterr().err
+        assert "prompts.txt is not what" in said and "Run prepare again" in said
+    file.write_text("\n\n" + before)
+    assert main([*command, *resume, "--steps", "2"]) == 0
+    file.unlink()
+    assert main([*command, "--resume", "--steps", "3"]) == 0
+
+
+def test_what_was_prepared_is_of_the_kind_that_the_config_names(place, capsys):
+    text = (place / "config.toml").read_text()
+    (place / "config.toml").write_text(text.replace('"prompts.txt"', '"pictures"'))
+    assert main(["distill", "--config", "config.toml"]) == 2
+    assert "holds prompts alone, and [data] source names pictures" in capsys.readouterr().err
+
+
+def test_other_prompts_are_called_prompts(place, capsys):
+    command = ["distill", "--config", "config.toml"]
+    assert main([*command, "--steps", "1"]) == 0
+    (place / "prompts.txt").write_text("a fox\na boat\n")
+    capsys.readouterr()
+    assert main(["prepare", "--config", "config.toml"]) == 0
+    assert "3 prompts had been encoded before, but prompts changed" in capsys.readouterr().out
+    assert main([*command, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "other prepared prompts" in said and "picture" not in said
+
+
 def test_there_are_no_pictures_to_make(place, capsys):
     assert main(["sample-teacher", "--config", "config.toml"]) == 2
     assert "prompts alone, so there are no pictures to make" in capsys.readouterr().err
