@@ -1,5 +1,6 @@
 """SwDDistillData and SwDDistillTrain: a scale-wise student of one's own, made in the graph."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,21 +47,40 @@ def encode_pictures(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.encode(picture[None])[:, :, 0] for picture in pixels])
 
 
-def caption_lines(captions: str, count: int) -> list[str]:
-    """One caption for each picture: one for all, or as many lines as pictures.
+def caption_lines(captions: Sequence[str], count: int) -> list[str]:
+    """One caption for each picture: of one text its lines, or its only line for all; of several
+    texts each.
 
     Raises:
-        ValueError: for any other number of lines.
+        ValueError: for any other number of them.
     """
-    lines = [line.strip() for line in captions.splitlines() if line.strip()]
+    lines = [text.strip() for text in captions]
     if len(lines) == 1:
-        return lines * count
+        lines = [line.strip() for line in lines[0].splitlines() if line.strip()]
+        if len(lines) == 1:
+            return lines * count
     if len(lines) != count:
         raise ValueError(
             f"{len(lines)} captions for {count} pictures. Write one line for each picture, in "
             "their order, or a single line for all."
         )
     return lines
+
+
+def one_batch(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures (B, 3, H, W) of all batches (B, H, W, C).
+
+    Raises:
+        ValueError: if they have several sizes.
+    """
+    sizes = dict.fromkeys(f"{batch.shape[2]}x{batch.shape[1]}" for batch in images)
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The pictures are {' and '.join([*sizes][:3])} px large. Scale or crop them to one "
+            "size first."
+        )
+    whole = images[0] if len(images) == 1 else torch.cat([batch[..., :3] for batch in images])
+    return whole[..., :3].movedim(-1, 1)  # BHWC -> BCHW
 
 
 class SwDDistillData(io.ComfyNode):
@@ -89,13 +109,19 @@ class SwDDistillData(io.ComfyNode):
             outputs=[
                 DistillData.Output("data", display_name="data", tooltip="For SwD Distill Train.")
             ],
+            is_input_list=True,
             **supported(io.Schema, search_aliases=["train", "distill", "dataset", "SwD"]),
         )
 
     @classmethod
-    @checked()
+    @checked(lists=("images", "captions"))
     def execute(
-        cls, images: torch.Tensor, clip: Any, vae: Any, schedule: ScaleSchedule, captions: str
+        cls,
+        images: list[torch.Tensor],
+        clip: Any,
+        vae: Any,
+        schedule: ScaleSchedule,
+        captions: list[str],
     ) -> io.NodeOutput:
         if not isinstance(schedule, ScaleSchedule):
             raise ValueError(
@@ -103,8 +129,9 @@ class SwDDistillData(io.ComfyNode):
                 "trained for sizes of its own: connect SwD Scale Schedule."
             )
         schedule.check_picture()
-        lines = caption_lines(captions, len(images))
-        height, width = images.shape[1:3]
+        pixels = one_batch(images)
+        lines = caption_lines(captions, len(pixels))
+        height, width = pixels.shape[2:]
         cell = int(vae.spacial_compression_encode())
         kinds = [a for a in ARCHITECTURES.values() if a.sigma_kind == schedule.sigma_kind]
         multiple = max((a.multiple for a in kinds if a.pixels == cell), default=0)
@@ -120,7 +147,6 @@ class SwDDistillData(io.ComfyNode):
                 "Scale or crop them first."
             )
         sizes = schedule.sizes(height // cell, width // cell, multiple)
-        pixels = images[..., :3].movedim(-1, 1)  # BHWC -> BCHW
         latents = {
             size: encode_pictures(vae, shrink(pixels, (size[0] * cell, size[1] * cell)))
             for size in dict.fromkeys(sizes)

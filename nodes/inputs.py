@@ -45,7 +45,7 @@ def checked(
                 if schema.is_input_list:  # an empty one is a link that gave nothing
                     value = [_checked(entry, one) for one in value or [None]]
                     one = lists is not None and entry.id not in lists
-                    given[entry.id] = _only(entry.id, value) if one else value
+                    given[entry.id] = _only(entry.id, value, lists) if one else value
                 else:
                     given[entry.id] = _checked(entry, value)
             try:
@@ -59,12 +59,12 @@ def checked(
     return around
 
 
-def _only(name: str, values: list[Any]) -> Any:
+def _only(name: str, values: list[Any], lists: Sequence[str]) -> Any:
     """Raises ValueError unless there is one."""
     if len(values) > 1:
         raise ValueError(
-            f"{name} brings a list of {len(values)}; this node takes lists of prompts alone. "
-            "Connect one."
+            f"{name} brings a list of {len(values)}; this node takes lists of "
+            f"{' and '.join(lists)} alone. Connect one."
         )
     return values[0]
 

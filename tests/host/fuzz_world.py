@@ -167,6 +167,6 @@ class World:
     def data(self, family: str) -> Any:
         images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         return self.pack["SwDDistillData"].execute(
-            images, self.shelves["CLIP"]["scenes"], self.shelves["VAE"][family],
-            self.shelves["SWD_SCHEDULE"][family], "a fox\nhappy dog",
+            [images], [self.shelves["CLIP"]["scenes"]], [self.shelves["VAE"][family]],
+            [self.shelves["SWD_SCHEDULE"][family]], ["a fox\nhappy dog"],
         ).args[0]  # fmt: skip

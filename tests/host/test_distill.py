@@ -112,7 +112,7 @@ def test_data_are_the_encoded_area_means(pack, parts):
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     data = (
         pack["SwDDistillData"]
-        .execute(images, clip, vae, schedule, "a fox\nhappy dog")
+        .execute([images], [clip], [vae], [schedule], ["a fox\nhappy dog"])
         .result[0]
     )
     own = SceneStudent.load(lora=None)
@@ -138,14 +138,34 @@ def test_data_are_the_encoded_area_means(pack, parts):
 def test_wrong_pictures_and_captions(pack, parts, size, captions, message):
     _, clip, vae, schedule = parts
     with pytest.raises(ValueError, match=message):
-        pack["SwDDistillData"].execute(torch.rand(2, *size, 3), clip, vae, schedule, captions)
+        pack["SwDDistillData"].execute(
+            [torch.rand(2, *size, 3)], [clip], [vae], [schedule], [captions]
+        )
+
+
+def test_a_list_of_pictures_has_a_caption_each_and_one_size(pack, parts):
+    """As the host's loaders of folders give them; one without a caption has the empty prompt."""
+    _, clip, vae, schedule = parts
+    images = [torch.rand(1, 64, 64, channels) for channels in (3, 4, 3)]
+    captions, node = ["a fox\nin snow ", "", "happy dog"], pack["SwDDistillData"]
+    data = node.execute(images, [clip], [vae], [schedule], captions).result[0]
+    assert data.captions == ("a fox\nin snow", "", "happy dog")
+    assert all(len(latents) == 3 for latents in data.latents.values())
+    assert torch.equal(data.text[1].context, data.empty.context)
+    with pytest.raises(ValueError, match="2 captions for 3 pictures"):
+        node.execute(images, [clip], [vae], [schedule], captions[:2])
+    images[1] = torch.rand(1, 64, 80, 3)
+    with pytest.raises(ValueError, match="64x64 and 80x64 px.*Scale or crop them to one size"):
+        node.execute(images, [clip], [vae], [schedule], captions)
+    with pytest.raises(ValueError, match="clip brings a list of 2"):
+        node.execute(images, [clip, clip], [vae], [schedule], captions)
 
 
 def test_wrong_teachers_and_names(pack, parts):
     model, clip, vae, schedule = parts
-    data = (
-        pack["SwDDistillData"].execute(torch.rand(1, 64, 64, 3), clip, vae, schedule, "a").result[0]
-    )
+    data = pack["SwDDistillData"].execute(
+        [torch.rand(1, 64, 64, 3)], [clip], [vae], [schedule], ["a"]
+    ).result[0]  # fmt: skip
     values = {
         "steps": 1, "rank": 4, "lr": 1e-3, "batch_tokens": 16, "mmd": 1.0, "dmd": 0.0, "gan": 0.0,
         "guidance": 1.0, "fake_steps": 1, "seed": 0, "resume": False,

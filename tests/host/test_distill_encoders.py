@@ -36,7 +36,8 @@ def encoded(request, pack, encoders):
     schedule = packed("swd_core.presets").presets()[f"{family}-4"].schedule
     with torch.inference_mode():
         data = pack["SwDDistillData"].execute(
-            images=pictures, clip=clip, vae=vae, schedule=schedule, captions="\n".join(CAPTIONS)
+            images=[pictures], clip=[clip], vae=[vae], schedule=[schedule],
+            captions=["\n".join(CAPTIONS)],
         ).args[0]  # fmt: skip
     return family, clip, vae, pictures, data
 

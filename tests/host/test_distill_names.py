@@ -31,7 +31,9 @@ def train(pack, parts, loras, tmp_path_factory, monkeypatch):
 
     def run(name: str, picture: int = 0, caption: str = "a fox", **values) -> Path:
         image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(picture))
-        data = pack["SwDDistillData"].execute(image, clip, vae, schedule, caption).result[0]
+        data = pack["SwDDistillData"].execute(
+            [image], [clip], [vae], [schedule], [caption]
+        ).result[0]  # fmt: skip
         pack["SwDDistillTrain"].execute(model, data, name, **VALUES | values)
         return loras / name
 

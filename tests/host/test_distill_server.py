@@ -1,11 +1,13 @@
 """Students made by a real server's graph on small random models; another graph loads them."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Server
+from PIL import Image
 from safetensors.torch import load_file
 
 FILES = {
@@ -73,6 +75,55 @@ def run(host, prompt: dict) -> torch.Tensor:
     assert entry.get("status", {}).get("status_str") == "success", entry
     newest = max((host.base / "output" / "latents").iterdir(), key=lambda p: p.name)
     return load_file(newest)["latent_tensor"]
+
+
+def training(model: list, clip: list, vae: list, images: list, captions, name: str) -> dict:
+    return {
+        "plan": node("SwDScaleSchedule", model=model, preset="flux-4", custom_sizes="",
+                     custom_sigmas=""),
+        "data": node("SwDDistillData", images=images, clip=clip, vae=vae, schedule=["plan", 0],
+                     captions=captions),
+        "train": node("SwDDistillTrain", model=model, data=["data", 0], lora_name=name, steps=2,
+                      rank=4, lr=0.02, batch_tokens=32, mmd=1.0, dmd=0.0, gan=0.0, guidance=2.0,
+                      fake_steps=1, seed=0, resume=False),
+        "plot": node("PreviewImage", images=["train", 2]),
+    }  # fmt: skip
+
+
+def test_a_list_of_pictures_and_captions_is_one_training_as_a_batch_is(host):
+    """Loaders of folders give lists, with which the host runs a node once for each entry."""
+    folder, pairs = host.base / "input" / "pairs", {"a": 65280, "b": 255}
+    folder.mkdir()
+    for name, colour in pairs.items():
+        Image.new("RGB", (128, 128), f"#{colour:06x}").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"picture {name}")
+    listed = [name[0] for name in os.listdir(folder) if name.endswith(".png")]
+    captions = "\n".join(f"picture {name}" for name in listed)
+    loaded, model, clip, vae = loaders("flux")
+    images = {
+        name: node("EmptyImage", width=128, height=128, batch_size=1, color=colour)
+        for name, colour in pairs.items()
+    }
+    images |= {
+        "batch": node("ImageBatch", image1=[listed[0], 0], image2=[listed[1], 0]),
+        "list": node("RebatchImages", images=["batch", 0], batch_size=1),
+        "folder": node("LoadImageTextDataSetFromFolder", folder="pairs"),
+    }
+    ways = {"batch": captions, "list": captions}
+    if images["folder"]["class_type"] in host.get("/object_info"):  # 0.3.64 has none
+        ways["folder"] = ["folder", 1]
+    found = []
+    for name, given in ways.items():
+        graph = {**loaded, **images, **training(model, clip, vae, [name, 0], given, name)}
+        used = {key: part for key, part in graph.items() if key != "folder" or name == "folder"}
+        entry = host.run(used)
+        assert entry.get("status", {}).get("status_str") == "success", entry
+        found.append(
+            load_file(host.base / "models" / "loras" / name / "adapter_model.safetensors")
+        )
+    assert any(value.abs().max() > 0 for key, value in found[0].items() if "lora_B" in key)
+    for other in found[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in found[0].items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

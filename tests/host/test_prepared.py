@@ -64,9 +64,9 @@ def test_the_folder_is_offered_and_holds_what_distill_data_makes(pack, prepared,
     pictures = [Image.open(prepared / "pictures" / f"{i}.png") for i in range(2)]
     images = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8)
                           .view(64, 64, 3).float() / 255 for p in pictures])  # fmt: skip
-    made = (
-        pack["SwDDistillData"].execute(images, clip, vae, schedule, "\n".join(CAPTIONS)).result[0]
-    )
+    made = pack["SwDDistillData"].execute(
+        [images], [clip], [vae], [schedule], ["\n".join(CAPTIONS)]
+    ).result[0]  # fmt: skip
     run = importlib.import_module("swd_pack.nodes.distill_run")
     made, shown = run.copied(made, model), data.first(2)
     order = [shown.captions.index(caption) for caption in CAPTIONS]
@@ -119,7 +119,8 @@ def test_data_of_another_family_or_width_is_refused(pack, prepared, offered, tmp
         run.check_data(model, type(data)(tmp_path / offered))
     index.write_text(right)
     made = pack["SwDDistillData"].execute(
-        torch.rand(1, 64, 64, 3), *pack["SwDSceneStudent"].execute(strength=0.0).result[1:], "a"
+        [torch.rand(1, 64, 64, 3)],
+        *([part] for part in pack["SwDSceneStudent"].execute(strength=0.0).result[1:]), ["a"],
     ).result[0]  # fmt: skip
     text = [dataclasses.replace(one, pooled=one.pooled[:, :7]) for one in made.text]
     narrow = dataclasses.replace(made, text=tuple(text))
