@@ -166,6 +166,9 @@ def _diffusers_teacher(
             width=settings.data.size,
             num_inference_steps=t.steps,
             **options,
-            generator=[torch.Generator().manual_seed(t.seed * 1_000_003 + i) for i in batch],
+            # As torch takes a seed: of so many bits.
+            generator=[
+                torch.Generator().manual_seed((t.seed * 1_000_003 + i) % 2**64) for i in batch
+            ],
         )
         yield from zip(batch, found.images, strict=True)

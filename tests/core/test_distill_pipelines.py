@@ -378,6 +378,17 @@ def test_pictures_of_other_settings_are_not_taken_for_these(made, tmp_path):
     assert (made.place / "pictures" / "000001.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("made", ["flux"], indirect=True)
+@pytest.mark.parametrize("seed", [-1, 2**62])
+def test_any_seed_that_a_config_takes_makes_pictures(made, seed):
+    text = (made.place / "config.toml").read_text()
+    text = text.replace("seed = 5", f"seed = {seed}").replace('"pictures"', f'"seed{seed}"')
+    (made.place / "seeded.toml").write_text(text)
+    code, written = run(made.place, "sample-teacher", "--config", "seeded.toml")
+    assert code == 0, written
+    assert len(list((made.place / f"seed{seed}").glob("*.png"))) == 3
+
+
 @pytest.mark.parametrize("made", ["sd3-two"], indirect=True)
 def test_a_text_encoder_added_later_is_read(made, tmp_path):
     """The same `[model] base`, to whose folder T5 was added."""
