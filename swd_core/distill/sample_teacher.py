@@ -58,8 +58,16 @@ def sample_teacher(
     for i, picture in make(settings, jobs, batches) if waiting else ():
         if i not in missing:
             continue
-        write_png(picture, folder / f"{i:06}.png", {RECORD: json.dumps(made_with)}, overwrite=True)
-        write_text(folder / f"{i:06}.txt", jobs[i])
+        path = folder / f"{i:06}.png"
+        try:
+            write_png(picture, path, {RECORD: json.dumps(made_with)}, overwrite=True)
+            path = path.with_suffix(".txt")
+            write_text(path, jobs[i])
+        except OSError as error:
+            raise OSError(
+                f"{path} can't be written ({error}). What is finished stays: make room and start "
+                "the same command again."
+            ) from error
         done += 1
         on_picture(done, len(own))
     return len(waiting)

@@ -5,9 +5,11 @@ and what they make with the LoRA that comes out.
 """
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+from swd_core import files  # noqa: E402
 from swd_core.commands import main  # noqa: E402
 from swd_core.distill import session, teachers  # noqa: E402
 from swd_core.distill.adapters import adapter  # noqa: E402
@@ -376,6 +379,34 @@ def test_pictures_of_other_settings_are_not_taken_for_these(made, tmp_path):
         "2.0; [teacher] seed 5, now 6)."
     )
     assert (made.place / "pictures" / "000001.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("made", ["flux"], indirect=True)
+def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch):
+    """A file system that takes nothing more stands in for it."""
+    text = (made.place / "config.toml").read_text().replace('"pictures"', '"full"')
+    (made.place / "full.toml").write_text(text)
+    left, plain = [3], os.fsync
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        code, written = run(made.place, "sample-teacher", "--config", "full.toml")
+    assert code == 2
+    error = written.partition("error: ")[2]
+    assert error.startswith("full/000001.txt can't be written ([Errno 28] No space left")
+    assert "stays: make room and start the same command again." in error
+    assert sorted(p.name for p in (made.place / "full").glob("*.txt")) == ["000000.txt"]
+    code, written = run(made.place, "sample-teacher", "--config", "full.toml")
+    assert code == 0 and "2 pictures made" in written
+    for name in ("000000.png", "000001.png", "000002.png"):
+        whole, again = (made.place / folder / name for folder in ("pictures", "full"))
+        assert whole.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize("made", ["flux"], indirect=True)

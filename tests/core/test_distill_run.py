@@ -148,6 +148,21 @@ def test_a_full_disk_keeps_the_checkpoint_before(place):
     assert not (place / "full" / "checkpoint.tmp").exists()
 
 
+def test_a_disk_that_is_full_from_the_beginning_has_nothing_to_resume(place):
+    """What the error says to do is what goes on."""
+    limit = "trap '' XFSZ; ulimit -f 1; exec \"$@\""
+    again = runs.command("--run", "none yet", "--steps", "2")
+    done = subprocess.run(
+        ["bash", "-c", limit, "bash", *again], cwd=place, env=runs.ENVIRONMENT,
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "can't be saved" in last
+    assert last.endswith("make room and start again.")
+    done = subprocess.run(again, cwd=place, env=runs.ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(place):
     before = (runs.train(place, "nan", steps=4) / "checkpoint.pt").read_bytes()
     poisoned = place / "poisoned"
