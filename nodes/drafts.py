@@ -5,7 +5,14 @@ from typing import Any
 
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..swd_core.drafts import MAX_DRAFTS, check_count, check_stop, parse_picks
+from ..swd_core.drafts import (
+    MAX_DRAFTS,
+    AnotherSheet,
+    Drafts,
+    check_count,
+    check_stop,
+    parse_picks,
+)
 from ..swd_core.growth import AnySchedule
 from ..swd_core.noise import MAX_SEED
 from ..swd_core.resample import METHODS
@@ -24,6 +31,25 @@ CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
 BATCH_TIP = "Most images run at once; halved by itself where the memory does not hold them."
 LISTS = ("positive", "negative")
 VAE_TIP = "Decodes the drafts for the sheet; without it the colours are rough."
+
+
+def picked(node: type[io.ComfyNode], pick: str, drafts: Drafts) -> tuple[int, ...]:
+    """Positions of what is picked.
+
+    Clicks of another sheet are none where an artist runs a graph that she has changed since; a
+    script that sends them, which has no page to click on, is told.
+
+    Raises:
+        ValueError: as `parse_picks`.
+    """
+    try:
+        return parse_picks(pick, drafts)
+    except AnotherSheet:
+        # The page alone sends the graph as it is drawn along with each run.
+        if not getattr(node.hidden, "extra_pnginfo", None):
+            raise
+        say("The drafts are new: what was picked on the sheet before is not finished")
+        return ()
 
 
 class SwDDrafts(io.ComfyNode):
@@ -208,6 +234,7 @@ class SwDFinishDrafts(io.ComfyNode):
                 ),
             ],
             is_input_list=True,
+            hidden=[io.Hidden.extra_pnginfo],
             **supported(
                 io.Schema, search_aliases=["continue", "pick", "variations", "scale-wise", "SwD"]
             ),
@@ -230,7 +257,7 @@ class SwDFinishDrafts(io.ComfyNode):
         negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
         known = drafting.from_latent(drafts)
-        positions = parse_picks(pick, known)
+        positions = picked(cls, pick, known)
         if not positions:
             return io.NodeOutput(ExecutionBlocker(None), [ExecutionBlocker(None)])
         check_count(len(positions) * variations, "The number of picks times variations")

@@ -13,6 +13,7 @@ from .noise import MAX_SEED, draw_noise, plain_seed, stream_seed
 from .sampling import ScaleState
 
 MAX_DRAFTS = 256
+_SAME = 0.01  # of a latent's length: a card's rounding in half precision stays below
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,18 @@ class Drafts:
             and _equal(self.mask, other.mask)
         )
 
+    def same_as(self, other: "Drafts") -> bool:
+        """Whether both would finish as the same pictures: of the same noise and as good as the same
+        latents, whose last bits differ where they were made in another batch."""
+        return (
+            self.images == other.images
+            and self.goes_with(other)
+            and all(
+                float(torch.dist(x0.float(), there.float())) <= _SAME * float(x0.float().norm())
+                for x0, there in zip(self.scales, other.scales, strict=True)
+            )
+        )
+
     def labels(self) -> list[str]:
         """A line for each image: its seed, and its place in that seed's run unless that is the
         number it has here. Of several prompts, whose rows have the same places, all say it."""
@@ -226,25 +239,35 @@ def join(parts: Sequence[Drafts]) -> Drafts:
     return replace(first, images=images, scales=scales, samples=samples, x_t=x_t)
 
 
+class AnotherSheet(ValueError):
+    """Picks that were clicked on another sheet than the one they are read for."""
+
+
 def parse_picks(text: str, drafts: Drafts) -> tuple[int, ...]:
     """Positions, counted from 0, of "3", "1,4-6" or "all"; "" is none of them.
 
     A draft named twice counts once, where it was named first. "3 @1f0c22ab" is of that sheet only:
-    so a click is written down, which means a picture, not a number.
+    so a click is written down, which means a picture, not a number. "3 @1f0c22ab; 5 @77aa00cc" is
+    of two sheets, and the part of this one counts.
 
     Raises:
-        ValueError: names the part that is no number, backwards or not among the drafts, or says
-            that the sheet is another one.
+        ValueError: names the part that is no number, backwards or not among the drafts.
+        AnotherSheet: if all was chosen on other sheets.
     """
-    numbers, at, sheet = text.lower().partition("@")
     count = len(drafts.images)
-    plain = re.sub(r"\s*[-–—]\s*", "-", numbers.strip())
-    if plain and at and sheet.strip() != drafts.sheet:
-        raise ValueError(
-            f"pick: {numbers.strip()[:30]} was chosen on another sheet (@{sheet.strip()[:8]}) than "
-            f"this one (@{drafts.sheet}): its seed, prompt or model has changed since. Click the "
-            "drafts you like on the sheet shown now, or set back what was changed."
+    *clicked, typed = re.split(r"@\s*([^\s,;@]*)[\s,;]*", text.lower())
+    of_sheets = dict(zip(clicked[1::2], clicked[::2], strict=True))
+    if any(map(str.strip, of_sheets.values())) and drafts.sheet not in of_sheets:
+        numbers, sheet = clicked[0].strip(), clicked[1]
+        raise AnotherSheet(
+            f"pick: {numbers[:30]} was chosen on another sheet (@{sheet[:8]}) than this one "
+            f"(@{drafts.sheet}): its seed, prompt or model has changed since. Click the drafts you "
+            "like on the sheet shown now, or set back what was changed."
         )
+    if clicked and typed:
+        raise ValueError(f"pick: {typed[:30]!r} stands behind a sheet's name; put it before the @.")
+    numbers = of_sheets.get(drafts.sheet, "") if clicked else typed
+    plain = re.sub(r"\s*[-–—]\s*", "-", numbers.strip())
     if plain == "all":
         return tuple(range(count))
     found: dict[int, None] = {}

@@ -93,6 +93,13 @@ def test_what_was_clicked_is_of_its_sheet(tmp_path):
         assert parse_picks("2,4", other) == (1, 3), "typed numbers are of any sheet"
         assert parse_picks(f" @{sheet.sheet}", other) == ()
     assert len({d.sheet for d in (sheet, *others)}) == 7
+    # Of several sheets' clicks each has its own.
+    both = f"2,4 @{sheet.sheet}; 3 @{others[0].sheet}"
+    assert parse_picks(both, sheet) == (1, 3) and parse_picks(both, others[0]) == (2,)
+    with pytest.raises(ValueError, match="another sheet.*Click"):
+        parse_picks(both, others[1])
+    with pytest.raises(ValueError, match="'1' stands behind a sheet's name"):
+        parse_picks(clicked + ", 1", sheet)
 
 
 def test_going_on_is_the_straight_run():

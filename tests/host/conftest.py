@@ -93,9 +93,16 @@ class Server:
         except urllib.error.HTTPError as error:
             return {"http_error": error.code, **json.loads(error.read() or b"{}")}
 
-    def run(self, prompt: dict, client: str | None = None) -> dict:
-        """Posts an API graph and waits for its history entry."""
-        reply = self.post("/prompt", {"prompt": prompt, "client_id": client or uuid.uuid4().hex})
+    def run(self, prompt: dict, client: str | None = None, workflow: dict | None = None) -> dict:
+        """Posts an API graph and waits for its history entry.
+
+        Args:
+            workflow: the graph as it is drawn, which a page sends along.
+        """
+        asked = {"prompt": prompt, "client_id": client or uuid.uuid4().hex}
+        if workflow is not None:
+            asked["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
+        reply = self.post("/prompt", asked)
         if "prompt_id" not in reply:
             return {"refused": reply}
         deadline = time.monotonic() + 300

@@ -76,7 +76,7 @@ def test_through_the_server_from_drafts_to_a_file_on_another_one(server, tmp_pat
 
 
 def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
-    """As the page posts it where the seed has rolled on since, and by the API."""
+    """By the API that is an error; from the page, whose seed has rolled on, just a new sheet."""
     prompt = graph_of(server)
     drafting, finishing = find(prompt, "SwDDrafts"), find(prompt, "SwDFinishDrafts")
     drafting["seed"] = 5551
@@ -89,6 +89,12 @@ def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
     entry = server.run(prompt)
     assert entry["status"]["status_str"] == "error" and "another sheet" in json.dumps(entry)
     assert key_of(prompt, "SaveImage") not in entry["outputs"]
+    # An artist who runs her changed graph gets its sheet; the page sends that graph along.
+    drafting["seed"] = 5553
+    entry = server.run(prompt, workflow={"nodes": []})
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    [cells] = entry["outputs"][key_of(prompt, "SwDDrafts")]["swd_sheet"]
+    assert cells["seed"] == 5553 and key_of(prompt, "SaveImage") not in entry["outputs"]
     drafting["seed"] = 5551
     again = saved(server, prompt)
     assert all(np.array_equal(a, b) for a, b in zip(again, (second, fifth), strict=True))
