@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sheets import BUTTONS, node_id
+from sheets import BUTTONS, SHEET, node_id
 
 from swd_core.commands import main
 from swd_core.scenes.student import LORA_FOLDER, WEIGHTS
@@ -234,8 +234,8 @@ def test_tray(page, run, host, shoot):
         page.get_by_title(title, exact=True).first.focus()
         page.keyboard.press("k")
         page.wait_for_function(
-            "(n) => app.graph.nodes.find((n) => n.type === 'SwDTray').swdSheet?.root"
-            ".querySelectorAll('.swd-grid button').length === n",
+            f"(n) => {SHEET}(app.graph.nodes.find((n) => n.type === 'SwDTray'))"
+            "?.querySelectorAll('.swd-grid button').length === n",
             arg=number,
         )
     shoot(HELP / "tray.png", "SwDDrafts", "SwDTray")

@@ -8,11 +8,15 @@ PATIENCE = 120  # seconds until a page has asked something of the host, on a slo
 # For what is of the page itself, in either editor the same.
 ONE_EDITOR = pytest.mark.parametrize("editor", ["classic"], indirect=True)
 BUTTONS = ".swd-grid button"
+STATUS = '.swd-bar [role="status"]'
 GO = ".swd-bar button:first-child"
 PICK = (
     "() => app.graph.nodes.find((n) => n.type === 'SwDFinishDrafts')"
     ".widgets.find((w) => w.name === 'pick').value"
 )
+# A node's sheet as an element, if it has one; and what the page knows of it.
+SHEET = "((node) => node?.widgets?.find((w) => w.name === 'swd_sheet')?.element)"
+CELLS = "((node) => node.swd?.get(String(node.id))?.cells)"
 SEED = (
     "() => { const w = app.graph.nodes.find((n) => n.type === 'SwDDrafts').widgets"
     ".find((w) => w.name === 'seed'); return [w.value, w.linkedWidgets[0].value]; }"

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from sheets import BUTTONS, SET, cached, marked, node_id
+from sheets import BUTTONS, CELLS, PICK, SET, STATUS, cached, marked, node_id, numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host
     made = json.loads(json.dumps(run()["prompt"][2]))
     text = made[node_id(page, "CLIPTextEncode")]["inputs"]["text"]
     assert re.fullmatch("a [a-z]+ in the snow", text)
-    page.wait_for_function("() => app.graph.nodes.some((n) => n.swdCells?.sheet)")
+    page.wait_for_function(f"() => app.graph.nodes.some((n) => {CELLS}(n)?.sheet)")
     later = {"CLIPTextEncode": {"text": "a penguin on a beach"}, "SwDDrafts": {"count": 4},
              "EmptySD3LatentImage": {"width": 128}}  # fmt: skip
     for node, values in later.items():
@@ -59,6 +59,53 @@ def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host
             assert page.evaluate(WIDGET, [node, name]) == value, "what was typed stays"
     assert marked(page) == ["Draft 7"]
     look("finished")
+
+
+def test_run_after_a_change_draws_the_sheet_anew_and_drops_old_clicks(sheet, run, host, look):
+    """With a word, not in an error; and they are there again where the change is taken back."""
+    page = sheet
+    saver = node_id(page, "SaveImage")
+    first = page.evaluate(WIDGET, ["CLIPTextEncode", "text"])
+    for number in (2, 5):
+        page.get_by_title(f"Draft {number}", exact=True).click()
+        page.wait_for_timeout(700)  # two at once are a double click
+    page.evaluate(SET, ["CLIPTextEncode", {"text": "a penguin on a beach"}])
+    assert saver not in run()["outputs"], "nothing of the new sheet is picked"
+    status = page.locator(STATUS)
+    page.wait_for_function("([at, text]) => document.querySelector(at).textContent === text",
+                           arg=[STATUS, "New drafts; picked before: 2,5"])  # fmt: skip
+    assert marked(page) == [] and page.evaluate(PICK) == ""
+    look("new")
+    page.get_by_title("Draft 3", exact=True).click()
+    assert numbers(page) == "3" and status.inner_text().startswith("New drafts")
+    assert len(run()["outputs"][saver]["images"]) == 1
+    page.evaluate(SET, ["CLIPTextEncode", {"text": first}])
+    run()
+    page.wait_for_function(f"() => ({PICK})().startsWith('2,5 @')")
+    assert marked(page) == ["Draft 2", "Draft 5"]
+    assert len(run()["outputs"][saver]["images"]) == 2
+    assert not [f for f in page.faults if "swd" in f.lower()]
+
+
+def test_queued_is_said_when_it_is(sheet, host):
+    """Not when another run ends while the page still sends what was clicked."""
+    page = sheet
+    page.get_by_title("Draft 2", exact=True).click()
+    waiting = []
+    page.route("**/prompt", lambda route: waiting.append(route))
+    page.keyboard.press("Control+Enter")
+    while not waiting:
+        page.wait_for_timeout(100)
+    before = page.locator(STATUS).inner_text()
+    page.evaluate(
+        """() => app.api.dispatchEvent(
+          new CustomEvent("status", { detail: { exec_info: { queue_remaining: 0 } } }))"""
+    )
+    assert page.locator(STATUS).inner_text() == before and "ueued" not in before
+    page.unroute("**/prompt")  # which lets go of those that wait
+    page.wait_for_function(
+        "(at) => document.querySelector(at).textContent === 'Last queued: 2'", arg=STATUS
+    )
 
 
 def test_a_key_on_a_sheet_never_deletes_its_node(sheet):

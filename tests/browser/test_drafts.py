@@ -73,10 +73,10 @@ def test_another_seed_is_another_sheet_with_nothing_picked(sheet, run):
     page.get_by_title("Draft 3", exact=True).click()
     assert numbers(page) == "3"
     page.evaluate(SET_SEED, [777, "fixed"])
-    assert page.evaluate(PICK) == "" and marked(page) == []
     entry = run()
     assert node_id(page, "SaveImage") not in entry["outputs"]
-    page.wait_for_timeout(1000)
+    page.wait_for_function(f"() => ({PICK})() === ''")
+    assert marked(page) == []
     page.get_by_title("Draft 3", exact=True).click()
     assert numbers(page) == "3" and page.evaluate(SEED) == [777, "fixed"]
 

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, cached, entry_beyond, node_id
+from sheets import BUTTONS, CELLS, SHEET, cached, entry_beyond, node_id
 
 ROOT = Path(__file__).resolve().parents[2]
 # Between the drafts and the node that finishes them: what is made there, and its node, if any.
@@ -33,7 +33,11 @@ BETWEEN = {
       app.graph.convertToSubgraph(new Set([node])).node.mode = 4;
     }""",
 }
-HELPERS = """() => {
+HELPERS = f"""() => {{
+  window.sheetOf = {SHEET};
+  window.cellsOf = {CELLS};
+}}"""
+PARTS = """() => {
   // By number: the page changes their order when one comes to the front.
   window.all = (type) =>
     app.graph.nodes.filter((n) => n.type === type).sort((a, b) => a.id - b.id);
@@ -50,13 +54,13 @@ HELPERS = """() => {
     return [link, drafts, finish];
   };
   window.button = (k, number) =>
-    all("SwDDrafts")[k].swdSheet.root.querySelector(`.swd-grid button[title="Draft ${number}"]`);
+    sheetOf(all("SwDDrafts")[k]).querySelector(`.swd-grid button[title="Draft ${number}"]`);
 }"""
 PICKS = """() => all("SwDFinishDrafts").map((n) =>
   n.widgets.find((w) => w.name === "pick").value.split(" @")[0])"""
 SAID = """() => all("SwDDrafts").map((n) =>
-  n.swdSheet?.root.querySelector("[role=status]").textContent)"""
-GO = "(k) => all('SwDDrafts')[k].swdSheet.root.querySelector('.swd-bar button')"
+  sheetOf(n)?.querySelector("[role=status]").textContent)"""
+GO = "(k) => sheetOf(all('SwDDrafts')[k]).querySelector('.swd-bar button')"
 APPS = """() => app.extensionManager.command.commands
   .some((c) => c.id === "Comfy.ToggleLinear")"""
 IDS = "(type) => all(type).map((n) => String(n.id))"
@@ -78,6 +82,7 @@ def load(page, graph: dict | None = None) -> None:
         graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.evaluate(HELPERS)
+    page.evaluate(PARTS)
 
 
 def test_past_reroutes_and_what_is_bypassed_or_muted(sheet, host, posted):
@@ -126,8 +131,8 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted,
     page.wait_for_function("() => all('SwDFinishDrafts').length === 2")
     page.evaluate("() => (all('SwDDrafts')[1].widgets[0].value = 8)")
     page.evaluate("() => app.queuePrompt(0, 1)")
-    page.wait_for_function("() => all('SwDDrafts').every((n) => n.swdCells)")
-    sheets = page.evaluate("() => all('SwDDrafts').map((n) => [n.swdCells.sheet, n.swdCells.seed])")
+    page.wait_for_function("() => all('SwDDrafts').every(cellsOf)")
+    sheets = page.evaluate("() => all('SwDDrafts').map(cellsOf).map((c) => [c.sheet, c.seed])")
     assert sheets[0][0] != sheets[1][0] and [s for _, s in sheets] == [7, 8]
     page.evaluate("() => { button(0, 3).click(); button(1, 5).click(); button(1, 6).click(); }")
     assert page.evaluate(PICKS) == ["3", "5,6"]
@@ -142,9 +147,9 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted,
     page.reload()
     page.wait_for_function("window.app?.extensionManager && window.app?.graph")
     load(page, saved)
-    page.wait_for_function("() => all('SwDDrafts').every((n) => n.swdCells)")
+    page.wait_for_function("() => all('SwDDrafts').every(cellsOf)")
     marked = """() => all("SwDDrafts").map((n) =>
-      [...n.swdSheet.root.querySelectorAll('[aria-pressed="true"]')].map((b) => b.title))"""
+      [...sheetOf(n).querySelectorAll('[aria-pressed="true"]')].map((b) => b.title))"""
     assert page.evaluate(marked) == [["Draft 3"], ["Draft 5", "Draft 6"]]
     # Older hosts' history has the other's pictures, too, from before: what is new is in the folder.
     there = set((host.base / "output").glob("swd_finished*"))

@@ -5,9 +5,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, GO, PICK, SEED, SET, cached, marked, node_id, numbers, settled
+from sheets import BUTTONS, GO, PICK, SEED, SET, STATUS, cached, marked, node_id, numbers, settled
 
-STATUS = '.swd-bar [role="status"]'
 FOCUS = "() => document.activeElement.title"
 # A picture that has nothing to do with the drafts.
 ASIDE = """() => {

@@ -1,13 +1,12 @@
 """Drafts put aside with a key, seen on the tray at once, and taken off it again."""
 
 import pytest
-from sheets import BUTTONS, SET, marked, node_id
+from sheets import BUTTONS, CELLS, SET, SHEET, marked, node_id
 
-SHEETS = """(type) => {
-  const node = app.graph.nodes.find((n) => n.type === type);
-  const buttons = node?.swdSheet?.root.querySelectorAll(".swd-grid button") ?? [];
-  return [...buttons].map((b) => b.ariaLabel);
-}"""
+SHEETS = f"""(type) => {{
+  const sheet = {SHEET}(app.graph.nodes.find((n) => n.type === type));
+  return [...sheet?.querySelectorAll(".swd-grid button") ?? []].map((b) => b.ariaLabel);
+}}"""
 TRAY = """() => {
   const find = (type) => app.graph.nodes.find((n) => n.type === type);
   const tray = LiteGraph.createNode("SwDTray");
@@ -23,7 +22,7 @@ TRAY = """() => {
 }"""
 STORED = """() => Object.values({ ...localStorage, ...sessionStorage })
   .some((text) => text.includes("SwDTray"))"""
-MARKED = """app.graph.nodes.find((n) => n.type === "SwDTray").swdSheet.root
+MARKED = f"""{SHEET}(app.graph.nodes.find((n) => n.type === "SwDTray"))
   .querySelectorAll('[aria-pressed="true"][title^="Draft"]').length"""
 STARS = "() => [...document.querySelectorAll('.swd-kept')].map((b) => b.title)"
 
@@ -87,7 +86,7 @@ def test_kept_seen_reloaded_and_removed(tray, host, run, look):
     page.get_by_title("Draft 4", exact=True).first.focus()
     page.keyboard.press("k")
     page.get_by_role("button", name="Others").click()
-    page.wait_for_function("() => app.graph.nodes.some((n) => n.swdCells?.kind === 2)")
+    page.wait_for_function(f"() => app.graph.nodes.some((n) => {CELLS}(n)?.kind === 2)")
     assert len(shown(page, 1)) == 1
     look("others")
     assert not [f for f in page.faults if "swd" in f.lower()]

@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from PIL import Image
-from sheets import BUTTONS, entry_beyond, marked, node_id, numbers
+from sheets import BUTTONS, SHEET, entry_beyond, marked, node_id, numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 5  # of a draft after two of the schedule's steps
@@ -95,8 +95,8 @@ def test_drafts_of_a_video_play_in_step_and_finish(page, host, run, look):
     page.get_by_title("Draft 3", exact=True).focus()
     page.keyboard.press("k")
     page.wait_for_function(
-        "() => app.graph.nodes.find((n) => n.type === 'SwDTray').swdSheet?.root"
-        ".querySelector('img').naturalWidth > 0"
+        f"() => {SHEET}(app.graph.nodes.find((n) => n.type === 'SwDTray'))"
+        "?.querySelector('img').naturalWidth > 0"
     )
     look("tray")
     known = set(host.get("/history"))
@@ -104,7 +104,8 @@ def test_drafts_of_a_video_play_in_step_and_finish(page, host, run, look):
     page.keyboard.press("Control+Enter")
     entry = entry_beyond(known, page, host)
     page.wait_for_function(
-        "() => app.graph.nodes.find((n) => n.type === 'SwDDrafts').swdSaid === 'Last queued: 2'"
+        f"() => {SHEET}(app.graph.nodes.find((n) => n.type === 'SwDDrafts'))"
+        ".querySelector('[role=status]').textContent === 'Last queued: 2'"
     )
     assert len(entry["outputs"][node_id(page, "SaveImage")]["images"]) == 9, "one whole video"
     assert not [f for f in page.faults if "swd" in f.lower()]

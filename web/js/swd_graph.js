@@ -1,34 +1,30 @@
 // Where drafts go in the graph: over links and rerouted ones, into subgraphs and out of them, past what is bypassed.
+// A place is a node with the place of the subgraph's node around it: { node, inside }, the outermost inside none. The
+// same subgraph may stand in a graph twice, with the same nodes in it: then each of them has two places.
 import { app } from "../../../scripts/app.js";
 
 const PASS_ON = ["SwDSaveDrafts", "Reroute"];
 const [ALWAYS, NEVER, BYPASS] = [0, 2, 4]; // the host's modes of a node
 
-// Every graph of the page: the outermost, and those of the subgraphs in it.
-function graphsIn(graph, found = new Set()) {
-  found.add(graph);
-  for (const { subgraph } of graph.nodes) if (subgraph && !found.has(subgraph)) graphsIn(subgraph, found);
-  return [...found];
+function placesIn(graph, inside) {
+  return graph.nodes.flatMap((node) => {
+    const place = { node, inside };
+    return node.subgraph ? [place, ...placesIn(node.subgraph, place)] : [place];
+  });
 }
 
-const allGraphs = () => graphsIn(app.rootGraph ?? app.graph);
+export const allPlaces = () => placesIn(app.rootGraph ?? app.graph);
 
-export const allNodes = () => allGraphs().flatMap((graph) => graph.nodes);
+// The place, and those of the subgraphs that it is in, the innermost first.
+export const outwards = (place) => (place.inside ? [place, ...outwards(place.inside)] : [place]);
 
-// The nodes that stand for a graph in another one: none for the outermost.
-const holdersOf = (graph) => allNodes().filter((node) => node.subgraph === graph);
+// What the host calls a place: its node's number, behind those of the subgraphs it is in.
+export const pathOf = (place) => outwards(place).map(({ node }) => node.id).reverse().join(":");
 
-// The node, and those that stand for the subgraphs that it is in, the innermost first.
-export function outwards(node) {
-  const [holder] = holdersOf(node.graph);
-  return holder ? [node, ...outwards(holder)] : [node];
-}
-
-// What the host calls a node: its number, behind those of the subgraphs it is in.
-export const pathOf = (node) => outwards(node).map(({ id }) => id).reverse().join(":");
+export const placeAt = (path) => allPlaces().find((place) => pathOf(place) === path);
 
 // Whether neither it nor a subgraph that it is in is muted or bypassed.
-export const runs = (node) => outwards(node).every(({ mode }) => mode === ALWAYS);
+export const runs = (place) => outwards(place).every(({ node }) => node.mode === ALWAYS);
 
 const linksOf = (graph, ids) =>
   (ids ?? []).map((id) => graph.links.get?.(id) ?? graph.links[id]).filter(Boolean);
@@ -39,64 +35,75 @@ function handedOn({ inputs, outputs }, slot) {
   return inputs[slot]?.type === type ? slot : inputs.findIndex((input) => input.type === type);
 }
 
-// The nodes that links lead to and that run.
-function targetsOf(graph, ids) {
+// The places that links lead to and that run, in a graph that stands inside a place.
+function targetsOf(graph, inside, ids) {
   return linksOf(graph, ids).flatMap(({ target_id, target_slot }) => {
-    const target = graph.getNodeById(target_id);
-    if (!target) return holdersOf(graph).flatMap((n) => targetsOf(n.graph, n.outputs[target_slot]?.links));
-    if (target.mode === NEVER) return [];
-    if (target.mode === BYPASS) {
-      const on = target.outputs.filter((_, slot) => handedOn(target, slot) === target_slot);
-      return on.flatMap((output) => targetsOf(graph, output.links));
+    const node = graph.getNodeById(target_id);
+    if (!node) return inside ? linkedTo(inside, [inside.node.outputs[target_slot]]) : [];
+    if (node.mode === NEVER) return [];
+    const place = { node, inside };
+    if (node.mode === BYPASS) {
+      return linkedTo(place, node.outputs.filter((_, slot) => handedOn(node, slot) === target_slot));
     }
-    if (target.subgraph) return targetsOf(target.subgraph, target.subgraph.inputs[target_slot]?.linkIds);
-    return [target];
+    if (node.subgraph) return targetsOf(node.subgraph, place, node.subgraph.inputs[target_slot]?.linkIds);
+    return [place];
   });
 }
 
-// The node that a link comes from.
-function sourceOf(graph, id) {
+const linkedTo = ({ node, inside }, outputs) =>
+  outputs.flatMap((output) => targetsOf(node.graph, inside, output?.links));
+
+// The place that a link comes from.
+function sourceOf(graph, inside, id) {
   const [link] = linksOf(graph, [id]);
   if (!link) return undefined;
   const { origin_id, origin_slot: slot } = link;
-  const source = graph.getNodeById(origin_id);
-  if (!source) {
-    const [holder] = holdersOf(graph);
-    return holder && sourceOf(holder.graph, holder.inputs[slot]?.link);
-  }
-  if (source.mode === BYPASS) return sourceOf(graph, source.inputs[handedOn(source, slot)]?.link);
-  if (source.subgraph) return sourceOf(source.subgraph, source.subgraph.outputs[slot]?.linkIds[0]);
-  return source;
+  const node = graph.getNodeById(origin_id);
+  if (!node) return inside && sourceOf(inside.node.graph, inside.inside, inside.node.inputs[slot]?.link);
+  if (node.mode === BYPASS) return sourceOf(graph, inside, node.inputs[handedOn(node, slot)]?.link);
+  const place = { node, inside };
+  if (node.subgraph) return sourceOf(node.subgraph, place, node.subgraph.outputs[slot]?.linkIds[0]);
+  return place;
 }
 
-const linkedTo = (node, outputs) => outputs.flatMap((output) => targetsOf(node.graph, output?.links));
+// The widget that an input has its value of: where a subgraph offers it outside, that of the subgraph's node. None where
+// it comes by a link.
+function widgetFor({ node, inside }, input) {
+  if (input.link == null) return node.getWidgetFromSlot(input) ?? node.widgets?.find((w) => w.name === input.name);
+  const [link] = linksOf(node.graph, [input.link]);
+  const outer = inside && link && !node.graph.getNodeById(link.origin_id) && inside.node.inputs[link.origin_slot];
+  return outer ? widgetFor(inside, outer) : undefined;
+}
 
-// One whose pick comes by a link finishes what that says, whatever is clicked.
-const isLinked = (node, name) => node.inputs?.some((i) => i.name === name && i.link != null);
+export function widgetOf(place, name) {
+  const input = place.node.inputs?.find((i) => i.name === name);
+  return input ? widgetFor(place, input) : place.node.widgets?.find((w) => w.name === name);
+}
 
-// The nodes that finish what comes of a node with a sheet.
-export function finishers(node) {
-  return linkedTo(node, [node.outputs?.[0]]).flatMap((target) => {
-    if (target.type === "SwDFinishDrafts") return isLinked(target, "pick") ? [] : [target];
-    return PASS_ON.includes(target.type) ? finishers(target) : [];
+export const pickOf = (place) => widgetOf(place, "pick");
+
+// The places that finish what comes of one with a sheet. One whose pick comes by a link finishes what that says,
+// whatever is clicked.
+export function finishers(place) {
+  return linkedTo(place, [place.node.outputs?.[0]]).flatMap((target) => {
+    if (target.node.type === "SwDFinishDrafts") return pickOf(target) ? [target] : [];
+    return PASS_ON.includes(target.node.type) ? finishers(target) : [];
   });
 }
 
-// The node whose drafts come to this one.
-export function drafterOf(node) {
+// The place whose drafts come to this one.
+export function drafterOf({ node, inside }) {
   const through = PASS_ON.includes(node.type) ? 0 : node.inputs?.findIndex((i) => i.name === "drafts");
-  return sourceOf(node.graph, node.inputs?.[through]?.link);
+  return sourceOf(node.graph, inside, node.inputs?.[through]?.link);
 }
 
-// The nodes that save or show what comes of a node: what the host is asked to run.
-export function resultsOf(node, seen = new Set()) {
-  for (const target of linkedTo(node, node.outputs ?? [])) {
-    if (seen.has(target)) continue;
-    seen.add(target);
+// The paths of what saves or shows what comes of a place: what the host is asked to run.
+export function resultsOf(place, seen = new Map()) {
+  for (const target of linkedTo(place, place.node.outputs ?? [])) {
+    const path = pathOf(target);
+    if (seen.has(path)) continue;
+    seen.set(path, target);
     resultsOf(target, seen);
   }
-  return [...seen].filter((n) => n.constructor.nodeData?.output_node);
+  return [...seen].filter(([, { node }]) => node.constructor.nodeData?.output_node).map(([path]) => path);
 }
-
-export const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
-export const pickOf = (node) => widgetOf(node, "pick");

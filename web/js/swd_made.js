@@ -1,7 +1,7 @@
 // What is clicked on a sheet is what is finished, whatever was changed in the graph since: what the sheet was made with is
 // asked of the host, and stands in the widgets while the page sends the graph.
 import { api } from "../../../scripts/api.js";
-import { allNodes, pathOf, widgetOf } from "./swd_graph.js";
+import { allPlaces, pathOf, widgetOf } from "./swd_graph.js";
 
 let running; // the run that the page is told of
 
@@ -19,12 +19,12 @@ function upstream(prompt, id, found = new Map()) {
 }
 
 // Sets the widgets to what they were in that run, and gives what sets them to what they are now.
-export async function setBack(node, run) {
+export async function setBack(place, run) {
   const reply = run && (await api.fetchApi(`/history/${run}`).catch(() => undefined));
   const prompt = (reply?.ok && (await reply.json())[run]?.prompt[2]) || {};
-  const made = upstream(prompt, pathOf(node));
+  const made = upstream(prompt, pathOf(place));
   const changed = [];
-  for (const other of allNodes()) {
+  for (const other of allPlaces()) {
     for (const [name, value] of Object.entries(made.get(pathOf(other)) ?? {})) {
       const widget = widgetOf(other, name);
       // Left as they are: links, and numbers of more digits than a page can count.
@@ -35,6 +35,6 @@ export async function setBack(node, run) {
     }
   }
   return () => {
-    for (const [widget, value] of changed) widget.value = value;
+    for (const [widget, value] of changed.reverse()) widget.value = value;
   };
 }

@@ -2,18 +2,19 @@
 // host's page keeps it until there is another text.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { allNodes, pathOf } from "./swd_graph.js";
+import { placeAt } from "./swd_graph.js";
 
 const TEXT = "$$node-text-preview"; // the host's widget
 let silent = null; // the node that runs and hasn't said anything yet
 
 function takeDown() {
   if (!silent) return;
-  const node = allNodes().find((n) => String(n.comfyClass ?? n.type).startsWith("SwD") && pathOf(n) === silent);
-  const place = node?.widgets?.findIndex((w) => w.name === TEXT) ?? -1;
-  if (place < 0) return;
-  node.widgets[place].onRemove?.();
-  node.widgets.splice(place, 1);
+  const { node } = placeAt(silent) ?? {};
+  if (!String(node?.comfyClass ?? node?.type).startsWith("SwD")) return;
+  const index = node.widgets?.findIndex((w) => w.name === TEXT) ?? -1;
+  if (index < 0) return;
+  node.widgets[index].onRemove?.();
+  node.widgets.splice(index, 1);
   node.setDirtyCanvas(true, true);
 }
 
