@@ -136,7 +136,7 @@ def keep(asked: dict[str, Any]) -> list[str]:
     """Raises FileNotFoundError if the sheet isn't known any more."""
     drafts = LATELY.sheets.get(str(asked["sheet"]))
     if drafts is None:
-        raise FileNotFoundError("This sheet is too long ago. Run it again.")
+        raise FileNotFoundError("This sheet is too long ago. Run it again, as it was made.")
     return tray_files.keep(drafts, str(asked["pick"]))
 
 
@@ -146,8 +146,7 @@ def remove(asked: dict[str, Any]) -> list[str]:
 
 
 def put_back(asked: dict[str, Any]) -> list[str]:
-    tray_files.put_back(list(map(str, asked["names"])))
-    return tray_files.names()
+    return tray_files.put_back(list(map(str, asked["names"])))
 
 
 def serve() -> None:
@@ -160,6 +159,12 @@ def serve() -> None:
     @server.routes.get(ROUTE)
     async def listed(_: Any) -> web.Response:
         return web.json_response(await asyncio.to_thread(tray_files.names))
+
+    @server.routes.get(ROUTE + "/{sheet}")
+    async def kept(request: Any) -> web.Response:
+        sheet = request.match_info["sheet"]
+        drafts = LATELY.sheets.get(sheet)
+        return web.json_response(await asyncio.to_thread(tray_files.kept_of, sheet, drafts))
 
     def answer(path: str, work: Callable[[dict[str, Any]], list[str]]) -> None:
         @server.routes.post(ROUTE + path)

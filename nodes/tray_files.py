@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..swd_core.draft_files import SUFFIX, load_drafts, save_drafts
+from ..swd_core.draft_files import SUFFIX, load_drafts, load_images, save_drafts
 from ..swd_core.drafts import Drafts, parse_picks
 from .shown import Shown
 
@@ -61,15 +61,46 @@ def read() -> tuple[list[Kept], list[str]]:
 
 
 def keep(drafts: Drafts, picks: str) -> list[str]:
-    """Puts picked drafts on the tray and gives their names; what is there already stays.
+    """Puts picked drafts on the tray and gives their names; what is there already stays, also where
+    it was kept from another sheet.
 
     Raises:
         ValueError: as `parse_picks`. OSError: if a file can't be written.
     """
-    kept = [(f"{drafts.sheet}_{place + 1:03}", place) for place in parse_picks(picks, drafts)]
-    for name, place in kept:
-        write(name, drafts.choose([place]))
-    return [name for name, _ in kept]
+    places = parse_picks(picks, drafts)
+    found = lying(drafts, places)
+    for place in places:
+        if place not in found:
+            found[place] = f"{drafts.sheet}_{place + 1:03}"
+            write(found[place], drafts.choose([place]))
+    return [found[place] for place in places]
+
+
+def lying(drafts: Drafts, places: Sequence[int]) -> dict[int, str]:
+    """Which of these drafts lie on the tray, from whichever sheet, each with its name there."""
+    wanted = {drafts.images[place]: place for place in places}
+    found: dict[int, str] = {}
+    for name in names():
+        # A file that can't be read holds none; the node says so.
+        with suppress(ValueError, OSError):
+            if not wanted.keys() & set(load_images(path_of(name))):
+                continue
+            for part, draft in parts_of(name, load_drafts(path_of(name))):
+                place = wanted.get(draft.images[0])
+                if place is not None and draft.same_as(drafts.choose([place])):
+                    found[place] = part
+    return found
+
+
+def kept_of(sheet: str, drafts: Drafts | None) -> list[int]:
+    """The numbers of a sheet's drafts that lie on the tray.
+
+    Where the drafts are no longer known, by the names of those kept from it.
+    """
+    if drafts is not None:
+        return [place + 1 for place in sorted(lying(drafts, range(len(drafts.images))))]
+    tails = [name.removeprefix(f"{sheet}_") for name in names() if name.startswith(f"{sheet}_")]
+    return sorted(int(tail) for tail in tails if tail.isdecimal())
 
 
 def write(name: str, draft: Drafts) -> None:
@@ -109,11 +140,12 @@ def remove(gone: Sequence[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def put_back(gone: Sequence[str]) -> None:
-    """Puts on the tray again what was removed lately."""
-    for name in map(own_name, gone):
-        if name in REMOVED.sheets:
-            write(name, REMOVED.sheets[name])
+def put_back(gone: Sequence[str]) -> list[str]:
+    """Puts on the tray again what was removed lately, and gives its names."""
+    known = [name for name in map(own_name, gone) if name in REMOVED.sheets]
+    for name in known:
+        write(name, REMOVED.sheets[name])
+    return known
 
 
 def by_kind(found: Sequence[Kept]) -> list[list[Kept]]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +69,35 @@ def load_drafts(path: Path) -> Drafts:
         ValueError: if it is missing, damaged, no drafts, of a newer version or of another noise
             rule, or asks for more than there can be; the message says which.
     """
+    header = _header_of(path)
+    with _damage_named(path.name):
+        empty = _read_header(header)
+        check_count(len(empty.images), "the number of its images")
+        return _with_tensors(empty, _whole(header["step"]), read_tensors(path)[0])
+
+
+def load_images(path: Path) -> tuple[Draft, ...]:
+    """Where the images of a file come from, by its header alone.
+
+    Raises:
+        ValueError: as `load_drafts`, but for what only its latents can show.
+    """
+    header = _header_of(path)
+    with _damage_named(path.name):
+        return _read_header(header).images
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"The drafts file {name} is damaged: {reason}") from error
+
+
+def _header_of(path: Path) -> dict[str, Any]:
+    """Of a version that can be read."""
     try:
         with open_tensors(path) as file:
             text = (file.metadata() or {}).get(_HEADER)
@@ -76,13 +107,7 @@ def load_drafts(path: Path) -> Drafts:
         raise ValueError(f"{path.name} holds no drafts; choose a file that SwD saved drafts to.")
     header = parse_json(text, f"The header of the drafts file {path.name}")
     check_versions(header, path.name)
-    try:
-        empty = _read_header(header)
-        check_count(len(empty.images), "the number of its images")
-        return _with_tensors(empty, _whole(header["step"]), read_tensors(path)[0])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"The drafts file {path.name} is damaged: {reason}") from error
+    return header
 
 
 def check_versions(header: Any, name: str) -> None:

@@ -168,11 +168,35 @@ def test_removing_one_of_a_file_of_several_leaves_the_others_and_it_can_be_put_b
     find(shown, "SwDFinishDrafts")["pick"] = "all"
     [left] = saved(server, shown)
     assert np.abs(left - third).max() <= 1
-    server.post(f"{TRAY}/back", {"names": [cells["kept"][0]]})
+    assert len(server.post(f"{TRAY}/back", {"names": [cells["kept"][0]]})) == 1
     left, back = saved(server, shown)
     assert np.abs(left - third).max() <= 1 and np.abs(back - first).max() <= 1
-    server.post(f"{TRAY}/back", {"names": ["../x", "x#1#2", "x#a"]})
+    assert server.post(f"{TRAY}/back", {"names": ["../x", "x#1#2", "x#a"]}) == []
     assert len(files(server.base)) == 2, "of other names nothing"
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_the_same_draft_kept_from_two_sheets_lies_there_once(server):
+    """Of sixteen and of four of a seed, which differ in batch; other drafts of that seed don't."""
+    prompt = graph_of(server)
+    drafting = find(prompt, "SwDDrafts")
+    drafting.update(seed=6325, count=16)
+    large = sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"]
+    names = put(server, large, "3,2")
+    drafting["count"] = 4
+    small = sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"]
+    assert small != large and server.get(f"{TRAY}/{small}") == [2, 3], "seen on this sheet, too"
+    assert put(server, small, "2,3,4")[:2] == names[::-1] and len(server.get(TRAY)) == 3
+    find(prompt, "CLIPTextEncode")["text"] = "a green frog"
+    other = sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"]
+    find(prompt, "CLIPTextEncode")["text"] = "a fox in the snow"
+    drafting["stop_after"] = 1
+    earlier = sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"]
+    for sheet in (other, earlier):
+        assert server.get(f"{TRAY}/{sheet}") == []
+        put(server, sheet, "3")
+    assert len(server.get(TRAY)) == 5
+    assert server.get(f"{TRAY}/long_ago") == [] and server.get(f"{TRAY}/{large}") == [2, 3, 4]
 
 
 @pytest.mark.usefixtures("empty_tray")

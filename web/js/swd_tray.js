@@ -10,13 +10,11 @@ async function ask(path, data) {
 // Puts these numbers of a sheet on the tray. The error says why not.
 export const put = (sheet, numbers) => ask("", { sheet, pick: numbers.join(",") });
 
-// Takes drafts off the tray by their names there; the host has them for a while yet.
+// Takes drafts off the tray by their names there; the host has them for a while yet, then none is put back.
 export const take = (names) => ask("/remove", { names });
 
+// Gives the names of those that were.
 export const putBack = (names) => ask("/back", { names });
 
-// The numbers of a sheet's drafts that lie on the tray.
-export async function keptOf(sheet) {
-  const names = await ask("");
-  return names.filter((name) => name.startsWith(`${sheet}_`)).map((name) => Number(name.slice(sheet.length + 1)));
-}
+// The numbers of a sheet's drafts that lie on the tray, from whichever sheet they were kept.
+export const keptOf = (sheet) => ask(`/${sheet}`);
