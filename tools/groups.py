@@ -22,10 +22,12 @@ STAGES = (
     ("Video", r"SaveAnimated\w+"),
     ("Picture", r"SaveImage|VAEDecode"),
 )
-# Least heights in Nodes 2.0, the taller editor, of nodes that were saved lower.
+# Least heights in Nodes 2.0, the taller editor, of nodes that were saved lower; where they sample,
+# with their live preview.
 TALL = {
-    "SwDSample": 270,
-    "SwDFinishDrafts": 314,
+    "SwDSample": 520,
+    "SwDFinishDrafts": 584,
+    "SamplerCustomAdvanced": 384,
     "SwDSampler": 106,
     "SwDScaleStrip": 106,
     "VAELoader": 86,

@@ -23,14 +23,27 @@ OPENED = """async (graph) => {
         links: saved.links.length,
     };
 }"""
-# Where each node is drawn, with its title, in the graph's own units.
+# Where each node is drawn, with its title, in the graph's own units, while those that sample show
+# their live preview.
 DRAWN = """async (graph) => {
     await app.loadGraphData(graph);
+    const picture = Object.assign(document.createElement("canvas"), { width: 512, height: 512 });
+    const blob = await new Promise((done) => picture.toBlob(done, "image/jpeg"));
+    const sampling = app.graph.nodes.filter(({ type }) =>
+        /^(SwDSample|SwDFinishDrafts|SamplerCustomAdvanced)$/.test(type));
+    const high = (node) => document.querySelector(`[data-node-id="${node.id}"]`)?.offsetHeight
+        ?? node.size[1];
+    const before = sampling.map(high);
+    for (const node of sampling) {
+        const displayNodeId = String(node.id);
+        app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, displayNodeId });
+    }
+    const grown = () => sampling.every((node, k) => high(node) > before[k] + 50);
     const { ds, canvas } = app.canvas;
     ds.scale = 0.5;
     ds.offset = [800, 400];
     app.canvas.setDirty(true, true);
-    for (let i = 0; i < 8; i++) await new Promise(requestAnimationFrame);
+    for (let i = 0; i < 8 || (!grown() && i < 99); i++) await new Promise(requestAnimationFrame);
     const { left, top } = canvas.getBoundingClientRect();
     const nodes = app.graph.nodes.map((node) => {
         const box = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
