@@ -78,6 +78,7 @@ def test_one_click_finishes_what_is_picked_and_runs_nothing_else(sheet, posted, 
     assert page.locator(GO).inner_text() == "Finish 2 picked"
     page.locator(GO).click()
     said(page, "Last queued: 2, 5")
+    assert page.locator(STATUS).evaluate("(e) => e.scrollWidth <= e.clientWidth"), "all is seen"
     entry = ended()
     assert len(posted) == 1, "one request"
     saver = node_id(page, "SaveImage")

@@ -30,11 +30,11 @@ const STYLE = `
 .swd-bar button:first-child { background: #2868a8; }
 .swd-bar button:disabled { opacity: 0.5; cursor: default; }
 [data-testid^="node-body"]:has(.swd-sheet) > :is(img[src^="blob:"], img[src^="blob:"] + *) { display: none; }
-.swd-bar span { flex: 1 1 0; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.swd-bar span { flex: 1 0 100%; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 `;
 const HINT = "Space marks · A all · X none · Z closer · C compares";
 const KEEPS = " · K keeps", REMOVES = " · Delete removes";
-const BAR = 34;
+const BAR = 54; // its buttons, and the line below them
 
 document.head.appendChild(document.createElement("style")).textContent = STYLE;
 
@@ -76,7 +76,7 @@ export function makeSheet({ toggle, all, none, finish, only, enter, resized, pas
   let shown = ""; // the address of the sheet, which frames of the next one may stand in for
   let frame = ""; // what is drawn now
   let ratio = 0; // of the picture, height over width
-  let high = BAR; // of the bar, which has two rows where one has no room for its buttons
+  let high = BAR; // of the bar, which has another row where one has no room for its buttons
   let look = null; // or { pinned, zoom, x, y }: beside which other, how large, and where, from 0 to 1
 
   function move(to) {
