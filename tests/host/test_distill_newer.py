@@ -36,7 +36,7 @@ def folders(loras, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
 
 
-def inputs(newer, family, lengths=(7, 7, 4)):
+def inputs(newer, family, lengths=(7, 4, 7)):
     """x_t, noise levels and prompts of some lengths."""
     kind, generator = newer.KINDS[family], torch.Generator().manual_seed(5)
     # Of an odd number of patches the host and diffusers place Qwen-Image's middle apart.
