@@ -75,7 +75,26 @@ def _new_part(folder: Path) -> tuple[Path, BinaryIO]:
         file.close()  # another process took it for left over before it was locked
 
 
-def _lock(file: BinaryIO) -> bool | None:
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process as long as the body runs, where the system can.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if _lock(handle) is False:
+            raise BlockingIOError(f"Another process holds {folder}.")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(file: BinaryIO | int) -> bool | None:
     """Locks a file until it is closed; False if another process holds it, None without locks."""
     if fcntl is None:
         return None

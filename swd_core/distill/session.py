@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..families import SD3
+from ..files import held
 from ..lora import schedule_header
 from ..lora_files import write_hosts, write_peft
 from . import loop
@@ -25,7 +27,7 @@ from .stopping import stop_if, stoppable
 from .taught import Taught, Teaching
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
 from .trainer import Trainer
-from .world import World, join_world
+from .world import World, join_world, sharing_world
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
@@ -201,7 +203,7 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
         ValueError: if the config, the data or the checkpoint doesn't fit. FloatingPointError: if
             a loss is not finite; the checkpoint before stays. OSError: if the disk is full.
     """
-    config, output, run = settings.train, settings.output, Path(settings.output.run)
+    output, run = settings.output, Path(settings.output.run)
     checkpoint, prepared = run / CHECKPOINT, Path(settings.data.prepared)
     if checkpoint.is_file() and not resume:
         raise ValueError(
@@ -219,11 +221,26 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
         "on with other settings.",
         changed=changed,
     )
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if sharing_world().is_first:  # which writes for all
+            try:
+                stack.enter_context(held(run))
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another process trains in {run}. Wait for its end, or give another [output] "
+                    "run."
+                ) from error
+        return _train(settings, home)
+
+
+def _train(settings: Settings, home: Home) -> tuple[Path, int]:
+    """`train` in a folder that nobody else trains in."""
+    config, output, run = settings.train, settings.output, Path(settings.output.run)
     world = join_world(settings.model.device)
     trainer = build_trainer(settings, world)
-    restore(trainer, checkpoint)
+    restore(trainer, home.checkpoint)
     world.barrier()
-    run.mkdir(parents=True, exist_ok=True)
     record = Record(run, trainer.step, output.tensorboard) if world.is_first else None
     evaluate = None
     if output.samples:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_what_exists_is_not_overwritten(place, straight):
         runs.train(place, "straight")
     with pytest.raises(ValueError, match="no .*none/checkpoint.pt to resume"):
         runs.train(place, "none", resume=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows locks no folders")
+def test_two_trainings_at_once_in_one_folder_are_one(place):
+    """The second is refused before it writes anything; when the first is gone, it is not."""
+    first = subprocess.Popen(
+        runs.command("--run", "shared", "--steps", "100000"), cwd=place, env=runs.ENVIRONMENT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    seen = ""
+    while " 3/100000" not in seen and first.poll() is None:
+        seen = (seen + first.stderr.read(1))[-40:]
+    try:
+        with pytest.raises(ValueError, match="Another process trains in .*shared"):
+            runs.train(place, "shared", resume=True)
+    finally:
+        first.kill()
+        first.communicate()
+    done = load_checkpoint(place / "shared" / "checkpoint.pt")["step"]
+    runs.train(place, "shared", resume=True, steps=done + 1)
 
 
 def test_another_rank_and_a_damaged_checkpoint_are_refused(place, straight):
