@@ -11,7 +11,8 @@ STUDENTS := runs/students
 PICTURES ?= 24000
 TIME := $(if $(MINUTES),--minutes $(MINUTES))
 STUDENT := $(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS)
-PAIRED := --pairs $(STUDENTS) --first 0.2 --gan 0 --fake-steps 1 --ema 0.98
+PAIRED := --pairs $(STUDENTS) --first 0.2 --gan 0 --fake-steps 1 --ema 0.98 --lr 3e-4 \
+	--backward-simulation 0.6
 
 # A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
 COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
@@ -174,18 +175,15 @@ latents: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_vae.safetensors
 train-teacher: latents
 	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
 
-# A beginning; then its first step learns which noise means which picture; then all steps, softly and
-# sharply, and what lies between the two.
+# Its first step learns which noise means which picture; then all steps, with less and with more of the
+# MMD, and the student is what lies between the two.
 train-student: $(VENV)/dev.stamp
-	$(STUDENT) --name begun $(TIME)
-	$(RUN) -m swd_core.lab.pairs --run $(STUDENTS)
-	$(STUDENT) --name first --begin $(STUDENTS)/begun --pairs $(STUDENTS) --first 1 \
-		--mmd 0 --dmd 0 --gan 0 --lr 1e-3 --ema 0.98 --minutes 10
-	$(STUDENT) --name soft --begin $(STUDENTS)/first $(PAIRED) --backward-simulation 0.5 \
-		--lr 3e-4 $(TIME)
-	$(STUDENT) --name sharp --begin $(STUDENTS)/soft $(PAIRED) --backward-simulation 0.7 \
-		--lr 2e-4 --mmd 0.03 --pairs-weight 0.3 $(TIME)
-	$(RUN) -m swd_core.lab.between $(STUDENTS)/soft $(STUDENTS)/sharp --out $(STUDENTS)/scalewise4
+	$(RUN) -m swd_core.lab.pairs --run $(SCENES) --out $(STUDENTS)
+	$(STUDENT) --name first --pairs $(STUDENTS) --first 1 --mmd 0 --dmd 0 --gan 0 --lr 1e-3 \
+		--fake-steps 1 --ema 0.98 --minutes 10
+	$(STUDENT) --name sharper --begin $(STUDENTS)/first $(PAIRED) --mmd 0.15 --pairs-weight 0.6 $(TIME)
+	$(STUDENT) --name softer --begin $(STUDENTS)/first $(PAIRED) --mmd 0.5 $(TIME)
+	$(RUN) -m swd_core.lab.between $(STUDENTS)/sharper $(STUDENTS)/softer --out $(STUDENTS)/scalewise4
 
 $(SCENES)/scenes_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=
