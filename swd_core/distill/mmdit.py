@@ -24,9 +24,7 @@ class MMDiTModel(Watched):
 
     def __init__(self, module: MMDiT, block: int | None = None):
         self.module = module
-        count = len(module.joint_blocks)
-        place = count // 2 - 1 if block is None else existing_block(count, block)
-        self.watched = module.joint_blocks[place]
+        self.watched = module.joint_blocks[existing_block(len(module.joint_blocks), block)]
         self.width = module.final_layer.linear.in_features
         self.process = FlowMatching()
 

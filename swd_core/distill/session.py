@@ -2,7 +2,7 @@
 
 import json
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,17 +221,27 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
         "on with other settings.",
         changed=changed,
     )
+    made = not run.is_dir()
     run.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if sharing_world().is_first:  # which writes for all
-            try:
-                stack.enter_context(held(run))
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"Another process trains in {run}. Wait for its end, or give another [output] "
-                    "run."
-                ) from error
-        return _train(settings, home)
+    try:
+        with ExitStack() as stack:
+            if sharing_world().is_first:  # which writes for all
+                _hold(run, stack)
+            return _train(settings, home)
+    finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                run.rmdir()
+
+
+def _hold(run: Path, stack: ExitStack) -> None:
+    """Holds a run's folder until `stack` is closed. Raises ValueError if another process does."""
+    try:
+        stack.enter_context(held(run))
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another process trains in {run}. Wait for its end, or give another [output] run."
+        ) from error
 
 
 def _train(settings: Settings, home: Home) -> tuple[Path, int]:
