@@ -138,7 +138,7 @@ def save_all(trainer: Trainer, settings: Settings, home: Home, then: str) -> Pat
         return write_lora(trainer, settings, home)
     except OSError as error:
         if not home.checkpoint.is_file():
-            then = "start again"
+            then = "run again"
         raise OSError(
             f"Step {trainer.step} can't be saved ({error}). What was saved before is whole: make "
             f"room and {then}."

@@ -127,7 +127,7 @@ def test_an_ablation_in_several_processes_leaves_none_when_it_is_stopped(sign):
     begun = [process.stdout.readline() for _ in range(2)]
     try:
         (process.send_signal if sign == signal.SIGTERM else partial(os.killpg, process.pid))(sign)
-        more, error = process.communicate(timeout=60)
+        more, error = process.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -179,7 +179,7 @@ def test_a_disk_that_is_full_from_the_beginning_has_nothing_to_resume(place):
     )  # fmt: skip
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "can't be saved" in last
-    assert last.endswith("make room and start again.")
+    assert last.endswith("make room and run again.")
     done = subprocess.run(again, cwd=place, env=runs.ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
