@@ -177,6 +177,7 @@ _stopped = ""  # why it begins no other training, once one was stopped
 
 def _begin(a: argparse.Namespace) -> None:
     global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; the first passes it on
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     _bench = Bench.make(a)
@@ -213,6 +214,9 @@ def measured_rows(
             try:
                 for future in as_completed([pool.submit(_row, a, *each) for each in wanted]):
                     yield future.result()
+            except BaseException:  # Ctrl-C, one that was stopped or failed, or an error outside
+                _pass_on()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:  # one that was measuring, or had no memory left

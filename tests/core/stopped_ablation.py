@@ -21,8 +21,8 @@ class Waiting(ablation.Bench):
         return cls(None, None)
 
     def row(self, a: argparse.Namespace, variant: ablation.Variant, seed: int) -> dict[str, Any]:
-        os.write(1, f"{os.getpid()}\n".encode())
         with stoppable() as asked:
+            os.write(1, f"{os.getpid()}\n".encode())
             while not asked():
                 time.sleep(0.02)
         raise ablation.Stopped(f"{variant.name} is stopped.")
