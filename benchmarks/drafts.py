@@ -53,7 +53,8 @@ class Embedded:
         begun = drafting.begin(
             self.model, latent, self.schedule, on_host.SEED, count, "bicubic"
         )  # fmt: skip
-        return drafting.Sampling(self.model, {"": (self.cond, None)}, 1.0).run(begun, 1, count)
+        sampling = drafting.Sampling(self.model, {"": (self.cond, None)}, 1.0)
+        return sampling.run(begun, 1, count, lambda _: None)
 
     def show(self, count: int) -> Any:
         latent = on_host.empty_latent(256)

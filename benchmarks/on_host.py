@@ -178,7 +178,8 @@ def sample(model: Any, positive: list, latent: dict, schedule: Any) -> Tensor:
 
 
 def draft(model: Any, positive: list, latent: dict, schedule: Any, count: int, **more: Any) -> Any:
-    """What SwDDrafts puts out after the first step."""
+    """What SwDDrafts puts out after the first step, drawn anew each time."""
+    sys.modules["swd_pack.nodes.lately"].LATELY.rows.clear()
     given = in_lists(
         model=model, positive=positive, latent_image=latent, schedule=schedule, seed=SEED,
         count=count, stop_after=1, batch=count, cfg=1.0, upscale_method="bicubic", **more,
