@@ -69,11 +69,15 @@ def test_run_after_a_change_draws_the_sheet_anew_and_drops_old_clicks(sheet, run
     for number in (2, 5):
         page.get_by_title(f"Draft {number}", exact=True).click()
         page.wait_for_timeout(700)  # two at once are a double click
-    page.evaluate(SET, ["CLIPTextEncode", {"text": "a penguin on a beach"}])
-    assert saver not in run()["outputs"], "nothing of the new sheet is picked"
+    page.keyboard.press("Control+Enter")
+    said = "([at, text]) => document.querySelector(at).textContent === text"
+    page.wait_for_function(said, arg=[STATUS, "Last queued: 2, 5"])
+    for text in ("a penguin on a beach", "an owl on a beach"):  # the word stays
+        page.evaluate(SET, ["CLIPTextEncode", {"text": text}])
+        assert saver not in run()["outputs"], "nothing of the new sheet is picked"
+        page.wait_for_timeout(1500)  # for the word that all is done
+        page.wait_for_function(said, arg=[STATUS, "New drafts; picked before: 2,5"])
     status = page.locator(STATUS)
-    page.wait_for_function("([at, text]) => document.querySelector(at).textContent === text",
-                           arg=[STATUS, "New drafts; picked before: 2,5"])  # fmt: skip
     assert marked(page) == [] and page.evaluate(PICK) == ""
     look("new")
     page.get_by_title("Draft 3", exact=True).click()

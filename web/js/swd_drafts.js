@@ -227,8 +227,11 @@ function show(own, output, run) {
 // Another sheet has other drafts: what was clicked on the one before is done with, until that one is back.
 function replaced(own, last) {
   const numbers = [...shown].some(({ cells }) => cells.sheet === last.sheet) ? "" : drop(own.place, last);
-  own.said = numbers && `New drafts; picked before: ${numbers}`;
-  if (numbers) own.before.set(last.sheet, numbers);
+  own.queued = ""; // of the one before
+  if (numbers) {
+    own.said = `New drafts; picked before: ${numbers}`;
+    own.before.set(last.sheet, numbers);
+  }
   const again = picked(own.before.get(own.cells.sheet), own.cells);
   const others = [...shown].map((other) => other.cells.sheet);
   if (again.size) for (const finisher of finishers(own.place)) write(finisher, again, own.cells, others);
