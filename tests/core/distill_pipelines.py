@@ -1,5 +1,7 @@
 """Small random diffusers pipelines of every family, as folders on the disk."""
 
+import contextlib
+import io
 import shutil
 import string
 from pathlib import Path
@@ -9,6 +11,8 @@ import torch
 import transformers
 from distill_runs import DEVICE
 from tokenizers import pre_tokenizers
+
+from swd_core.commands import main
 
 WIDTH, POOLED, SIDE = 32, 32, 64
 LETTERS = sorted(set(pre_tokenizers.ByteLevel.alphabet()) | set(string.ascii_lowercase))
@@ -334,3 +338,12 @@ def save_pipeline(name: str, folder: Path) -> Path:
         for part in ("text_encoder_3", "tokenizer_3"):
             shutil.rmtree(folder / part)
     return folder
+
+
+def run(place: Path, *arguments: str) -> tuple[int, str]:
+    """`python -m swd_core ARGUMENTS` in this process: (exit code, what it wrote)."""
+    written = io.StringIO()
+    with contextlib.chdir(place):
+        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+            code = main(list(arguments))
+    return code, written.getvalue()

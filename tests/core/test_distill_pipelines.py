@@ -5,13 +5,8 @@ and what they make with the LoRA that comes out.
 """
 
 import contextlib
-import errno
-import importlib.util
-import io
 import json
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +21,13 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from swd_core import files  # noqa: E402
-from swd_core.commands import main  # noqa: E402
+import distill_pipelines as small  # noqa: E402
+from distill_pipelines import run  # noqa: E402
+
 from swd_core.distill import session, teachers  # noqa: E402
 from swd_core.distill.adapters import adapter  # noqa: E402
 from swd_core.distill.config import read_settings  # noqa: E402
 from swd_core.distill.world import World  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location(
-    "distill_pipelines", Path(__file__).with_name("distill_pipelines.py")
-)
-small = sys.modules["distill_pipelines"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 
 CPU = torch.device("cpu")
 COMMANDS = ("sample-teacher", "prepare", "distill")
@@ -74,15 +64,6 @@ class Made:
             tensors = load_file(path)
             found |= {n: {k: v[i].float() for k, v in tensors.items()} for i, n in enumerate(names)}
         return found
-
-
-def run(place: Path, *arguments: str) -> tuple[int, str]:
-    """`python -m swd_core ARGUMENTS` in this process: (exit code, what it wrote)."""
-    written = io.StringIO()
-    with contextlib.chdir(place):
-        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
-            code = main(list(arguments))
-    return code, written.getvalue()
 
 
 @pytest.fixture(scope="module", params=small.BUILDERS)
@@ -355,69 +336,6 @@ def test_a_base_of_another_family_or_none_is_one_line(made):
     assert code == 2 and written.splitlines()[-1].startswith(f"error: [model] base {message}")
     with made.inside(), pytest.raises(ValueError, match="base"):
         teachers.load_model(read_settings(Path("other.toml")), CPU)
-
-
-@pytest.mark.parametrize("made", ["flux"], indirect=True)
-def test_what_is_made_is_not_made_again(made, monkeypatch):
-    """Nothing is loaded for it either."""
-    monkeypatch.setattr(teachers, "pretrained", None)
-    code, written = run(made.place, "sample-teacher", "--config", "config.toml")
-    assert code == 0 and written.splitlines()[-1] == "0 pictures made in pictures"
-
-
-@pytest.mark.parametrize("made", ["flux"], indirect=True)
-def test_pictures_of_other_settings_are_not_taken_for_these(made, tmp_path):
-    text = (made.place / "config.toml").read_text()
-    assert "guidance = 3.0" in text and "seed = 5" in text
-    other = text.replace("guidance = 3.0", "guidance = 2.0").replace("seed = 5", "seed = 6")
-    (made.place / "other.toml").write_text(other)
-    before = (made.place / "pictures" / "000001.png").read_bytes()
-    code, written = run(made.place, "sample-teacher", "--config", "other.toml")
-    assert code == 2
-    assert written.splitlines()[-1].startswith(
-        "error: 3 pictures in pictures were made with other settings ([teacher] guidance 3.0, now "
-        "2.0; [teacher] seed 5, now 6)."
-    )
-    assert (made.place / "pictures" / "000001.png").read_bytes() == before
-
-
-@pytest.mark.parametrize("made", ["flux"], indirect=True)
-def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch):
-    """A file system that takes nothing more stands in for it."""
-    text = (made.place / "config.toml").read_text().replace('"pictures"', '"full"')
-    (made.place / "full.toml").write_text(text)
-    left, plain = [3], os.fsync
-
-    def full(handle):
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        plain(handle)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
-        code, written = run(made.place, "sample-teacher", "--config", "full.toml")
-    assert code == 2
-    error = written.partition("error: ")[2]
-    assert error.startswith("full/000001.txt can't be written ([Errno 28] No space left")
-    assert "stays: make room and start the same command again." in error
-    assert sorted(p.name for p in (made.place / "full").glob("*.txt")) == ["000000.txt"]
-    code, written = run(made.place, "sample-teacher", "--config", "full.toml")
-    assert code == 0 and "2 pictures made" in written
-    for name in ("000000.png", "000001.png", "000002.png"):
-        whole, again = (made.place / folder / name for folder in ("pictures", "full"))
-        assert whole.read_bytes() == again.read_bytes()
-
-
-@pytest.mark.parametrize("made", ["flux"], indirect=True)
-@pytest.mark.parametrize("seed", [-1, 2**62])
-def test_any_seed_that_a_config_takes_makes_pictures(made, seed):
-    text = (made.place / "config.toml").read_text()
-    text = text.replace("seed = 5", f"seed = {seed}").replace('"pictures"', f'"seed{seed}"')
-    (made.place / "seeded.toml").write_text(text)
-    code, written = run(made.place, "sample-teacher", "--config", "seeded.toml")
-    assert code == 0, written
-    assert len(list((made.place / f"seed{seed}").glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize("made", ["sd3-two"], indirect=True)
