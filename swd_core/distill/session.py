@@ -86,9 +86,11 @@ def check_source(source: Path, batches: PreparedBatches) -> None:
     A source that is gone since it was prepared is not missed.
     """
     if batches.pictures == prompts_alone(source):
-        held, named = ("pictures", "prompts") if batches.pictures else ("prompts alone", "pictures")
+        holds, named = "prompts alone", "pictures"
+        if batches.pictures:
+            holds, named = "pictures", "prompts"
         raise ValueError(
-            f"{batches.folder} holds {held}, and [data] source names {named} ({source}). "
+            f"{batches.folder} holds {holds}, and [data] source names {named} ({source}). "
             "Run prepare again, or name another folder in [data] prepared."
         )
     if not batches.pictures and source.is_file():
