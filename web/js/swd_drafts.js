@@ -24,6 +24,8 @@ function ownOf(place) {
   return found.get(path);
 }
 
+const sheets = () => [...shown].map(({ cells }) => cells.sheet);
+
 // Tells a place's sheet, on all the nodes that show it.
 function tell(own, what, ...args) {
   for (const view of own.views) if (view.own === own) view.sheet[what](...args);
@@ -35,9 +37,8 @@ const say = (own, text = own.said) => tell(own, "say", text);
 function repick(own, change) {
   const { cells, place } = own;
   fixSeed(place, cells.seed);
-  const others = [...shown].map((other) => other.cells.sheet);
   for (const finisher of finishers(place)) {
-    write(finisher, change(picked(pickOf(finisher).value, cells)), cells, others);
+    write(finisher, change(picked(pickOf(finisher).value, cells)), cells, sheets());
   }
   say(own); // what was refused no longer holds
   app.canvas.setDirty(true, true);
@@ -226,15 +227,14 @@ function show(own, output, run) {
 
 // Another sheet has other drafts: what was clicked on the one before is done with, until that one is back.
 function replaced(own, last) {
-  const numbers = [...shown].some(({ cells }) => cells.sheet === last.sheet) ? "" : drop(own.place, last);
+  const numbers = sheets().includes(last.sheet) ? "" : drop(own.place, last);
   own.queued = ""; // of the one before
   if (numbers) {
     own.said = `New drafts; picked before: ${numbers}`;
     own.before.set(last.sheet, numbers);
   }
   const again = picked(own.before.get(own.cells.sheet), own.cells);
-  const others = [...shown].map((other) => other.cells.sheet);
-  if (again.size) for (const finisher of finishers(own.place)) write(finisher, again, own.cells, others);
+  if (again.size) for (const finisher of finishers(own.place)) write(finisher, again, own.cells, sheets());
 }
 
 // Drafts as they are made: the host's previews of a node with a sheet are drawn there, of SwDDrafts from the first on.
