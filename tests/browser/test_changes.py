@@ -112,6 +112,26 @@ def test_queued_is_said_when_it_is(sheet, host):
     )
 
 
+def test_a_run_that_ends_before_the_page_hears_of_it_is_not_said_to_wait(sheet, host):
+    """As on a busy machine, where what is finished was finished before."""
+    page = sheet
+
+    def late(route):
+        reply = route.fetch()
+        while any(host.get("/queue").values()):
+            page.wait_for_timeout(100)
+        page.wait_for_timeout(500)  # for the host's word that all is done
+        route.fulfill(response=reply)
+
+    page.get_by_title("Draft 3", exact=True).click()
+    page.route("**/prompt", late)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(
+        "(at) => document.querySelector(at).textContent === 'Last queued: 3'", arg=STATUS
+    )
+    page.unroute("**/prompt")
+
+
 def test_a_key_on_a_sheet_never_deletes_its_node(sheet):
     page = sheet
     page.evaluate(

@@ -89,6 +89,21 @@ async function finish(own, one) {
     queueing = false;
     delete widget.afterQueued;
   }
+  if (await idle()) ended(own); // before the page had heard that it was taken
+}
+
+// Whether the host has nothing left to do; not where it doesn't say.
+async function idle() {
+  try {
+    const queue = await (await api.fetchApi("/queue")).json();
+    return !Object.values(queue).flat().length;
+  } catch {
+    return false;
+  }
+}
+
+function ended(own) {
+  if (own.queued) say(own, (own.said = `Last queued: ${own.queued}`));
 }
 
 // What is put on the tray and taken off it shows at once where the graph has one; no other node runs.
@@ -289,9 +304,7 @@ app.registerExtension({
     }
     api.addEventListener("status", ({ detail }) => {
       if (detail?.exec_info?.queue_remaining !== 0) return;
-      for (const own of shown) {
-        if (own.queued) say(own, (own.said = `Last queued: ${own.queued}`));
-      }
+      shown.forEach(ended);
     });
     app.canvas.canvas.addEventListener("subgraph-opened", ({ detail }) => {
       for (const { own } of detail.fromNode?.swdViews?.values() ?? []) {
