@@ -9,19 +9,25 @@ and, where the processor is fast at it, in bfloat16, as the recipe's scripts and
 it. The recipe is not compiled, as published; this trainer by default and with `compile = true`.
 Memory is compared with LoRA training of the same model as diffusers' scripts do it: one diffusion
 loss, peft, AdamW, the same batches. No ComfyUI needed.
+
+On a graphics card, where a small model would only show how fast kernels are launched (this is as
+wide as SD3.5 Medium, with a third of its blocks):
+
+    make bench-distill BENCH="--device cuda --width 1536 --batch-tokens 8192"
 """
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
 from distill_data import (
-    DTYPE,
     SMALL,
     AllSteps,
     Prepared,
@@ -83,7 +89,7 @@ class PlainLora:
 
     def __init__(self, scale: Scale, data: Prepared, a: argparse.Namespace) -> None:
         self.data, self.tokens, self.step = data, a.batch_tokens, 0
-        self.intervals = scale.intervals
+        self.intervals, self.place = scale.intervals, {"device": scale.device, "dtype": scale.dtype}
         self.model = small_sd3(scale).requires_grad_(False)
         self.model.add_adapter(lora(RANK))
         cast_training_params(self.model)
@@ -95,12 +101,12 @@ class PlainLora:
         interval = self.intervals[self.step % len(self.intervals)]
         count = max(2, self.tokens * 4 // (interval.size[0] * interval.size[1]))
         real, _, text = self.data.draw(interval, count, rng)
-        real, noise = real.to(DTYPE), torch.randn_like(real, dtype=DTYPE)
-        context, pooled = text.context.to(DTYPE), text.pooled.to(DTYPE)
-        with fast_autocast():
+        real = real.to(**self.place)
+        noise, moment = torch.randn_like(real), torch.full((count,), 500.0, device=real.device)
+        context, pooled = text.context.to(**self.place), text.pooled.to(**self.place)
+        with fast_autocast(real.device):
             velocity = self.model(
-                0.5 * (real + noise), context, pooled, torch.full((count,), 500.0),
-                return_dict=False,
+                0.5 * (real + noise), context, pooled, moment, return_dict=False
             )[0]  # fmt: skip
         loss = F.mse_loss(velocity.float(), (noise - real).float())
         loss.backward()
@@ -122,6 +128,7 @@ def peak(run: Trainer | PlainLora) -> float:
 
     Counted by torch, not the process's memory: that holds the compiler and what malloc keeps too.
     """
+    gc.collect()  # another's modules refer to each other
 
     def steps() -> None:
         run.step = 0
@@ -131,6 +138,10 @@ def peak(run: Trainer | PlainLora) -> float:
             stepper(run)()
 
     steps()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        steps()
+        return torch.cuda.max_memory_allocated() / MIB
     if isinstance(run, Trainer):
         stay = [*run.model.module.parameters(), *run.head.parameters(), *run.average]
         optimisers = [run.optimiser, run.optimiser_fake]
@@ -146,7 +157,8 @@ def peak(run: Trainer | PlainLora) -> float:
     return (sum(t.numel() * t.element_size() for t in stay) + taken) / MIB
 
 
-def text(times: Times, encoding: float, memory: dict[str, float], a: argparse.Namespace) -> str:
+def text(times: Times, memory: dict[str, float], weights: int, a: argparse.Namespace) -> str:
+    encoding = 1 - ratio(times, STEP, ENCODING).median
     step = {name: [1 / t for t in values] for name, values in times.items()}
     rows = []
     for name, values in step.items():
@@ -158,7 +170,9 @@ def text(times: Times, encoding: float, memory: dict[str, float], a: argparse.Na
     body = (
         f"Median of {len(times[OURS])} paired student steps, {a.fake_steps} fake-score steps to "
         f"one, {a.batch_tokens} patches a batch, all losses"
-        f"{', in seconds of the processor' if a.processor else ''}. "
+        f"{', in seconds of the processor' if a.processor else ''}"
+        f"{', on ' + torch.cuda.get_device_name() if a.device != 'cpu' else ''}. "
+        f"The model has {weights / 1e6:.3g} million weights. "
         f"Encoding takes {encoding:.0%} of the recipe's step here: what preparation gains is that "
         "share, which is smaller where the model is larger beside its encoders.\n\n"
     )
@@ -186,8 +200,14 @@ def main() -> None:
     )
     p.add_argument("--width", type=int, default=Scale.width, help="of the model, a multiple of 64")
     p.add_argument("--layers", type=int, default=Scale.layers, help="of the model")
+    p.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="a card gets a section of its own"
+    )
     a = arguments(p)
-    scale = SMALL if a.small else Scale(a.width, a.layers)
+    on_card = a.device != "cpu"
+    if a.processor and on_card:
+        p.error("--processor counts nothing of what a graphics card does; leave it out.")
+    scale = replace(SMALL if a.small else Scale(a.width, a.layers), device=a.device)
     drawn = made_up(scale)
     memory = {
         LORA: peak(PlainLora(scale, drawn, a)),
@@ -206,19 +226,20 @@ def main() -> None:
     if not a.no_compile:
         sides[COMPILED] = stepper(trainer(scale, data, a, compiled=True))
 
-    measure = every.clock = time.process_time if a.processor else clock
+    measure = time.process_time if a.processor else clock
+    weights = sum(p.numel() for p in small_sd3(replace(scale, device="meta")).parameters())
+    place = ", on a graphics card" if on_card else ""
+    part = "-card" if on_card else ""
 
     def warm_up() -> None:
         for name, side in sides.items():
             start = measure()
             side()
             log.info("%s: %.1f s for the first step", name, measure() - start)
-        every.seconds = 0.0
 
     def show(times: Times) -> None:
-        encoding = every.seconds / sum(times[ENCODING])
-        title = "Distillation against the published recipe"
-        log.info(section("distill", title, text(times, encoding, memory, a), a))
+        title = f"Distillation against the published recipe{place}"
+        log.info(section("distill", title, text(times, memory, weights, a), a, part=part))
 
     paired(sides, a.runs, show, measure, warm_up=warm_up)
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -179,6 +180,9 @@ def _commit() -> str:
     def git(*command: str) -> str:
         done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
         return done.stdout.strip()
+
+    if shutil.which("git") is None:
+        return "unknown"
 
     changed = git("status", "--porcelain", "--", "nodes", "swd_core", "benchmarks/*.py")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")

@@ -81,14 +81,15 @@ class Recipe:
     step: int = 0
 
     def __post_init__(self) -> None:
+        self.device = self.base.device
         self.base.requires_grad_(False)
         fake = copy.deepcopy(self.base)
         self.student = get_peft_model(self.base, lora(self.rank))
         self.fake = get_peft_model(fake, lora(self.rank))
         self.student.enable_gradient_checkpointing()
         self.middle = (len(self.base.transformer_blocks) - 1) // 2
-        self.head = discriminator(self.base.inner_dim)
-        self.levels = grid()
+        self.head = discriminator(self.base.inner_dim).to(self.device)
+        self.levels = grid().to(self.device)
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
         self.trained_fake = [p for p in self.fake.parameters() if p.requires_grad]
         self.trained_fake += self.head.parameters()
@@ -107,7 +108,7 @@ class Recipe:
 
     def _autocast(self) -> AbstractContextManager:
         half = self.base.dtype == torch.bfloat16
-        return torch.autocast("cpu", torch.bfloat16, enabled=half)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def _draw(self, rng: random.Random) -> tuple[Interval, Tensor, Tensor, tuple[Tensor, ...]]:
         """An interval, real latents, the noisy input and the text; everything in the base's type"""
@@ -118,12 +119,15 @@ class Recipe:
         start = real
         if previous is not None:
             start = F.interpolate(previous.to(dtype), size=interval.size, mode="bicubic")
-        x_t = self._noised(start, torch.full((count,), interval.sigma), torch.randn_like(start))
+        x_t = self._noised(start, self._sigma(interval, count), torch.randn_like(start))
         return interval, real, x_t, (text.context.to(dtype), text.pooled.to(dtype))
 
     def _levels(self, first: int, count: int) -> Tensor:
         """Random levels of the grid, from number `first` to the last one."""
-        return self.levels[torch.randint(first, LEVELS, (count,))]
+        return self.levels[torch.randint(first, LEVELS, (count,), device=self.device)]
+
+    def _sigma(self, interval: Interval, count: int) -> Tensor:
+        return torch.full((count,), interval.sigma, device=self.device)
 
     def _noised(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         level = expanded(sigma).to(x.dtype)
@@ -162,7 +166,7 @@ class Recipe:
         self, interval: Interval, real: Tensor, x_t: Tensor, text: tuple[Tensor, ...]
     ) -> None:
         self.optimiser_fake.zero_grad(set_to_none=True)
-        sigma = torch.full((len(real),), interval.sigma)
+        sigma = self._sigma(interval, len(real))
         with self._autocast():
             with torch.no_grad():
                 made = self._x0(self.student, x_t, sigma, text).to(real.dtype)
@@ -186,7 +190,7 @@ class Recipe:
             p.requires_grad_(False)
         count = len(real)
         with self._autocast():
-            made = self._x0(self.student, x_t, torch.full((count,), interval.sigma), text)
+            made = self._x0(self.student, x_t, self._sigma(interval, count), text)
             made = made.to(real.dtype)
             sigma = self._levels(12, count)
             noisy = self._noised(made, sigma, torch.randn_like(made))

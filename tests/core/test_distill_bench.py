@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,8 @@ pytest.importorskip("peft")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from distill import recipe, stepper, trainer  # noqa: E402
-from distill_data import SMALL, made_up  # noqa: E402
+from distill import PlainLora, recipe, stepper, trainer  # noqa: E402
+from distill_data import SMALL, made_up, pictures, prepare  # noqa: E402
 from recipe import patch_loss  # noqa: E402
 
 
@@ -57,3 +58,24 @@ def test_both_sides_are_given_the_same_batches(fake_steps):
     assert len(theirs) == 3 * (fake_steps + 1) == len(ours) - 1, "and one drawn ahead"
     for a, b in zip(theirs, ours, strict=False):
         assert a[0] == b[0] and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("side", [recipe, trainer, PlainLora])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_side_is_whole_on_its_device_and_never_waits_for_it(side, prepared, monkeypatch):
+    """torch refuses to mix its device without numbers with the processor, and to read from it."""
+    real = torch.autocast
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda kind, *a, **k: contextlib.nullcontext() if kind == "meta" else real(kind, *a, **k),
+    )
+    options = argparse.Namespace(batch_tokens=32, fake_steps=2)
+    scale = replace(SMALL, device="meta")
+    every = pictures(scale)
+    run = side(scale, prepare(every, scale) if prepared else every, options)
+    run.settle = lambda: None  # once in a step the trainer reads the losses
+    step = stepper(run)
+    for _ in range(2):
+        step()
+    assert run.step == 2
