@@ -23,23 +23,26 @@ FAMILIES = {
 
 
 class RandomText:
-    """What CLIPTextEncode asks of a CLIP; every text has its own conditioning."""
+    """What the text nodes ask of a CLIP; every text has its own conditioning."""
 
     def __init__(self, family: str):
         self.family = family
 
-    def tokenize(self, text: str) -> str:
-        return text
+    def tokenize(self, text: str) -> dict[str, str]:
+        return {"l": text, "t5xxl": text}
 
-    def encode_from_tokens_scheduled(self, text: str) -> list:
+    def encode_from_tokens_scheduled(
+        self, tokens: dict[str, str], add_dict: dict[str, Any] | None = None
+    ) -> list:
         import small_models
 
-        seed = zlib.crc32(text.encode())
+        more = add_dict or {}
+        seed = zlib.crc32("".join(dict.fromkeys(tokens.values())).encode())
         width = {"wan": small_models.WAN["text_dim"], **WIDTHS}.get(self.family)
         if width is not None:
             generator = torch.Generator().manual_seed(seed)
-            return [[torch.randn(1, 7, width, generator=generator), {}]]
-        return small_models.conditioning(self.family, seed)
+            return [[torch.randn(1, 7, width, generator=generator), {**more}]]
+        return small_models.conditioning(self.family, seed, **more)
 
 
 class PlainVAE:

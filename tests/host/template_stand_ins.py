@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
+import comfy.model_patcher
 import comfy.supported_models
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ class PictureTokens:
         found = comfy.clip_vision.Output()
         found.image_embeds = cells @ random(48, 1280)
         found.last_hidden_state = (cells @ random(48, 4 * 64)).view(-1, 4, 64)
+        found.all_hidden_states = (cells @ random(48, 24 * 4 * 64)).view(-1, 24, 4, 64)
+        found.penultimate_hidden_states = found.all_hidden_states[:, -2]
         return found
 
 
@@ -94,9 +97,21 @@ def load_controlnet(self: Any, control_net_name: str) -> tuple:
     return (small_controls.control_of("sd35-large")[0],)
 
 
+def load_patch(self: Any, name: str) -> tuple:
+    """The host's own network behind USO's style pictures, small."""
+    import small_models
+    from comfy_extras.nodes_model_patch import SigLIPMultiFeatProjModel
+
+    net = SigLIPMultiFeatProjModel(4, 2, 64, 256, operations=torch.nn)
+    net.load_state_dict(small_models.random_weights(net))
+    cpu = torch.device("cpu")
+    return (comfy.model_patcher.ModelPatcher(net, load_device=cpu, offload_device=cpu),)
+
+
 nodes.UNETLoader.load_unet = load_unet
 nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint
 nodes.VAELoader.load_vae = load_vae
 nodes.ControlNetLoader.load_controlnet = load_controlnet
 nodes.CLIPVisionLoader.load_clip = lambda self, clip_name: (PictureTokens(),)
 nodes.StyleModelLoader.load_style_model = lambda self, style_model_name: (Style(),)
+nodes.NODE_CLASS_MAPPINGS["ModelPatchLoader"].load_model_patch = load_patch

@@ -216,7 +216,7 @@ def needed(prompt: dict, keys: list[str]) -> dict:
 def text_of(prompt: dict, key: str) -> dict:
     """The inputs of the text node that the sampler's positive conditioning comes from."""
     inputs = prompt[key]["inputs"]
-    while "text" not in inputs:
+    while "clip" not in inputs:
         names = ("guider", "positive", "conditioning")
         name = next(n for n in names if n in inputs)
         inputs = prompt[inputs[name][0]]["inputs"]

@@ -52,8 +52,9 @@ TEMPLATES = {
 FOLDERS = {
     "ckpt_name": "checkpoints", "unet_name": "diffusion_models", "clip_name1": "text_encoders",
     "clip_name2": "text_encoders", "vae_name": "vae", "control_net_name": "controlnet",
-    "clip_name": "clip_vision", "style_model_name": "style_models",
+    "clip_name": "clip_vision", "style_model_name": "style_models", "name": "model_patches",
 }  # fmt: skip
+PICTURES = ("LoadImage", "LoadImageOutput")
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,9 @@ def prepare(host: Server, name: str, object_info: dict) -> tuple[dict, str]:
                 file = host.base / "models" / place / node["inputs"][widget]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
-    for i, inputs in enumerate(of_type(prompt, "LoadImage")):
-        painting(host.base / "input" / inputs["image"], i)
+    for i, inputs in enumerate(of_type(prompt, *PICTURES)):
+        name, _, place = inputs["image"].partition(" [")
+        painting(host.base / (place.rstrip("]") or "input") / name, i)
     painting(host.base / "input" / "another.png", 99)
     return prompt, key
 
@@ -137,16 +139,17 @@ def test_template(host, object_info, name):
     assert tuple(latent.shape[-2:]) == (height, width) and latent.shape[0] == 1
     assert latent.isfinite().all() and latent.std() > 0.1
     assert picture.shape == (8 * height, 8 * width, 3) and picture.std() > 10
-    changed = copy.deepcopy(prompt)
-    text_of(changed, key)["text"] += " under a rainbow"
-    assert differ(latent, run(host, changed)[0]) > 1e-3, "the text does nothing"
+    for part in [k for k, v in text_of(prompt, key).items() if isinstance(v, str)]:
+        changed = copy.deepcopy(prompt)
+        text_of(changed, key)[part] += " under a rainbow"
+        assert differ(latent, run(host, changed)[0]) > 1e-3, f"{part} does nothing"
     changed = copy.deepcopy(prompt)
     seeds = seed_of(changed, key)
     seeds["noise_seed" if "noise_seed" in seeds else "seed"] += 1
     assert differ(latent, run(host, changed)[0]) > 1e-2, "the seed does nothing"
-    for i in range(len(of_type(prompt, "LoadImage"))):
+    for i in range(len(of_type(prompt, *PICTURES))):
         changed = copy.deepcopy(prompt)
-        of_type(changed, "LoadImage")[i]["image"] = "another.png"
+        of_type(changed, *PICTURES)[i]["image"] = "another.png"
         assert differ(latent, run(host, changed)[0]) > 1e-4, "a given picture does nothing"
 
 
