@@ -203,7 +203,11 @@ def browse(page, host) -> Iterator[Callable[[], None]]:
     def open_dialog() -> None:
         page.keyboard.press("Escape")  # what the page has opened by itself
         page.get_by_role("button", name="Templates").first.click()
-        page.get_by_text("ComfyUI-SwD", exact=True).first.click()
+        ours = page.get_by_text("ComfyUI-SwD", exact=True).first
+        ours.wait_for()
+        # Older pages go to their first category once they have all, whatever was clicked before.
+        page.locator(".p-progressspinner").first.wait_for(state="hidden")
+        ours.click()
 
     # The host's own move, hundreds of them: minutes of drawing without a graphics card.
     page.route("**/templates/*.webp", lambda route: route.abort())
