@@ -7,7 +7,8 @@ Every row paints the same scenes from the same seeds, so differences are taken p
 The truth that latents are compared with is a run of many steps at full size. What was found of
 each picture is kept in --parts; rows that are there are not painted again. --paint stops after
 that, and without a --scenes only the rows that are there are summed up, so that the two may be
-done on different machines.
+done on different machines. --time N times the rows instead, in N rounds of turns: painting may
+share a machine with other work, timing may not.
 
 spectral, swd, pixels: the lifts of swd_core. overwritten, re-spaced: the spectral lift with other
 noise levels (`growth_spacing`). published: another's sampler as it is (`published_growth`).
@@ -17,13 +18,14 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from growth_figure import figure
 from growth_ways import FULL, GUIDANCE, OURS, PEER, SOLVERS, Teacher, Way, schedule
-from paired import ROOT, arguments, log, parser, section, table
+from paired import ROOT, arguments, log, paired, parser, section, spread, table
 from published_growth import DELTAS as PUBLISHED_DELTAS
 from torch import Tensor
 
@@ -42,7 +44,7 @@ FEWER = (0.01, 0.05, 0.2)  # of all lifts but the spectral one
 CUTS = {25: (15, 12), 8: (5, 4)}
 RESULTS = ROOT / "docs" / "growth.json"
 FIGURE = ROOT / "docs" / "images" / "growth_curves.png"
-REAL, TRUTH = "real", "truth"
+REAL, TRUTH, TIMES = "real", "truth", "times.json"
 
 
 def ways(
@@ -88,6 +90,11 @@ class Parts:
         """The tensors, and the numbers of the whole row."""
         tensors, metadata = read_tensors(self.path(name))
         return tensors, json.loads(metadata["row"])
+
+    def times(self) -> dict[str, float]:
+        """Seconds of a picture by row, of those that were timed in turns."""
+        path = self.folder / TIMES
+        return read_json(path) if path.is_file() else {}
 
     def keep(self, name: str, tensors: dict[str, Tensor], row: dict[str, Any]) -> None:
         save_tensors(self.path(name), tensors, {"row": json.dumps(row)})
@@ -142,6 +149,16 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
         )  # fmt: skip
 
 
+def time_rows(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
+    """Times the rows in turns on one batch of pictures, for what painting them took."""
+    scenes = asked(a.batch, 0, held=False)
+    teacher = Teacher(a.scenes, a.device, a.size // FACTOR, a.batch)
+    sides = {way.name: partial(teacher.latents, way, scenes) for way in wanted}
+    times = paired(sides, a.time, clock=teacher.now)
+    known = parts.times() | {k: spread(v).median / len(scenes) for k, v in times.items()}
+    write_text(parts.folder / TIMES, json.dumps(known, indent=1) + "\n")
+
+
 def frechet_to(real: Tensor) -> Callable[[Tensor], float]:
     """`measures.frechet_distance` of features (N, D) to real ones, quickly, as it is drawn often.
 
@@ -167,7 +184,7 @@ def frechet_to(real: Tensor) -> Callable[[Tensor], float]:
 def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
     """The measures of all rows that are there, with their intervals."""
     real, about = parts.read(REAL)
-    distance_to = frechet_to(real["features"])
+    distance_to, timed = frechet_to(real["features"]), parts.times()
     rows: dict[str, Any] = {}
     for run in dict.fromkeys(way.run for way in wanted):
         full: dict[str, Tensor] = {}
@@ -176,6 +193,7 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
             if way.run != run or not parts.has(way.name):
                 continue
             found, row = parts.read(way.name)
+            row["seconds"] = timed.get(way.name, row["seconds"])
             if not full:
                 full, first = found, row
                 if way.lift != FULL or way.cut:
@@ -240,6 +258,7 @@ def main() -> None:
     p.add_argument("--assets", type=Path, help="the figures' folder, to paint real pictures once")
     p.add_argument("--parts", type=Path, default=ROOT / "runs" / "growth")
     p.add_argument("--paint", action="store_true", help="stop when all rows are painted")
+    p.add_argument("--time", type=int, metavar="N", help="time the rows, in N rounds of turns")
     p.add_argument("--device", default="cpu")
     p.add_argument("--count", type=int, default=128, help="pictures of each row")
     p.add_argument("--batch", type=int, default=16, help="pictures sampled at once")
@@ -256,8 +275,12 @@ def main() -> None:
     wanted = list(ways(a.solver, a.steps, a.size // FACTOR, a.deltas))
     if a.scenes:
         with torch.inference_mode():
-            paint(a, [w for w in wanted if not a.only or w.lift in a.only], parts)
-    if a.paint:
+            chosen = [w for w in wanted if not a.only or w.lift in a.only]
+            if a.time:
+                time_rows(a, chosen, parts)
+            else:
+                paint(a, chosen, parts)
+    if a.paint or a.time:
         return
     rows = summed_up(wanted, parts)
     part = "" if a.size == LARGEST_REAL else f"-{a.size}"

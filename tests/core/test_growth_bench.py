@@ -1,5 +1,6 @@
 """What `make bench-growth` compares with and measures by, against formulas of its own."""
 
+import json
 import math
 import shutil
 import sys
@@ -18,7 +19,16 @@ from swd_core.tensor_files import read_tensors, save_tensors
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import growth  # noqa: E402
-from growth import FULL, TRUTH, Parts, frechet_to, paint, summed_up, ways  # noqa: E402
+from growth import (  # noqa: E402
+    FULL,
+    TRUTH,
+    Parts,
+    frechet_to,
+    paint,
+    summed_up,
+    time_rows,
+    ways,
+)
 from growth_ways import PEER, res_multistep  # noqa: E402
 from published_growth import activation, enlarged, sample  # noqa: E402
 
@@ -100,7 +110,9 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
             256, (len(scenes), 3, side, side), dtype=torch.uint8
         ),
     )  # fmt: skip
-    a = Namespace(scenes=scenes, assets=tmp_path, size=size, count=count, batch=2, device="cpu")
+    a = Namespace(
+        scenes=scenes, assets=tmp_path, size=size, count=count, batch=2, device="cpu", time=1
+    )  # fmt: skip
     parts = Parts(tmp_path / "parts", size, count)
     wanted = [
         w for w in ways(["euler"], [8], size // 8, [0.1]) if w.lift in (FULL, "spectral", PEER)
@@ -115,3 +127,11 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
     assert rows["euler, 8 steps | full size"]["cost"] == 8
     assert rows["euler, 8 steps | full size, 4 steps"]["cost"] == 4
     assert rows["euler, 8 steps | spectral, delta 0.1"]["cost"] < 8
+    with torch.inference_mode():
+        time_rows(a, wanted[:2], parts)
+    times = json.loads((parts.folder / "times.json").read_text())
+    assert list(times) == [w.name for w in wanted[:2]]
+    (parts.folder / "times.json").write_text(json.dumps({wanted[0].name: 4, wanted[1].name: 1}))
+    timed = summed_up(wanted, parts)
+    assert timed[wanted[1].name]["time"] == 0.25, "times in turns stand for the painting's"
+    assert timed[wanted[2].name]["seconds"] == rows[wanted[2].name]["seconds"]
