@@ -28,7 +28,7 @@ HOST_BENCHES := sampler true-size host-nodes drafts startup
 BENCHES := $(HOST_BENCHES) scenes distill
 
 .PHONY: help demo test test-browser lint node locales graphs ablation
-.PHONY: data train-autoencoder train-classifier latents train-teacher train-student
+.PHONY: data train-autoencoder train-classifier latents train-teacher train-student train-decoder
 .PHONY: pictures editor-pictures
 .PHONY: evaluate faithfulness prompts-alone eta bench $(BENCHES:%=bench-%)
 
@@ -163,6 +163,11 @@ data: $(VENV)/dev.stamp $(FIGURES)
 
 train-autoencoder: data
 	$(RUN) -m swd_core.lab.train_autoencoder --out $(SCENES) $(TIME)
+
+# Once there is a student (STUDENTS): the decoder alone, on latents as the models make them, too.
+train-decoder: latents
+	$(RUN) -m swd_core.lab.made --scenes $(SCENES) --run $(STUDENTS) --lora scalewise4
+	$(RUN) -m swd_core.lab.train_decoder --out $(SCENES) $(TIME)
 
 train-classifier: $(VENV)/dev.stamp $(FIGURES)
 	$(RUN) -m swd_core.lab.pictures $(FIGURES) --out $(SCENES) --count 12000

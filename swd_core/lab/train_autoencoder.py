@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distill.average import Average
-from ..distill.checkpoint import load_checkpoint, resume_training, save_training
+from ..distill.checkpoint import resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
@@ -19,8 +19,9 @@ from ..distill.transfer import sent
 from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
 from ..scenes.student import VAE_FILE
 from ..spectrum import top_octave_ratio
-from ..tensor_files import read_tensors, save_tensors
+from ..tensor_files import save_tensors
 from .detail import detail_loss, laplacian, reconstruction_loss
+from .latents import load_autoencoder
 from .pictures import load_pictures, shrunk
 
 log = logging.getLogger(__name__)
@@ -57,38 +58,17 @@ def quality(model: Autoencoder, images: Tensor) -> dict[str, float]:
     }
 
 
-def averaged(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    state = load_checkpoint(path)
-    if state is None:
-        raise FileNotFoundError(f"There is no {path} to go on from: train the autoencoder first.")
-    weights = {k.removeprefix("module."): v for k, v in state["average"].items()}
-    weights.pop("n_averaged")
-    return weights
-
-
-def start_model(out: Path, freeze_encoder: bool, begin: Path | None) -> Autoencoder:
-    """A new autoencoder, one from a file, or the trained one with only its decoder to train."""
+def start_model(begin: Path | None) -> Autoencoder:
+    """A new autoencoder, or one from a file."""
     if begin is not None:
-        state = {k: v.float() for k, v in read_tensors(begin)[0].items()}
-        model = Autoencoder.from_state_dict(state)
-    else:
-        model = Autoencoder(WIDTHS).to(memory_format=torch.channels_last)
-    if freeze_encoder:
-        model.load_state_dict(averaged(out / CHECKPOINT))
-        model.taesd_encoder.requires_grad_(False)
-    return model
+        return load_autoencoder(begin)
+    return Autoencoder(WIDTHS).to(memory_format=torch.channels_last)
 
 
 def train(
     out: Path,
     minutes: float,
     shards: int = 1,
-    freeze_encoder: bool = False,
     begin: Path | None = None,
     lr: float = 2e-3,
     seed: int = 0,
@@ -100,8 +80,6 @@ def train(
 
     Args:
         out: folder of the painted shards, of which the first `shards` are used, and of the results.
-        freeze_encoder: trains the decoder alone: latents stay as they are, and so does all that was
-            trained on them.
         begin: weights of an autoencoder to begin from. detail: weight of `detail_loss`.
         smooth: weight of what varies from cell to cell in the latents, the energy of their finest
             octave: only what the pictures need of it shall stay, as a model has to learn it all.
@@ -109,8 +87,8 @@ def train(
     whole = torch.cat([load_pictures(out, shard) for shard in range(shards)])
     sides = {side: shrunk(whole, side) for side in SIDES}
     torch.manual_seed(seed)
-    model, device = start_model(out, freeze_encoder, begin).to(device), torch.device(device)
-    path = out / ("decoder.pt" if freeze_encoder else CHECKPOINT)
+    model, device = start_model(begin).to(device), torch.device(device)
+    path = out / CHECKPOINT
     average = Average(model, 0.998)
     optimiser = Optimisers(model, lr=lr)
     parts = {"model": model, "average": average, "optimiser": optimiser}
@@ -130,10 +108,7 @@ def train(
             cells = CROP // FACTOR
             noise = torch.randn(BATCH, LATENT_CHANNELS, cells, cells, generator=generator)
             noise = NOISE * sent(noise, device)
-            if freeze_encoder:
-                loss = decoder_loss(model, x, noise, detail)
-            else:
-                loss = whole_loss(model, x, noise, detail, smooth, resized=step % 2 == 1)
+            loss = whole_loss(model, x, noise, detail, smooth, resized=step % 2 == 1)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -152,14 +127,6 @@ def train(
     save_training(path, parts, step, time.monotonic() - start)
     export(average.module, out / VAE_FILE)
     log.info("final %s", {s: quality(average.module, sides[s][::20]) for s in SIDES})
-
-
-def decoder_loss(model: Autoencoder, x: Tensor, noise: Tensor, detail: float) -> Tensor:
-    with torch.no_grad(), fast_autocast(x.device):
-        z = model.encode(x).float()
-    with fast_autocast(x.device):
-        output = model.decode(z + noise).float()
-    return reconstruction_loss(output, x) + detail * detail_loss(output, x)
 
 
 def whole_loss(
@@ -194,9 +161,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--shards", type=int, default=1, help="of 1,000 painted pictures")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument(
-        "--freeze-encoder", action="store_true", help="go on with the decoder alone"
-    )
     parser.add_argument("--begin", type=Path, help="weights of an autoencoder to begin from")
     parser.add_argument("--detail", type=float, default=2.0)
     parser.add_argument("--smooth", type=float, default=0.03)
@@ -209,7 +173,6 @@ def main() -> None:
         a.out,
         a.minutes,
         a.shards,
-        a.freeze_encoder,
         a.begin,
         a.lr,
         a.seed,
