@@ -200,6 +200,7 @@ def parse_settings(data: Mapping[str, Any]) -> Settings:
         raise ValueError(f"[model] needs a family: {', '.join(TRAINABLE)}.")
     settings = Settings(**{name: _section(hints[name], part, name) for name, part in data.items()})
     _check(settings)
+    _check_heard(settings, data)
     if "mmd_sigma" not in data.get("train", {}):
         train = dataclasses.replace(settings.train, mmd_sigma=settings.family.mmd_sigma)
         settings = dataclasses.replace(settings, train=train)
@@ -273,13 +274,25 @@ def _check(s: Settings) -> None:
         )
     if not s.family.embedded and not s.model.base:
         raise ValueError("[model] base is missing: the folder or hub id of the diffusers model.")
-    if s.family.embedded and s.model.compile:
-        raise ValueError(
-            f"[model] compile is for diffusers' models; leave it out for {s.family.name}."
-        )
     if prompts_alone(Path(s.data.source)):
         check_prompts_alone(s.train)
     s.scale_schedule()
+
+
+def _check_heard(s: Settings, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for what a config gives and nothing would come of."""
+    family, m, theirs = s.family, s.model, "diffusers' models"
+    one_length = family.embedded or not family.architecture.text_tokens
+    unheard = [
+        ("model", "dtype", family.embedded and m.dtype != "float32", theirs),
+        ("model", "checkpointing", family.embedded and m.checkpointing, theirs),
+        ("model", "compile", family.embedded and m.compile, theirs),
+        ("model", "embedded_guidance", not family.architecture.guided, "models that have it"),
+        ("data", "text_tokens", one_length, "models that read prompts of any length"),
+    ]
+    for section, name, missed, whose in unheard:
+        if missed and name in given.get(section, {}):
+            raise ValueError(f"[{section}] {name} is for {whose}; leave it out for {family.name}.")
 
 
 def check_prompts_alone(train: DistillConfig) -> None:

@@ -78,6 +78,18 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of scenes"),
         ({"model": {"family": "flux"}}, r"\[model\] base is missing"),
         ({"model": {"family": "scenes", "compile": True}}, r"\[model\] compile is for diffusers"),
+        ({"model": {"family": "scenes", "dtype": "bfloat16"}}, r"\[model\] dtype is for diffusers"),
+        ({"model": {"family": "scenes", "checkpointing": True}}, "checkpointing is for diffusers"),
+        ({"model": {"family": "scenes", "embedded_guidance": 4.5}}, "is for models that have it"),
+        ({"model": GOOD["model"] | {"embedded_guidance": 4.5}}, "have it; leave it out for sd35-m"),
+        (
+            {"model": {"family": "scenes"}, "data": {"text_tokens": 77}},
+            "of any length; leave it out for scenes",
+        ),
+        (
+            {"model": {"family": "sdxl", "base": "x"}, "data": {"text_tokens": 77}},
+            r"\[data\] text_tokens is for models that read prompts of",
+        ),
         ({"model": {"base": "x"}}, "needs a family"),
         ({"model": "flux"}, "needs a family|must be a section"),
         ({"schedule": {"preset": "sdxl-4"}}, "another kind of model"),
@@ -99,6 +111,12 @@ def test_prompts_may_be_as_long_as_the_family_reads_them():
         parse_settings({"model": model, "data": {"text_tokens": most}})
         with pytest.raises(ValueError, match=f"text_tokens must be 1 to {most}, which is what"):
             parse_settings({"model": model, "data": {"text_tokens": most + 1}})
+
+
+def test_what_is_done_anyway_may_be_said():
+    """The embedded teacher trains in single precision, and keeps its activations."""
+    told = {"dtype": "float32", "checkpointing": False, "compile": False}
+    parse_settings({"model": {"family": "scenes", **told}})
 
 
 def test_without_a_discriminator_its_weight_is_nobodys_concern():
