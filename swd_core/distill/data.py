@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,13 @@ class Bucket:
     @property
     def name(self) -> str:
         return f"{self.size[0]}x{self.size[1]}"
+
+
+class Origin(NamedTuple):
+    """A picture's caption and its file's size in bytes; None where that is not known."""
+
+    caption: str | None
+    size: int | None
 
 
 @dataclass
@@ -129,6 +136,22 @@ class PreparedBatches:
     def captions(self) -> list[str]:
         """All of them, shard by shard, in the order in which they were prepared."""
         return [c for b in self.buckets.values() for file in b.files for c in self._captions(file)]
+
+    def origins(self) -> dict[str, Origin]:
+        """What every picture was prepared from, by its name in the source."""
+        found: dict[str, Origin] = {}
+        for file in (file for bucket in self.buckets.values() for file in bucket.files):
+            header = self._file(file).metadata()
+            names = parse_json(header["names"], f"{file}'s list of names")
+            nothing = json.dumps([None] * len(names))  # where an earlier prepare noted none
+            captions, sizes = (
+                parse_json(header.get(key, nothing), f"{file}'s {key}")
+                for key in ("captions", "bytes")
+            )
+            found |= {
+                name: Origin(*known) for name, *known in zip(names, captions, sizes, strict=False)
+            }
+        return found
 
     def unconditional(self, count: int) -> Conditioning:
         return self.empty.map(as_number).expand(count)

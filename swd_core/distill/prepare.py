@@ -286,7 +286,7 @@ def _encode_shard(
 ) -> dict[str, str]:
     sizes = schedule.sizes(size[0] // encoder.factor, size[1] // encoder.factor, encoder.multiple)
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    names, captions, skipped = [], [], {}
+    names, captions, in_bytes, skipped = [], [], [], {}
     for start in range(0, len(group), batch):
         pictures, prompts = [], []
         for sample in group[start : start + batch]:
@@ -299,6 +299,7 @@ def _encode_shard(
             prompts.append(sample.caption)
             captions.append(sample.caption)
             names.append(sample.name)
+            in_bytes.append(0 if sample.picture is None else sample.size)
         if not prompts:
             continue
         whole = torch.stack(pictures) if pictures else None
@@ -312,6 +313,7 @@ def _encode_shard(
         "count": str(len(names)),
         "names": json.dumps(names),
         "captions": json.dumps(captions),
+        "bytes": json.dumps(in_bytes),
         "skipped": json.dumps(skipped),
     }
     tensors = {name: torch.cat(values) for name, values in parts.items()}

@@ -21,8 +21,8 @@ from .data import PreparedBatches, fingerprint, kind_of, read_index
 from .evaluation import grid, measures, student_latents
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
+from .origin import check_source
 from .record import Record
-from .sources import find_prompts, prompts_alone
 from .stopping import stop_if, stoppable
 from .taught import Taught, Teaching
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
@@ -78,28 +78,6 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         )
         trainer.taught = Taught(teaching, t.pool, t.pool_renewed)
     return trainer
-
-
-def check_source(source: Path, batches: PreparedBatches) -> None:
-    """Raises ValueError if the data was prepared of another kind of source, or of other prompts.
-
-    A source that is gone since it was prepared is not missed.
-    """
-    if batches.pictures == prompts_alone(source):
-        holds, named = "prompts alone", "pictures"
-        if batches.pictures:
-            holds, named = "pictures", "prompts"
-        raise ValueError(
-            f"{batches.folder} holds {holds}, and [data] source names {named} ({source}). "
-            "Run prepare again, or name another folder in [data] prepared."
-        )
-    if not batches.pictures and source.is_file():
-        if [prompt.caption for prompt in find_prompts(source)] != batches.captions():
-            raise ValueError(
-                f"{source} is not what {batches.folder} was prepared from. Run prepare again; a "
-                "training that has begun goes on only with the prompts that it began with, so put "
-                "them back to resume one."
-            )
 
 
 def write_lora(trainer: Trainer, settings: Settings, home: Home) -> Path:

@@ -26,6 +26,13 @@ class Sample:
     caption: str
     tar: Path | None = None
 
+    @property
+    def size(self) -> int:
+        """Of the picture's file in bytes."""
+        if self.tar is None:
+            return Path(self.picture).stat().st_size
+        return self.picture.size
+
     def read(self) -> bytes:
         if self.tar is None:
             return Path(self.picture).read_bytes()
