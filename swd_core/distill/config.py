@@ -200,7 +200,6 @@ def parse_settings(data: Mapping[str, Any]) -> Settings:
         raise ValueError(f"[model] needs a family: {', '.join(TRAINABLE)}.")
     settings = Settings(**{name: _section(hints[name], part, name) for name, part in data.items()})
     _check(settings)
-    _check_heard(settings, data)
     if "mmd_sigma" not in data.get("train", {}):
         train = dataclasses.replace(settings.train, mmd_sigma=settings.family.mmd_sigma)
         settings = dataclasses.replace(settings, train=train)
@@ -279,8 +278,11 @@ def _check(s: Settings) -> None:
     s.scale_schedule()
 
 
-def _check_heard(s: Settings, given: Mapping[str, Any]) -> None:
-    """Raises ValueError for what a config gives and nothing would come of."""
+def check_heard(s: Settings, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for what a config file gives and nothing would come of.
+
+    The graph's widgets are there for every family.
+    """
     family, m, theirs = s.family, s.model, "diffusers' models"
     one_length = family.embedded or not family.architecture.text_tokens
     unheard = [
@@ -317,6 +319,8 @@ def read_settings(path: Path) -> Settings:
     try:
         if not isinstance(data, Mapping):
             raise ValueError(f"it must be an object of sections, not {type(data).__name__}.")
-        return parse_settings(data)
+        settings = parse_settings(data)
+        check_heard(settings, data)
+        return settings
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -77,19 +77,6 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"output": {"samples": -1}}, r"\[output\] samples must be 0 or more"),
         ({"model": {"family": "sd9", "base": "x"}}, r"family is 'sd9'; use one of scenes"),
         ({"model": {"family": "flux"}}, r"\[model\] base is missing"),
-        ({"model": {"family": "scenes", "compile": True}}, r"\[model\] compile is for diffusers"),
-        ({"model": {"family": "scenes", "dtype": "bfloat16"}}, r"\[model\] dtype is for diffusers"),
-        ({"model": {"family": "scenes", "checkpointing": True}}, "checkpointing is for diffusers"),
-        ({"model": {"family": "scenes", "embedded_guidance": 4.5}}, "is for models that have it"),
-        ({"model": GOOD["model"] | {"embedded_guidance": 4.5}}, "have it; leave it out for sd35-m"),
-        (
-            {"model": {"family": "scenes"}, "data": {"text_tokens": 77}},
-            "of any length; leave it out for scenes",
-        ),
-        (
-            {"model": {"family": "sdxl", "base": "x"}, "data": {"text_tokens": 77}},
-            r"\[data\] text_tokens is for models that read prompts of",
-        ),
         ({"model": {"base": "x"}}, "needs a family"),
         ({"model": "flux"}, "needs a family|must be a section"),
         ({"schedule": {"preset": "sdxl-4"}}, "another kind of model"),
@@ -113,10 +100,33 @@ def test_prompts_may_be_as_long_as_the_family_reads_them():
             parse_settings({"model": model, "data": {"text_tokens": most + 1}})
 
 
-def test_what_is_done_anyway_may_be_said():
-    """The embedded teacher trains in single precision, and keeps its activations."""
-    told = {"dtype": "float32", "checkpointing": False, "compile": False}
-    parse_settings({"model": {"family": "scenes", **told}})
+@pytest.mark.parametrize(
+    ("family", "section", "line", "message"),
+    [
+        ("scenes", "model", "compile = true", r"\[model\] compile is for diffusers' models"),
+        ("scenes", "model", 'dtype = "bfloat16"', r"\[model\] dtype is for diffusers' models"),
+        ("scenes", "model", "checkpointing = true", "checkpointing is for diffusers"),
+        ("scenes", "model", "embedded_guidance = 4.5", "have it; leave it out for scenes"),
+        ("sd35-medium", "model", "embedded_guidance = 4.5", "have it; leave it out for sd35-m"),
+        ("scenes", "data", "text_tokens = 77", "of any length; leave it out for scenes"),
+        ("sdxl", "data", "text_tokens = 77", r"\[data\] text_tokens is for models that read"),
+        ("scenes", "model", 'dtype = "float32"', ""),
+        ("scenes", "model", "checkpointing = false\ncompile = false", ""),
+        ("flux", "model", "embedded_guidance = 4.5", ""),
+    ],
+)
+def test_what_a_family_takes_no_notice_of_is_refused(tmp_path, family, section, line, message):
+    """Unless it says what is done anyway; in the graph a widget is there for all families."""
+    lines = {"model": f"family = '{family}'\nbase = 'x'\n", "data": ""}
+    lines[section] += line
+    text = "".join(f"[{name}]\n{content}\n" for name, content in lines.items())
+    (tmp_path / "x.toml").write_text(text)
+    if not message:
+        read_settings(tmp_path / "x.toml")
+        return
+    with pytest.raises(ValueError, match=message):
+        read_settings(tmp_path / "x.toml")
+    parse_settings({"model": {"family": family, "base": "x", "embedded_guidance": 1.0}})
 
 
 def test_without_a_discriminator_its_weight_is_nobodys_concern():
