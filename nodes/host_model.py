@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..swd_core.distill.adapters import active_adapter, add_adapters
 from ..swd_core.distill.conditioning import Conditioning
+from ..swd_core.distill.transfer import picked
 from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, Family, existing_block
 from ..swd_core.lora import LoraLayer
@@ -147,10 +148,13 @@ class HostModel(Watched):
             groups.setdefault(length, []).append(row)
         order = [row for rows in groups.values() for row in rows]
         back = torch.tensor(order).argsort().tolist()
-        found = [run(x[rows], sigma[rows], text.rows(rows).trimmed()) for rows in groups.values()]
+        found = [
+            run(picked(x, rows), picked(sigma, rows), text.rows(rows).trimmed())
+            for rows in groups.values()
+        ]
         if isinstance(found[0], Tensor):
-            return torch.cat(found)[back]
-        return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
+            return picked(torch.cat(found), back)
+        return tuple(picked(torch.cat(parts), back) for parts in zip(*found, strict=True))
 
     def _predict(self, x: Tensor, sigma: Tensor, text: Conditioning) -> Tensor:
         height, width = (int(side) for side in text.size[0])

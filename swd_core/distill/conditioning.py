@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .transfer import sent
+from .transfer import picked, sent
 
 PROMPT = ("context", "pooled", "mask")  # what text encoders make, and prepared data holds
 ON_CPU = ("mask", "size")  # what is read as numbers
@@ -51,7 +51,7 @@ class Conditioning:
 
     def rows(self, chosen: list[int]) -> Self:
         """Some pictures of the batch."""
-        return self.map(lambda part: part[chosen])
+        return self.map(lambda part: picked(part, chosen))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every part passed through a function."""

@@ -13,7 +13,7 @@ from .conditioning import Conditioning, joined
 from .draws import Draws
 from .objective import Objective
 from .scalewise import Interval, shifted
-from .transfer import sent
+from .transfer import picked, sent
 from .world import World
 
 Size = tuple[int, int]
@@ -133,7 +133,7 @@ class Taught:
             self._all = Group(latents, joined(group.text for group in groups))
         latents, text = self._all.latents[interval.size], self._all.text
         chosen = torch.randint(len(latents), (count,), generator=draws.generator)[part].tolist()
-        return latents[chosen], text.rows(chosen).sent(latents.device)
+        return picked(latents, chosen), text.rows(chosen).sent(latents.device)
 
 
 def _joined(parts: list[dict[Size, Tensor]]) -> dict[Size, Tensor]:
