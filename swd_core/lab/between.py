@@ -35,7 +35,8 @@ def average(start: Path, end: Path, share: float, out: Path) -> None:
         for name, tensor in last.items()
     }
     out.mkdir(parents=True, exist_ok=True)
-    save_tensors(out / WEIGHTS_NAME, mixed, header)
+    made = {"swd_average": f"{1 - share:g} of one student, {share:g} of the one described here"}
+    save_tensors(out / WEIGHTS_NAME, mixed, header | made)
     with written_whole(out / CONFIG_NAME) as file:
         file.write((end / CONFIG_NAME).read_bytes())
 

@@ -30,6 +30,7 @@ class SceneBatches:
             pictures; the paper advises against it.
         pairs: what the first step learns from instead of pictures (`PairedFirst`).
         first: share of batches, 0 to 1, that are the first step's whatever the others are.
+        early: share of batches that are of the first two steps alone, which is what a draft is.
 
     Raises:
         ValueError: if there are no such pictures.
@@ -42,6 +43,7 @@ class SceneBatches:
     latent_space: bool = False
     pairs: Pairs | None = None
     first: float = 0.0
+    early: float = 0.0
 
     def __post_init__(self) -> None:
         sides = sorted({step.size[0] for step in self.schedule})
@@ -54,8 +56,10 @@ class SceneBatches:
             )
 
     def steps(self, rng: random.Random) -> list[Interval]:
-        alone = self.first and rng.random() < self.first
-        return self.schedule[:1] if alone else self.schedule
+        early = self.early and rng.random() < self.early
+        if self.first and rng.random() < self.first:
+            return self.schedule[:1]
+        return self.schedule[:2] if early else self.schedule
 
     def draw(
         self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)

@@ -192,6 +192,7 @@ def train(
     pairs: Pairs | None = None,
     pairs_weight: float = 1.0,
     first: float = 0.0,
+    early: float = 0.0,
     **budget: Any,
 ) -> int:
     """Distils the teacher in `run` on the device of `data`, writes the LoRA to `run/name`.
@@ -202,9 +203,10 @@ def train(
     sides, sigmas = STUDENTS[student]
     tokenizer, text = load_text_encoder(run / TEXT_FILE)
     steps_of = intervals([(side, side) for side in sides], sigmas)
+    text.to(data.device)
     return distil(
         read_weights(run / MODEL_FILE),
-        SceneBatches(data, tokenizer, text.to(data.device), steps_of, latent_space, pairs, first),
+        SceneBatches(data, tokenizer, text, steps_of, latent_space, pairs, first, early),
         config,
         schedule_of(student),
         run / name,
@@ -259,6 +261,9 @@ def main() -> None:
     parser.add_argument(
         "--first", type=float, default=0.0, help="share of batches, 0 to 1, for that step alone"
     )
+    parser.add_argument(
+        "--early", type=float, default=0.0, help="share of batches for the first two steps alone"
+    )
     parser.add_argument("--device", default="cpu", help="that trains, such as cuda")
     options(parser)
     a = parser.parse_args()
@@ -276,6 +281,7 @@ def main() -> None:
         pairs=Pairs(a.pairs) if a.pairs else None,
         pairs_weight=a.pairs_weight,
         first=a.first,
+        early=a.early,
     )
 
 

@@ -28,6 +28,7 @@ def test_an_average_lies_between_the_two(tmp_path, monkeypatch, share):
     ])  # fmt: skip
     between.main()
     new = read_lora(tmp_path / "new")
+    assert new.metadata["swd_average"].endswith(f"{share:g} of the one described here")
     for name, layer in new.layers.items():
         for part in ("down", "up"):
             a, b = (getattr(s.layers[name], part).float() for s in (one, other))

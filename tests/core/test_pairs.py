@@ -100,6 +100,10 @@ def test_a_share_of_the_batches_is_the_first_steps_alone(made, data, random_weig
     alone = sum(len(drawn.steps(rng)) == 1 for _ in range(2000))
     assert 420 < alone < 580
     assert all(len(batches(data, random_weights).steps(rng)) == len(SIZES) for _ in range(9))
+    early = batches(data, random_weights, pairs=made, first=0.25, early=0.5)
+    lengths = [len(early.steps(rng)) for _ in range(2000)]
+    shares = {n: lengths.count(n) / 2000 for n in set(lengths)}
+    assert shares == pytest.approx({1: 0.25, 2: 0.375, len(SIZES): 0.375}, abs=0.04)
 
 
 def test_only_the_first_steps_prediction_is_held_to_its_pair():
