@@ -13,6 +13,8 @@ TIME := $(if $(MINUTES),--minutes $(MINUTES))
 STUDENT := $(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS)
 PAIRED := --pairs $(STUDENTS) --first 0.2 --gan 0 --fake-steps 1 --ema 0.98 --lr 3e-4 \
 	--backward-simulation 0.6
+SHARPER := $(PAIRED) --mmd 0.15 --pairs-weight 0.6
+BETWEEN := $(RUN) -m swd_core.lab.between
 
 # A real ComfyUI, where there is one; its own interpreter runs the host tests if it has pytest.
 COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
@@ -181,14 +183,20 @@ train-teacher: latents
 	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
 
 # Its first step learns which noise means which picture; then all steps, with less and with more of the
-# MMD, and the student is what lies between the two.
+# MMD; then, from what lies between the two, twice more with half of the batches for what a draft is. In
+# the mean of these a third part is of a student that all losses made: it draws cleaner edges.
 train-student: $(VENV)/dev.stamp
 	$(RUN) -m swd_core.lab.pairs --run $(SCENES) --out $(STUDENTS)
 	$(STUDENT) --name first --pairs $(STUDENTS) --first 1 --mmd 0 --dmd 0 --gan 0 --lr 1e-3 \
 		--fake-steps 1 --ema 0.98 --minutes 10
-	$(STUDENT) --name sharper --begin $(STUDENTS)/first $(PAIRED) --mmd 0.15 --pairs-weight 0.6 $(TIME)
+	$(STUDENT) --name sharper --begin $(STUDENTS)/first $(SHARPER) $(TIME)
 	$(STUDENT) --name softer --begin $(STUDENTS)/first $(PAIRED) --mmd 0.5 $(TIME)
-	$(RUN) -m swd_core.lab.between $(STUDENTS)/sharper $(STUDENTS)/softer --out $(STUDENTS)/scalewise4
+	$(BETWEEN) $(STUDENTS)/sharper $(STUDENTS)/softer --out $(STUDENTS)/whole
+	$(STUDENT) --name early --begin $(STUDENTS)/whole $(SHARPER) --early 0.5 --seed 21 $(TIME)
+	$(STUDENT) --name earlier --begin $(STUDENTS)/whole $(SHARPER) --early 0.5 --seed 23 $(TIME)
+	$(STUDENT) --name plain --fake-steps 1 --ema 0.98 --batch-tokens 4096 --steps 300
+	$(BETWEEN) $(STUDENTS)/early $(STUDENTS)/earlier --out $(STUDENTS)/drafts
+	$(BETWEEN) $(STUDENTS)/drafts $(STUDENTS)/plain --share 0.3 --out $(STUDENTS)/scalewise4
 
 $(SCENES)/scenes_vae.safetensors:
 	$(MAKE) train-autoencoder MINUTES=
