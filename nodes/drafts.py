@@ -1,5 +1,6 @@
 """SwDDrafts and SwDFinishDrafts: see many, finish few."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
 CFG_TIP = "Leave at exactly 1.0: students are trained without guidance."
 BATCH_TIP = "Most images run at once; halved by itself where the memory does not hold them."
 LISTS = ("positive", "negative")
+DROPPED: Counter[str] = Counter()  # how often such clicks of another sheet were none
 VAE_TIP = "Decodes the drafts for the sheet; without it the colours are rough."
 
 
@@ -48,6 +50,7 @@ def picked(node: type[io.ComfyNode], pick: str, drafts: Drafts) -> tuple[int, ..
         # The page alone sends the graph as it is drawn along with each run.
         if not getattr(node.hidden, "extra_pnginfo", None):
             raise
+        DROPPED[pick] += 1
         say("The drafts are new: what was picked on the sheet before is not finished")
         return ()
 
@@ -239,6 +242,11 @@ class SwDFinishDrafts(io.ComfyNode):
                 io.Schema, search_aliases=["continue", "pick", "variations", "scale-wise", "SwD"]
             ),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, pick: Sequence[str] = ("",), **_: Any) -> int:
+        """So that what the host keeps of clicks that were none is no answer to a script."""
+        return DROPPED[pick[0]]
 
     @classmethod
     @checked(lists=LISTS)

@@ -32,6 +32,11 @@ def saved(server, prompt: dict) -> list[np.ndarray]:
     return [np.asarray(Image.open(p).convert("RGB")).astype(int) for p in paths]
 
 
+def cached(entry: dict) -> list[str]:
+    [nodes] = [m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached"]
+    return nodes
+
+
 def straight_picture(server, number: int, seed: int) -> np.ndarray:
     """Picture `number` of the quick start graph's seed, alone, for the prompt of the drafts."""
     prompt = graph_of(server, "swd_quickstart_scenes")
@@ -95,9 +100,14 @@ def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
     assert entry["status"]["status_str"] == "success", entry["status"]
     [cells] = entry["outputs"][key_of(prompt, "SwDDrafts")]["swd_sheet"]
     assert cells["seed"] == 5553 and key_of(prompt, "SaveImage") not in entry["outputs"]
+    # What the host keeps of that is no answer to a script that asks for the same.
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "error" and "another sheet" in json.dumps(entry)
     drafting["seed"] = 5551
     again = saved(server, prompt)
     assert all(np.array_equal(a, b) for a, b in zip(again, (second, fifth), strict=True))
+    entry = server.run(prompt)
+    assert key_of(prompt, "SwDFinishDrafts") in cached(entry), "what is finished stays so"
 
 
 def test_after_an_interrupt(server):
