@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for what tests share
-from sheets import PATIENCE, entry_beyond  # noqa: E402
+from sheets import PATIENCE, entry_beyond, small_graph  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST_TESTS = ROOT / "tests" / "host" / "conftest.py"
@@ -243,8 +243,7 @@ def look(page, request) -> Callable[[str], None]:
 @pytest.fixture
 def sheet(page, run):
     """The graph of drafts, run once with nothing picked."""
-    graph = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
-    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate("(graph) => app.loadGraphData(graph)", small_graph())
     entry = run()
     saver = str(page.evaluate("() => app.graph.nodes.find((n) => n.type === 'SaveImage').id"))
     assert saver not in entry["outputs"], "nothing was picked"

@@ -2,12 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 
-from sheets import BUTTONS, CELLS, PICK, SET, STATUS, cached, marked, node_id, numbers
+from sheets import BUTTONS, CELLS, PICK, SET, STATUS, cached, marked, node_id, numbers, small_graph
 
-ROOT = Path(__file__).resolve().parents[2]
-GRAPH = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
+GRAPH = small_graph()
 ANOTHER = {**GRAPH, "id": "00000000-0000-4000-8000-000000000000"}
 WIDGET = """([type, name]) => app.graph.nodes.find((n) => n.type === type)
   .widgets.find((w) => w.name === name).value"""
@@ -39,7 +37,7 @@ def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host
     assert re.fullmatch("a [a-z]+ in the snow", text)
     page.wait_for_function(f"() => app.graph.nodes.some((n) => {CELLS}(n)?.sheet)")
     later = {"CLIPTextEncode": {"text": "a penguin on a beach"}, "SwDDrafts": {"count": 4},
-             "EmptySD3LatentImage": {"width": 128}}  # fmt: skip
+             "EmptySD3LatentImage": {"width": 192}}  # fmt: skip
     for node, values in later.items():
         page.evaluate(SET, [node, values])
     page.locator(BUTTONS).nth(6).click()
@@ -162,8 +160,7 @@ def test_a_graph_that_was_left_meanwhile_shows_no_sheet(sheet):
 
 def test_a_warning_goes_when_it_no_longer_holds(page, run):
     page.keyboard.press("Escape")
-    graph = json.loads((ROOT / "workflows" / "swd_quickstart_scenes.json").read_text())
-    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate("(graph) => app.loadGraphData(graph)", small_graph("swd_quickstart_scenes"))
     page.evaluate(GUIDED, 2)
     page.evaluate(SEEN)
     run()

@@ -1,13 +1,10 @@
 """Sheets in graphs of all kinds: rerouted, muted, bypassed, copied, two, saved, as an app."""
 
-import json
 import uuid
-from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, CELLS, SHEET, cached, entry_beyond, node_id
+from sheets import BUTTONS, CELLS, SHEET, cached, entry_beyond, node_id, small_graph
 
-ROOT = Path(__file__).resolve().parents[2]
 # Between the drafts and the node that finishes them: what is made there, and its node, if any.
 BETWEEN = {
     "native reroutes": """([link]) => {
@@ -78,8 +75,7 @@ def finish(page, host, k: int = 0) -> dict:
 def load(page, graph: dict | None = None) -> None:
     """A graph, such as the one of drafts under a new name."""
     if graph is None:
-        path = ROOT / "workflows" / "swd_drafts_scenes.json"
-        graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
+        graph = {**small_graph(), "id": str(uuid.uuid4())}
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.evaluate(HELPERS)
     page.evaluate(PARTS)
@@ -163,8 +159,7 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted,
 @pytest.mark.own_page
 def test_an_app_has_the_sheet_as_one_of_its_parts(page, host, look):
     """App Mode, which newer pages have: run, pick and finish there with no node in sight."""
-    path = ROOT / "workflows" / "swd_drafts_scenes.json"
-    graph = {**json.loads(path.read_text(encoding="utf-8")), "id": str(uuid.uuid4())}
+    graph = {**small_graph(), "id": str(uuid.uuid4())}
     [drafts] = [n["id"] for n in graph["nodes"] if n["type"] == "SwDDrafts"]
     [saver] = [n["id"] for n in graph["nodes"] if n["type"] == "SaveImage"]
     parts = [[f"{graph['id']}:{drafts}:{name}", name] for name in ("seed", "swd_sheet")]

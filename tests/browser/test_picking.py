@@ -1,11 +1,22 @@
 """Picking by keys, looking closely and finishing by one click, as an artist does them."""
 
-import json
 import uuid
-from pathlib import Path
 
 import pytest
-from sheets import BUTTONS, GO, PICK, SEED, SET, STATUS, cached, marked, node_id, numbers, settled
+from sheets import (
+    BUTTONS,
+    GO,
+    PICK,
+    SEED,
+    SET,
+    STATUS,
+    cached,
+    marked,
+    node_id,
+    numbers,
+    settled,
+    small_graph,
+)
 
 FOCUS = "() => document.activeElement.title"
 # A picture that has nothing to do with the drafts.
@@ -44,7 +55,6 @@ WATCH = """() => {
   }).observe({ type: "long-animation-frame" });
 }"""
 SCALE = "() => app.canvas.ds.scale"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -280,9 +290,7 @@ FRAMES = """() => {
 
 def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
     """On the first run, where there is no sheet yet; and when stopped, the sheet before is back."""
-    name = "swd_drafts_scenes"
-    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    graph["id"] = str(uuid.uuid4())  # never run before
+    graph = {**small_graph(), "id": str(uuid.uuid4())}  # never run before
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.evaluate(SET, ["SwDDrafts", {"seed": 52_000 + len(host.get("/history")), "batch": 2}])
     page.evaluate(FRAMES)
@@ -307,12 +315,10 @@ def test_drafts_appear_on_the_sheet_as_they_are_made(page, host, run, look):
 
 def test_rows_by_prompt(page, run, posted, ended, look):
     """Three prompts, four seeds: arrows go by what is seen, picks by number."""
-    path = ROOT / "workflows" / "swd_drafts_scenes.json"
-    graph = json.loads(path.read_text(encoding="utf-8"))
+    graph = {**small_graph(), "id": str(uuid.uuid4())}
     [text] = [n for n in graph["nodes"] if n["type"] == "CLIPTextEncode"]
     text.update(type="SwDPrompts", widgets_values=["a fox in the snow\na happy dog\na green frog"])
     text["properties"] = {}
-    graph["id"] = str(uuid.uuid4())
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.evaluate(SET, ["SwDDrafts", {"count": 4}])
     run()

@@ -1,14 +1,11 @@
 """Sheets of drafts in subgraphs: placed twice, nested, saved, with what they offer outside."""
 
-import json
 import uuid
-from pathlib import Path
 
 import pytest
-from sheets import entry_beyond
+from sheets import entry_beyond, small_graph
 
-ROOT = Path(__file__).resolve().parents[2]
-GRAPH = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
+GRAPH = small_graph()
 # Drafts, finishing and decoding in a subgraph of the user's own, which stands there twice: the
 # second for another prompt, with its own saver. Gives both nodes' and both savers' numbers.
 TWICE = """() => {

@@ -12,12 +12,12 @@ TRAY = """() => {
   const tray = LiteGraph.createNode("SwDTray");
   app.graph.add(tray);
   const [x, y] = find("SaveImage").pos;
-  tray.pos = [x, y + 330]; // where all of it shows
+  tray.pos = [x + 430, y]; // where all of it shows and nothing grows over it
   find("SwDSceneStudent").connect(2, tray, 0);
   find("SwDSceneStudent").connect(1, tray, 1);
   const behind = LiteGraph.createNode("SwDFinishDrafts");
   app.graph.add(behind);
-  behind.pos = [x + 600, y];
+  behind.pos = [x + 930, y];
   tray.connect(0, behind, behind.inputs.findIndex((i) => i.name === "drafts"));
 }"""
 STORED = """() => Object.values({ ...localStorage, ...sessionStorage })

@@ -1,14 +1,11 @@
 """Drafts of a video on the sheet, where they play."""
 
 import io
-import json
 import uuid
-from pathlib import Path
 
 from PIL import Image
-from sheets import BUTTONS, SHEET, entry_beyond, marked, node_id, numbers
+from sheets import BUTTONS, SHEET, entry_beyond, marked, node_id, numbers, small_graph
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 5  # of a draft after two of the schedule's steps
 # The graph of drafts, of a small video model.
 VIDEO = """() => {
@@ -63,8 +60,7 @@ def played(page, boxes: list[dict]) -> list[list[int]]:
 
 def test_drafts_of_a_video_play_in_step_and_finish(page, host, run, look):
     host.post("/swd/tray/remove", {"names": host.get("/swd/tray")})
-    graph = json.loads((ROOT / "workflows" / "swd_drafts_scenes.json").read_text(encoding="utf-8"))
-    page.evaluate("(graph) => app.loadGraphData(graph)", {**graph, "id": str(uuid.uuid4())})
+    page.evaluate("(graph) => app.loadGraphData(graph)", {**small_graph(), "id": str(uuid.uuid4())})
     page.evaluate(VIDEO)
     drafts = node_id(page, "SwDDrafts")
     output = run()["outputs"][drafts]

@@ -6,7 +6,7 @@ import re
 from itertools import combinations
 from pathlib import Path
 
-from sheets import ONE_EDITOR
+from sheets import ONE_EDITOR, SET
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = {
@@ -210,15 +210,12 @@ def test_the_readmes_picture_brings_its_graph(page, look):
     assert own_faults(page) == []
 
 
-def test_a_graph_runs_and_shows_its_pictures(page, host, run, look):
+def test_a_graph_runs_and_shows_its_pictures(page, editor, run, look):
     """What it saved, and in the schedule's node what the schedule does."""
     page.evaluate("(graph) => app.loadGraphData(graph)", GRAPHS["swd_custom_sampling_scenes"])
-    # Another size for each run: the host tells a page only of nodes that it ran.
-    page.evaluate(
-        "(count) => { app.graph.nodes.find((n) => n.type === 'EmptySD3LatentImage')"
-        ".widgets.find((w) => w.name === 'width').value = 256 + 32 * count; }",
-        len(host.get("/history")),
-    )
+    # Another size in each editor: the host tells a page only of nodes that it ran.
+    width = {"classic": 128, "vue": 160}[editor]
+    page.evaluate(SET, ["EmptySD3LatentImage", {"width": width}])
     run()
     for kind in ("SaveImage", "SwDScaleSchedule"):
         page.wait_for_function(
