@@ -2,160 +2,22 @@
 // Without this file the host shows the sheet as a plain picture and the widget is typed into.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { allPlaces, finishers, outwards, pathOf, pickOf, placeAt, resultsOf, runs, widgetOf } from "./swd_graph.js";
-import { runNow, setBack } from "./swd_made.js";
-import { carry, drop, fixSeed, keepSeed, picked, write } from "./swd_picks.js";
+import { ended, finish, repick } from "./swd_finish.js";
+import { allPlaces, finishers, outwards, pathOf, placeAt } from "./swd_graph.js";
+import { ownOf, refresh, say, sheets, shown, tell } from "./swd_known.js";
+import { runNow } from "./swd_made.js";
+import { carry, drop, keepSeed, picked, write } from "./swd_picks.js";
 import { makeSheet } from "./swd_sheet.js";
-import { keptOf, put, putBack, take } from "./swd_tray.js";
+import { TRAY, keep, keptOf, nextKind, remove, undo } from "./swd_tray.js";
 
-const TRAY = "SwDTray";
 const SHEET = "swd_sheet"; // the widget's name: graphs that are apps know it by that
 const WITH_SHEET = ["SwDDrafts", "SwDFinishDrafts", "SwDLoadDrafts", TRAY];
 const KEEP_SEED = ["SwDDrafts", "SwDDistillTrain"]; // another seed is another sheet, another training
-const shown = new Set(); // what is known of each place that shows a sheet
-const living = new Set(); // of those whose next sheet is being made
-
-// What is known of a place and its sheet: cells, as the host told them, and the run that they were told in; what its line
-// says, what it has queued, what went off the tray last, and what was picked on the sheets before.
-function ownOf(place) {
-  const path = pathOf(place);
-  const found = (place.node.swd ??= new Map()); // by path, as a node has several places where its subgraph has
-  if (!found.has(path)) found.set(path, { place, path, before: new Map() });
-  return found.get(path);
-}
-
-const sheets = () => [...shown].map(({ cells }) => cells.sheet);
-
-// Tells a place's sheet, on all the nodes that show it.
-function tell(own, what, ...args) {
-  for (const view of own.views) if (view.own === own) view.sheet[what](...args);
-}
-
-const say = (own, text = own.said) => tell(own, "say", text);
-
-// change: what makes of the numbers picked so far those picked now.
-function repick(own, change) {
-  const { cells, place } = own;
-  fixSeed(place, cells.seed);
-  for (const finisher of finishers(place)) {
-    write(finisher, change(picked(pickOf(finisher).value, cells)), cells, sheets());
-  }
-  say(own); // what was refused no longer holds
-  app.canvas.setDirty(true, true);
-  refresh();
-}
+const living = new Set(); // what is known of places whose next sheet is being made
 
 function toggled(numbers, number) {
   if (!numbers.delete(number)) numbers.add(number);
   return numbers;
-}
-
-// Queues once what lies behind the finishing nodes and nothing else: the drafts are the host's from the last run.
-// one: a draft to finish alone; what else is picked stays so.
-let queueing = false;
-async function finish(own, one) {
-  const { cells, place } = own;
-  const behind = finishers(place);
-  const kept = behind.map((finisher) => pickOf(finisher).value);
-  const numbers = one ? [one] : [...picked(kept[0], cells)];
-  const results = [...new Set(behind.flatMap((finisher) => resultsOf(finisher)))];
-  if (queueing) return;
-  if (!runs(place)) return say(own, "This node is muted or bypassed");
-  if (!numbers.length) return say(own, "Nothing is picked");
-  if (!results.length) return say(own, "Nothing behind Finish SwD Drafts saves or shows a picture");
-  queueing = true;
-  own.queued = own.said = "";
-  if (one) repick(own, () => new Set(numbers));
-  else fixSeed(place, cells.seed);
-  // The page tells a widget that it was sent; what it answers us is always no on older hosts.
-  let sent = false;
-  const widget = behind[0].node.widgets.find((w) => w.name === "pick");
-  widget.afterQueued = () => (sent = true);
-  let putBackWidgets;
-  try {
-    putBackWidgets = await setBack(place, own.run);
-    await app.queuePrompt(0, 1, results);
-    if (sent) {
-      own.queued = numbers.join(", ");
-      say(own, (own.said = `Queued: ${own.queued}`));
-      if (one) behind.forEach((finisher, i) => (pickOf(finisher).value = kept[i]));
-    } else {
-      // Refused, or behind others that the page is still sending: then what is asked for stays picked.
-      say(own, "Not queued yet");
-    }
-    refresh();
-  } finally {
-    putBackWidgets?.();
-    queueing = false;
-    delete widget.afterQueued;
-  }
-  if (await idle()) ended(own); // before the page had heard that it was taken
-}
-
-// Whether the host has nothing left to do; not where it doesn't say.
-async function idle() {
-  try {
-    const queue = await (await api.fetchApi("/queue")).json();
-    return !Object.values(queue).flat().length;
-  } catch {
-    return false;
-  }
-}
-
-function ended(own) {
-  if (own.queued) say(own, (own.said = `Last queued: ${own.queued}`));
-}
-
-// What is put on the tray and taken off it shows at once where the graph has one; no other node runs.
-async function changeTray(own, change) {
-  try {
-    say(own, await change());
-    tell(own, "star", own.place.node.type === TRAY ? [] : await keptOf(own.cells.sheet));
-  } catch (error) {
-    return say(own, error.message);
-  }
-  const trays = allPlaces().filter((place) => place.node.type === TRAY && runs(place));
-  if (trays.length) await app.queuePrompt(0, 1, trays.map(pathOf));
-}
-
-const keep = (own, numbers) =>
-  changeTray(own, async () => {
-    await put(own.cells.sheet, numbers);
-    return `On the tray: ${numbers.join(", ")}`;
-  });
-
-const remove = (own, numbers) =>
-  changeTray(own, async () => {
-    own.gone = numbers.map((number) => own.cells.kept[number - 1]);
-    await take(own.gone);
-    tell(own, "offer", { back: own.gone.length });
-    return "";
-  });
-
-const undo = (own) =>
-  changeTray(own, async () => {
-    const lost = own.gone.length - (await putBack(own.gone)).length;
-    tell(own, "offer", { back: 0 });
-    return lost ? `${lost} removed too long ago to put back` : "";
-  });
-
-// Drafts of another model, size or schedule lie on a sheet of their own.
-const nextKind = (own) =>
-  changeTray(own, async () => {
-    const { kind, kinds } = own.cells;
-    widgetOf(own.place, "kind").value = (kind % kinds) + 1;
-    return "";
-  });
-
-function refresh() {
-  for (const own of shown) {
-    if (placeAt(own.path)?.node !== own.place.node) {
-      shown.delete(own);
-      continue;
-    }
-    const [first] = finishers(own.place);
-    tell(own, "mark", picked(first && pickOf(first).value, own.cells), Boolean(first));
-  }
 }
 
 // A place's sheet is on its node and on each subgraph's around it, where it is clicked as well. A subgraph that stands in
