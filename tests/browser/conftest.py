@@ -25,6 +25,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
+WINDOW = {"width": 1600, "height": 1100}
+FEW = {"width": 1300, "height": 650}  # where a third of the templates dialog's cards are drawn
+
 # With the graph that a page begins with, which it loads behind all else.
 THERE = "window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph"
 # Makes of a page that a test is done with a new user's; whether nothing of that test is left on it.
@@ -107,7 +110,7 @@ def host(chromium, tmp_path_factory):
 @pytest.fixture(scope="session")
 def context(chromium):
     """One for all tests: what it has loaded of the page need not be loaded again."""
-    context = chromium.new_context(viewport={"width": 1600, "height": 1100})
+    context = chromium.new_context(viewport=WINDOW)
     yield context
     context.close()
 
@@ -211,7 +214,9 @@ def browse(page, host) -> Iterator[Callable[[], None]]:
 
     # The host's own move, hundreds of them: minutes of drawing without a graphics card.
     page.route("**/templates/*.webp", lambda route: route.abort())
+    page.set_viewport_size(FEW)
     yield open_dialog
+    page.set_viewport_size(WINDOW)
     page.unroute_all()
 
 
