@@ -49,11 +49,11 @@ def waiting(kinds: Sequence[list[Kept]], chosen: int, fitting: int, broken: Sequ
     older = max(0, chosen - MAX_DRAFTS)
     return "".join(
         [
-            f"; {others} more are of another model, size or schedule" if others else "",
+            f"; {others} of another model, size or schedule" if others else "",
             f": kind has 1 to {fitting}" if fitting > 1 else "",
             f"; {older} older ones come when some of these are removed" if older else "",
             *(f". {reason}" for reason in broken[:3]),
-            f". {len(broken) - 3} more files can't be read" if len(broken) > 3 else "",
+            f". {len(broken) - 3} more can't be read" if len(broken) > 3 else "",
         ]
     )
 

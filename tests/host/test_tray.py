@@ -239,7 +239,7 @@ def test_the_node_says_what_lies_on_the_tray(server):
     """Each time: what it said before would stay in the page."""
     prompt, shown = prompts_graph(server, "a fox in the snow"), tray_graph(server)
     assert "empty" in said_by_tray(server, shown)
-    for stop_after, wanted in ((1, "2 put aside"), (2, "2 put aside; 2 more are of another")):
+    for stop_after, wanted in ((1, "2 put aside"), (2, "2 put aside; 2 of another")):
         find(prompt, "SwDDrafts").update(seed=6301, stop_after=stop_after)
         put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
         assert said_by_tray(server, shown).startswith(wanted)

@@ -4,7 +4,7 @@
 import "./swd_style.js";
 
 const HINT = "Space marks · A all · X none · Z closer · C compares";
-const KEEPS = " · K keeps", REMOVES = " · Delete removes";
+const KEEPS = " · K keeps", REMOVES = " · Del removes";
 const BAR = 54; // its buttons, and the line below them
 
 function make(kind, parent, props = {}) {
