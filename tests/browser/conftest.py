@@ -26,7 +26,6 @@ FLAGS = (
 )  # fmt: skip
 
 WINDOW = {"width": 1600, "height": 1100}
-FEW = {"width": 1300, "height": 650}  # where a third of the templates dialog's cards are drawn
 
 # With the graph that a page begins with, which it loads behind all else.
 THERE = "window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph"
@@ -214,10 +213,16 @@ def browse(page, host) -> Iterator[Callable[[], None]]:
 
     # The host's own move, hundreds of them: minutes of drawing without a graphics card.
     page.route("**/templates/*.webp", lambda route: route.abort())
-    page.set_viewport_size(FEW)
     yield open_dialog
-    page.set_viewport_size(WINDOW)
     page.unroute_all()
+
+
+@pytest.fixture
+def small_window(page) -> Iterator[None]:
+    """Where a third of the templates dialog's cards are drawn."""
+    page.set_viewport_size({"width": 1300, "height": 650})
+    yield
+    page.set_viewport_size(WINDOW)
 
 
 @pytest.fixture

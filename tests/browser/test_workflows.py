@@ -6,6 +6,7 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import pytest
 from sheets import ONE_EDITOR, SET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +163,7 @@ def test_no_note_has_code_in_it():
 
 
 @ONE_EDITOR
+@pytest.mark.usefixtures("small_window")
 def test_every_template_opens_by_a_click(page, host, browse, look):
     """Nothing in the way but the host's word on the nodes and models that it lacks."""
     missing = lacking(host)
