@@ -16,6 +16,7 @@ from ..swd_core.growing import GrowthState, OneField
 from ..swd_core.growth import GrowthSchedule
 from ..swd_core.lifts import lift_pixels, lift_spectral, lift_swd, regrid, size_ratio
 from ..swd_core.process import Process
+from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
 from .conditioning import mask_at
 from .sized import SizedModel
@@ -72,10 +73,16 @@ class GrowthWay:
     @cached_property
     def field(self) -> OneField:
         odds = self.schedule.levels.odds(self.levels[0])
-        return OneField(self._full, self.sized.target[-2:], self.start, odds)
+        return OneField(self.full_noise(), self.sized.target[-2:], self.start, odds)
 
-    def _full(self, step: int, shape: Sequence[int]) -> Tensor:
-        return self.begin if step == 0 else self.source(step, shape).to(self.begin.device)
+    def full_noise(self) -> Noise:
+        """Noise of the full size by step.
+
+        No method gives it: `field`, which holds it, would hold this way in a circle, and with it
+        the model on a graphics card until Python next looks for circles.
+        """
+        begin, source = self.begin, self.source
+        return lambda step, shape: begin if step == 0 else source(step, shape).to(begin.device)
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
         if self.spectral or not step:
@@ -186,7 +193,7 @@ class GrowthWay:
         full = size if not self.spectral else self.sized.target
         shape = (*self.begin.shape[:2], *full)
         if not walks(self.solver):
-            return StepNoise(self._full, shape, size, self.numbers.__getitem__)
+            return StepNoise(self.full_noise(), shape, size, self.numbers.__getitem__)
         given = [s for s in (*self.schedule.sigmas, *self.levels) if s]
         ratio = self._ratio(size)
         return PathNoise(

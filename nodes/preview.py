@@ -9,6 +9,7 @@ import comfy.utils
 import latent_preview
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..swd_core.drafts import Drafts
 from ._host_model import cell_pixels
@@ -35,10 +36,25 @@ def tiled(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+class Arrived(TorchFunctionMode):
+    """Has copies off a device wait for what they copy.
+
+    The host sends a preview's pixels on their way and reads them at once. On a graphics card, where
+    the step that makes them is still to be computed then, it reads what lay there before.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("non_blocking"):
+            kwargs["non_blocking"] = False
+        return func(*args, **kwargs)
+
+
 def decoded(previewer: Any, x0: Tensor) -> list[Image.Image]:
     """What the host shows of each image of a clean latent (B, C, ..., H, W), of a video its first
     frame; nothing where the previewer is another pack's that sends its own frames."""
-    shown = [previewer.decode_latent_to_preview_image("JPEG", row) for row in x0.split(1)]
+    with Arrived():
+        shown = [previewer.decode_latent_to_preview_image("JPEG", row) for row in x0.split(1)]
     return [] if None in shown else [image for _, image, _ in shown]
 
 
