@@ -22,6 +22,7 @@ from ..swd_core.scenes.student import (
     read_weights,
 )
 from ..swd_core.scenes.text import SceneTextEncoder, SceneTokenizer
+from . import _host
 from ._host import CATEGORY, Schedule, io, reloadable, supported
 from ._host_lora import apply_lora
 from .inputs import checked
@@ -105,7 +106,8 @@ class HostTextEncoder(nn.Module):
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, Tensor]:
         ids = torch.tensor([[token[0] for token in row] for row in tokens["scenes"]])
         with torch.no_grad():
-            return self.encoder(ids.to(self.encoder.words.weight.device))
+            context, pooled = self.encoder(ids.to(self.encoder.words.weight.device))
+        return _host.to_output_device(context), _host.to_output_device(pooled)
 
 
 def load_model(disable_dynamic: bool = False) -> Any:

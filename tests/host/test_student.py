@@ -5,9 +5,15 @@ import sys
 import pytest
 import torch
 from chain import call
+from conftest import ON_CPU
+from paper import HALF, TOLERANCE, relative
 
 from swd_core.scenes.model import MMDiT
 from swd_core.scenes.student import SceneStudent
+
+# The references run on the CPU. On a card the host merges the student's LoRA in float16.
+MERGED = max(1e-4, HALF)
+SAME = 0.0 if ON_CPU else TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +36,12 @@ def test_our_mmdit_is_the_hosts_sd3(loaded, own, size):
     x = torch.randn(2, 16, *size, generator=generator)
     sigma = torch.tensor([0.9, 0.4])
     text = own.encode(["a fox", "happy dog"])
+    given = (part.to(patcher.load_device) for part in (x, sigma * 1000, text.context, text.pooled))
     with torch.inference_mode():
-        theirs = patcher.model.diffusion_model(x, sigma * 1000, text.context, text.pooled)
+        theirs = patcher.model.diffusion_model(*given)
         ours = own.model(x, sigma, text.context, text.pooled)
     assert isinstance(own.model, MMDiT) and type(patcher.model).__name__ == "SD3"
-    assert (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
+    assert relative(theirs, ours) < MERGED
 
 
 def test_strength_zero_is_the_teacher(pack, own):
@@ -52,7 +59,18 @@ def test_clip_text_encode_gives_our_conditioning(loaded, own, prompt):
     clip = loaded[1]
     [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     text = own.encode([prompt.replace("(happy:1.3)", "happy")])
-    assert torch.equal(context, text.context) and torch.equal(extra["pooled_output"], text.pooled)
+    for found, wanted in ((context, text.context), (extra["pooled_output"], text.pooled)):
+        assert found.shape == wanted.shape and relative(found, wanted) <= SAME
+
+
+def test_encoded_text_is_where_the_host_keeps_what_nodes_hand_on(loaded, monkeypatch):
+    """Not on a graphics card: the host's own text encoders leave nothing there."""
+    import comfy.model_management
+
+    clip, meta = loaded[1], torch.device("meta")
+    monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: meta)
+    [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize("a fox"))
+    assert context.device == meta and extra["pooled_output"].device == meta
 
 
 def test_vae_is_ours(loaded, own):
@@ -77,7 +95,7 @@ def test_euler_sampling_by_the_hosts_own_sampler(loaded, own):
     sampler = comfy.samplers.sampler_object("euler")
     out = guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor([1.0, 0.0]), seed=0)
     x0 = own.denoiser(own.encode(["rocket"]))(noise, 1.0)
-    assert (model.model.process_latent_in(out) - x0).abs().max() < 1e-3
+    assert relative(model.model.process_latent_in(out.cpu()), x0) < MERGED
 
 
 ONE_TEXT_ENCODER = {
@@ -115,15 +133,17 @@ def test_the_host_can_load_the_model_again(loaded, pack):
     def answer(patcher):
         comfy.model_management.load_models_gpu([patcher])
         with torch.inference_mode():
-            net = patcher.model.diffusion_model
-            return net(x, torch.tensor([900.0]), text.context, text.pooled)
+            given = (x, torch.tensor([900.0]), text.context, text.pooled)
+            given = (part.to(patcher.load_device) for part in given)
+            return patcher.model.diffusion_model(*given).cpu()
 
     expected = answer(model)
     teacher = answer(pack["SwDSceneStudent"].execute(strength=0.0).result[0])
     assert not torch.equal(expected, teacher)
     for copy in again(model):
         assert copy.model is not model.model and copy.patches.keys() == model.patches.keys()
-        assert torch.equal(answer(copy), expected), "with the student's LoRA on top"
+        same = 0 if copy.load_device == model.load_device else HALF
+        assert relative(answer(copy), expected) <= same, "with the student's LoRA on top"
         assert copy.get_attachment("swd_schedule") == model.get_attachment("swd_schedule")
 
 
@@ -133,12 +153,13 @@ def test_the_host_can_load_the_text_encoder_and_the_vae_again(loaded, own):
     for copy in again(loaded[1].patcher):
         assert copy.model is not loaded[1].patcher.model
         context, pooled = copy.model.encode_token_weights(ids)
-        assert torch.equal(context, expected.context) and torch.equal(pooled, expected.pooled)
+        assert relative(context, expected.context) <= SAME
+        assert relative(pooled, expected.pooled) <= SAME
     weights = loaded[2].patcher.model.state_dict()
     for copy in again(loaded[2].patcher):
         theirs = copy.model.state_dict()
         assert copy.model is not loaded[2].patcher.model
-        assert all(torch.equal(theirs[name], value) for name, value in weights.items())
+        assert all(torch.equal(theirs[name].cpu(), value.cpu()) for name, value in weights.items())
 
 
 def test_previews_are_in_the_pictures_colours(loaded):
