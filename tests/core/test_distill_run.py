@@ -236,15 +236,17 @@ def test_the_losses_look_at_the_block_that_the_config_names(place):
     """Of the embedded teacher as of every other: its own output, seen by a hook of the test's."""
     for block, wanted in ((-1, 0), (0, 0), (1, 1)):
         settings = runs.changed(runs.settings_of(place), "model", block=block)
-        model = session.build_trainer(settings, World()).model
-        x, text = torch.randn(2, 16, 8, 8), SceneEncoder(Path(settings.model.base)).text(["a", "b"])
+        trainer = session.build_trainer(settings, World())
+        model, device = trainer.model, trainer.device
+        x, sigma = torch.randn(2, 16, 8, 8, device=device), torch.full((2,), 0.5, device=device)
+        text = SceneEncoder(Path(settings.model.base)).text(["a", "b"]).sent(device)
         left: list[torch.Tensor] = []
 
         def keep(block, given, output, left=left):
             left.append(output[1])  # (text, picture)
 
         model.module.joint_blocks[wanted].register_forward_hook(keep)
-        tokens = model.features(x, torch.full((2,), 0.5), text)
+        tokens = model.features(x, sigma, text)
         assert torch.equal(tokens, left[0])
     for block in (2, 99):
         with pytest.raises(ValueError, match=f"Block {block} does not exist: .* 0 to 1"):

@@ -204,6 +204,24 @@ def without_gradients(request):
 
 
 @pytest.fixture
+def reproducible():
+    """Trainings of the same bits on a card, too, which adds up some gradients in any order.
+
+    Attention's even where it is asked not to, as long as it may only warn: it is written out.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if ON_CPU:
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def as_the_host_runs_its_nodes():
     import torch
 

@@ -57,7 +57,10 @@ def clip(family: str) -> comfy.sd.CLIP:
 
 @lru_cache(maxsize=2)
 def vae(family: str) -> comfy.sd.VAE:
-    """The host's VAE of a file: FLUX.1's kind for Z-Image, Wan 2.1's for Qwen-Image."""
+    """The host's VAE of a file: FLUX.1's kind for Z-Image, Wan 2.1's for Qwen-Image.
+
+    In float32: on a card the host would take bfloat16, whose rounding shows in a batch's numbers.
+    """
     torch.manual_seed(3)
     if family == "zimage":
         module: nn.Module = AutoencoderKL(
@@ -71,4 +74,4 @@ def vae(family: str) -> comfy.sd.VAE:
             temperal_downsample=[False, True, True],
         )  # fmt: skip
         module.load_state_dict(random_state(module))
-    return comfy.sd.VAE(sd=module.state_dict())
+    return comfy.sd.VAE(sd=module.state_dict(), dtype=torch.float32)

@@ -17,20 +17,14 @@ from swd_core.distill.diffusers_models import wrap
 from swd_core.lora_files import read_lora
 from swd_core.presets import presets
 
+pytestmark = pytest.mark.usefixtures("reproducible")
+
 
 @pytest.fixture(autouse=True)
 def folders(loras, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-
-
-@pytest.fixture(autouse=True)
-def reproducible():
-    """As the host's --deterministic: a card adds up attention's gradients in any order."""
-    torch.use_deterministic_algorithms(not ON_CPU, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

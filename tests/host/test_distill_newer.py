@@ -22,6 +22,9 @@ from swd_core.lora_files import read_lora, write_peft
 from swd_core.presets import presets
 
 FAMILIES = ("zimage", "qwen-image", "flux2-klein", "krea2")
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("reproducible")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,8 @@ def folders(loras, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
 
 
-def inputs(newer, family, lengths=(7, 4, 7)):
-    """x_t, noise levels and prompts of some lengths."""
+def inputs(newer, family, device=CPU, lengths=(7, 4, 7)):
+    """x_t, noise levels and prompts of some lengths, where the trainer sends them."""
     kind, generator = newer.KINDS[family], torch.Generator().manual_seed(5)
     # Of an odd number of patches the host and diffusers place Qwen-Image's middle apart.
     x = torch.randn(3, kind.channels, SIDE, SIDE - 2 * kind.multiple, generator=generator)
@@ -46,17 +49,19 @@ def inputs(newer, family, lengths=(7, 4, 7)):
     context = torch.randn(3, tokens, kind.context, generator=generator)
     mask = None if family == "flux2-klein" else torch.arange(7) < torch.tensor(lengths)[:, None]
     size = torch.tensor([[8.0 * SIDE, 8.0 * (SIDE - 4)]]).repeat(3, 1)
-    return x, torch.tensor([0.9, 0.4, 0.7]), Conditioning(context, mask=mask, size=size)
+    text, sigma = Conditioning(context, mask=mask, size=size), torch.tensor([0.9, 0.4, 0.7])
+    return x.to(device), sigma.to(device), text.sent(device)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_features_and_gradients_are_those_of_diffusers(newer, host_model, family):
-    ours = host_model.HostModel(newer.host_model(family), 4)
+    hosts = newer.host_model(family)
+    ours = host_model.HostModel(hosts, 4)
     theirs = wrap(copy.deepcopy(newer.reference(family)), rank=4)
-    x, sigma, text = inputs(newer, family)
     assert ours.width == theirs.width
     results = []
-    for model in (ours, theirs):
+    for model, device in ((ours, hosts.load_device), (theirs, CPU)):
+        x, sigma, text = inputs(newer, family, device)
         start = x.clone().requires_grad_()
         x0, tokens = model.predict_with_features(start, sigma, text)
         (x0.square().mean() + tokens.square().mean()).backward()
@@ -73,10 +78,11 @@ def test_predictions_features_and_gradients_are_those_of_diffusers(newer, host_m
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_adapter_is_the_published_file_on_diffusers(newer, host_model, family, tmp_path):
     """Fused layers come apart into diffusers' with a common down matrix, and PEFT agrees."""
-    ours = host_model.HostModel(newer.host_model(family), 4)
-    x, sigma, text = inputs(newer, family)
+    hosts = newer.host_model(family)
+    ours = host_model.HostModel(hosts, 4)
+    here = inputs(newer, family, hosts.load_device)
     generator = torch.Generator().manual_seed(0)
-    bare = ours.predict(x, sigma, text)
+    bare = ours.predict(*here)
     pairs = {}
     for name in ours.parts:
         layer = ours.module.get_submodule(name)
@@ -88,20 +94,21 @@ def test_the_adapter_is_the_published_file_on_diffusers(newer, host_model, famil
     worn = peft.PeftModel.from_pretrained(copy.deepcopy(newer.reference(family)), tmp_path / "file")
     theirs = wrap(worn.merge_and_unload(), rank=1)
     with packed("swd_core.distill.adapters").adapter(ours.module, "student"):
-        x0 = ours.predict(x, sigma, text)
+        x0 = ours.predict(*here)
     assert relative(bare, x0) > 1e-3
-    near(x0, theirs.predict(x, sigma, text), 1e-4)
-    near(bare, ours.predict(x, sigma, text))
+    near(x0, theirs.predict(*inputs(newer, family)), 1e-4)
+    near(bare, ours.predict(*here))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_changes_no_gradient(newer, host_model, family):
     """The backward pass runs when another adapter is active, as in the trainer."""
-    x, sigma, text = inputs(newer, family)
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(1)
-        model = host_model.HostModel(newer.host_model(family), 4, checkpointing=checkpointing)
+        hosts = newer.host_model(family)
+        x, sigma, text = inputs(newer, family, hosts.load_device)
+        model = host_model.HostModel(hosts, 4, checkpointing=checkpointing)
         for p in model.module.parameters():
             if p.requires_grad:
                 torch.nn.init.normal_(p, std=0.1)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ON_CPU
 from graphs import NOTES, ROOT, find, fits, is_widget, models_of, read, to_prompt, widgets
 from PIL import Image
 
@@ -134,6 +135,7 @@ def test_graphs_follow_seed_size_and_batch(server, object_info):
 
 
 def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
+    """To the rounding of a file's 256 levels; on a card of the VAE's bfloat16, by the batch."""
     for name in EMBEDDED:
         prompt = to_prompt(read(name), object_info)
         find(prompt, "EmptySD3LatentImage")["batch_size"] = 3
@@ -149,7 +151,7 @@ def test_picture_k_of_a_batch_is_the_same_picture_alone(server, object_info):
             if node["inputs"].get("latent_image") == [empty, 0]:
                 node["inputs"]["latent_image"] = ["99", 0]
         alone = picture(server, server.run(prompt))
-        assert np.abs(alone - third).max() <= 1, name
+        assert np.abs(alone - third).max() <= (1 if ON_CPU else 4), name
 
 
 @pytest.mark.parametrize(
