@@ -43,11 +43,13 @@ class Arrived(TorchFunctionMode):
     the step that makes them is still to be computed then, it reads what lay there before.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if kwargs.get("non_blocking"):
-            kwargs["non_blocking"] = False
-        return func(*args, **kwargs)
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if named.get("non_blocking"):
+            named["non_blocking"] = False
+        return func(*args, **named)
 
 
 def decoded(previewer: Any, x0: Tensor) -> list[Image.Image]:
