@@ -185,7 +185,7 @@ def train(
     shard: int = 0,
     *,
     detail: float = 8.0,
-    energy: float = 0.05,
+    energy: float = 0.1,
     gan: float = 0.02,
     lr: float = 4e-4,
     batch: int = 12,
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--shard", type=int, default=0, help="that the models' latents are of")
     parser.add_argument("--minutes", type=float, default=30, help="in all")
-    for name, value in (("detail", 8.0), ("energy", 0.05), ("gan", 0.02), ("lr", 4e-4)):
+    for name, value in (("detail", 8.0), ("energy", 0.1), ("gan", 0.02), ("lr", 4e-4)):
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--batch", type=int, default=12, help="crops a step")
     parser.add_argument("--seed", type=int, default=0)
