@@ -53,14 +53,24 @@ BAD_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD_ARGUMENTS, ids=lambda x: " ".join(x)[:30])
-def test_bad_arguments(monkeypatch, capsys, tmp_path, arguments, words):
+@pytest.fixture
+def run_here(monkeypatch, capsys, tmp_path):
+    """As `run_cli`, in this process, which has torch already, and in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
-    try:
-        code = commands.main(["generate", "cat", *arguments])
-    except SystemExit as stop:
-        code = stop.code
-    assert_refused((code, *capsys.readouterr()), *words)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = commands.main([*arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_ARGUMENTS, ids=lambda x: " ".join(x)[:30])
+def test_bad_arguments(run_here, tmp_path, arguments, words):
+    assert_refused(run_here("generate", "cat", *arguments), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,17 +151,17 @@ def damage_vocabulary_type(folder: Path) -> str:
         damage_swapped, damage_vocabulary, damage_vocabulary_type,
     ],
 )  # fmt: skip
-def test_bad_weights(run_cli, tmp_path, random_weights, damage):
+def test_bad_weights(run_here, tmp_path, random_weights, damage):
     folder = tmp_path / "weights"
     shutil.copytree(random_weights, folder)
     named = damage(folder)
-    done = run_cli("generate", "cat", "--weights", str(folder), "--out", "cat.png", cwd=tmp_path)
+    done = run_here("generate", "cat", "--weights", str(folder), "--out", "cat.png")
     assert_refused(done, named)
     assert not (tmp_path / "cat.png").exists()
 
 
-def test_no_weights_folder(run_cli, tmp_path):
-    assert_refused(run_cli("generate", "cat", "--weights", "gone", cwd=tmp_path), "gone", "missing")
+def test_no_weights_folder(run_here):
+    assert_refused(run_here("generate", "cat", "--weights", "gone"), "gone", "missing")
 
 
 def test_bad_input_has_no_traceback_and_exit_code_2(run_cli, tmp_path):
