@@ -74,11 +74,12 @@ class Run:
         )  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize(
     "way",
     ["host", "student", "students_sampler", "spectral", "drawing", "enlarging", "drafts"],
 )
-def test_no_run_holds_its_model_longer_than_the_hosts_own(pack, small, models, no_collector, way):
+def test_no_run_holds_its_model_longer_than_the_hosts_own(pack, small, models, way):
     """The host takes a model for used, and its memory on a card with it, while anything holds it.
 
     Its count of loaded models stumbles over one that goes while it makes room for another.
