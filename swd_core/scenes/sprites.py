@@ -47,7 +47,7 @@ class FluentSprites:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing. Unpack the npm package {PACKAGE} and give its assets folder "
-                "(`make scenes-data` does both)."
+                "(`make data` does both)."
             )
         picture = Image.open(path).convert("RGBA")
         return picture.crop(picture.getbbox())

@@ -136,5 +136,5 @@ def test_a_share_of_the_combinations_is_held_out_in_either_order():
 
 
 def test_missing_package_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="make scenes-data"):
+    with pytest.raises(FileNotFoundError, match="`make data` does both"):
         FluentSprites(tmp_path).thing("fox")
