@@ -68,7 +68,10 @@ def test_pictures_that_are_gone_once_they_are_prepared_are_not_missed(place):
     for path in (place / "pictures").iterdir():
         path.unlink()
     check("pictures")
-    (place / "pictures").rmdir()
+    (place / "pictures" / ".DS_Store").write_bytes(b"what a file manager leaves")
+    (place / "pictures" / "0.txt").write_text("a fox")
+    check("pictures")
+    shutil.rmtree("pictures")
     check("pictures")
 
 
