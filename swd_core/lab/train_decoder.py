@@ -179,6 +179,24 @@ def quality(vae: Autoencoder, crops: Crops) -> dict[str, tuple[float, float]]:
     return rows
 
 
+def begun_with(folder: Path) -> Path:
+    """The autoencoder that the training in `folder` begins with, which is kept there.
+
+    Raises:
+        ValueError: if another autoencoder has been put in its place since.
+    """
+    now, start = folder / VAE_FILE, folder / f"before_{VAE_FILE}"
+    if not start.is_file():
+        shutil.copy(now, start)
+    ours, theirs = (load_autoencoder(path).taesd_encoder.state_dict() for path in (start, now))
+    if not all(torch.equal(ours[name], theirs[name]) for name in theirs):
+        raise ValueError(
+            f"{start} has another encoder than {now}. Move it and {folder / CHECKPOINT} away to "
+            "train the decoder of the latter."
+        )
+    return start
+
+
 def train(
     folder: Path,
     minutes: float,
@@ -194,13 +212,10 @@ def train(
 ) -> None:
     """Trains the decoder of the autoencoder in `folder` for `minutes` in all, and writes it there.
 
-    It goes on from its checkpoint, and keeps the autoencoder that it began with beside it.
+    It goes on from its checkpoint. Raises as `begun_with`.
     """
-    start_file = folder / f"before_{VAE_FILE}"
-    if not start_file.is_file():
-        shutil.copy(folder / VAE_FILE, start_file)
     torch.manual_seed(seed)
-    vae = load_autoencoder(start_file, device).to(memory_format=torch.channels_last)
+    vae = load_autoencoder(begun_with(folder), device).to(memory_format=torch.channels_last)
     crops = Crops.load(folder, shard, device)
     run = DecoderTraining(vae, detail, energy, gan, lr)
     parts = {

@@ -116,3 +116,9 @@ def test_a_training_changes_the_decoder_alone_and_keeps_what_it_began_with(tmp_p
     assert all(torch.equal(kept[k], v) for k, v in start.items())
     changed = {k.split(".")[0] for k, v in start.items() if not torch.equal(end[k], v)}
     assert changed == {"taesd_decoder"}
+    another = {k: v + 1 if k.startswith("taesd_encoder") else v for k, v in end.items()}
+    save_file(another, folder / VAE_FILE)
+    with pytest.raises(ValueError, match=f"before_{VAE_FILE} has another encoder"):
+        train_decoder.train(folder, 0.01, batch=2)
+    left = load_file(folder / VAE_FILE)
+    assert all(torch.equal(left[k], v) for k, v in another.items())
