@@ -53,8 +53,8 @@ help:
 	@echo "                        editor-pictures: those of graphs, in a real browser"
 	@echo "make data               fetch the figures and paint the first training pictures"
 	@echo "make train-autoencoder  then train-teacher, train-classifier and train-student: the embedded"
-	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); each goes on where"
-	@echo "                        it was stopped (MINUTES=n)"
+	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); train-decoder: the"
+	@echo "                        decoder, on what they make. Each goes on where it was stopped (MINUTES=n)"
 	@echo "make ablation           the paper's ablation on the scene teacher: three hours (STEPS=n each)"
 	@echo "make prompts-alone      students from prompts alone beside those from pictures, MINUTES=n of the"
 	@echo "                        clock each; make eta: shares of predicted noise in the sampler"
@@ -167,7 +167,7 @@ train-autoencoder: data
 	$(RUN) -m swd_core.lab.train_autoencoder --out $(SCENES) $(TIME)
 
 # Once there is a student (STUDENTS): the decoder alone, on latents as the models make them, too.
-train-decoder: latents
+train-decoder: $(VENV)/dev.stamp
 	$(RUN) -m swd_core.lab.made --scenes $(SCENES) --run $(STUDENTS) --lora scalewise4
 	$(RUN) -m swd_core.lab.train_decoder --out $(SCENES) $(TIME)
 
@@ -183,8 +183,8 @@ train-teacher: latents
 	$(RUN) -m swd_core.lab.train_teacher --out $(SCENES) $(TIME)
 
 # Its first step learns which noise means which picture; then all steps, with less and with more of the
-# MMD; then, from what lies between the two, twice more with half of the batches for what a draft is. In
-# the mean of these a third part is of a student that all losses made: it draws cleaner edges.
+# MMD; then, from what lies between the two, twice more with half of the batches for what a draft is. The
+# student is .7 of their mean and .3 of one that all losses made, which draws cleaner edges.
 train-student: $(VENV)/dev.stamp
 	$(RUN) -m swd_core.lab.pairs --run $(SCENES) --out $(STUDENTS)
 	$(STUDENT) --name first --pairs $(STUDENTS) --first 1 --mmd 0 --dmd 0 --gan 0 --lr 1e-3 \
