@@ -113,3 +113,10 @@ def test_the_ablations_tables_are_those_of_their_runs(runs):
     rows = json.loads((ROOT / "docs" / runs).read_text(encoding="utf-8"))
     assert table(rows) in page("docs/ABLATION.md")
     assert {row["variant"] for row in rows} <= {v.name for v in VARIANTS}
+
+
+def test_the_readme_promises_of_drafts_what_was_measured():
+    rows = json.loads((ROOT / "docs" / "faithfulness.json").read_text(encoding="utf-8"))
+    measured = [f"{100 * row['everything'][0]:.0f} %" for row in rows.values()]
+    said = r"\d+ %(?= of the embedded student's finished| after the (?:second|third))"
+    assert re.findall(said, page("README.md")) == measured
