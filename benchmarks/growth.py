@@ -188,7 +188,9 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for run in dict.fromkeys(way.run for way in wanted):
         full: dict[str, Tensor] = {}
-        draws: list[float] = []  # the distance of the run at full size, draw by draw
+        # The distances of the run at full size and of its first cut, draw by draw.
+        draws: list[float] = []
+        cut: list[float] = []
         for way in wanted:
             if way.run != run or not parts.has(way.name):
                 continue
@@ -207,7 +209,7 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
             count = len(found["right"])
             frechet = bootstrap(drawn, count, ROUNDS)
             draws = draws or mine
-            more = iter([a - b for a, b in zip(mine, draws, strict=True)])
+            cut = cut or (mine if way.cut else cut)
             rows[way.name] = {
                 "cost": round(row["cost"], 3),
                 "time": round(row["seconds"] / first["seconds"], 4),
@@ -216,20 +218,31 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
                 "right": mean(found["right"]).rounded(),
                 "right more": mean(found["right"].float() - full["right"].float()).rounded(),
                 "frechet": frechet.rounded(),
-                "frechet more": bootstrap(lambda _, more=more: next(more), count, ROUNDS).rounded(),
+                "frechet more": more(mine, draws, count),
                 "distance": mean(found["distance"]).rounded(),
             }
+            if cut and way.lift != FULL:
+                rows[way.name]["frechet more than cut"] = more(mine, cut, count)
     return rows
+
+
+def more(mine: list[float], other: list[float], count: int) -> list[float]:
+    """What a row's distance is more than another's, of those that `bootstrap` drew of both."""
+    differences = iter([a - b for a, b in zip(mine, other, strict=True)])
+    return bootstrap(lambda _: next(differences), count, ROUNDS).rounded()
 
 
 def text(rows: dict[str, Any], count: int, size: int) -> str:
     """The rows as tables, one for each solver and number of steps."""
-    head = ["", "cost", "time", "right", "more", "Fréchet", "more", "distance", "detail"]
+    head = [
+        "", "cost", "time", "right", "more", "Fréchet", "more", "than cut", "distance", "detail",
+    ]  # fmt: skip
     parts = [
         f"{count} pictures a row at {size} px, guidance {GUIDANCE:g}. Cost in steps at full size; "
         "time as a share of the first row's (sampling alone); share with everything right and "
         "Fréchet distance (the classifier's features, real pictures), each with what it is more "
-        f"than the first row's; distance of the latents from {TRUTH_STEPS} steps at full size, "
+        "than the first row's, and the distance than that of the first row with fewer steps; "
+        f"distance of the latents from {TRUTH_STEPS} steps at full size, "
         "relative; detail: energy of the top octave against real pictures. In brackets 95 % of "
         "the bootstrap."
     ]
@@ -238,6 +251,7 @@ def text(rows: dict[str, Any], count: int, size: int) -> str:
             [
                 name.split(" | ")[1], f"{row['cost']:.2f}", f"{row['time']:.2f}",
                 *(_figure(row[k]) for k in ("right", "right more", "frechet", "frechet more")),
+                _figure(row["frechet more than cut"]) if "frechet more than cut" in row else "",
                 _figure(row["distance"]), f"{row['detail']:.2f}",
             ]
             for name, row in rows.items()

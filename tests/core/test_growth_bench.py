@@ -127,6 +127,15 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
     assert rows["euler, 8 steps | full size"]["cost"] == 8
     assert rows["euler, 8 steps | full size, 4 steps"]["cost"] == 4
     assert rows["euler, 8 steps | spectral, delta 0.1"]["cost"] < 8
+    grown, full, fewer = (rows[f"euler, 8 steps | {name}"] for name in (
+        "spectral, delta 0.1", "full size", "full size, 5 steps",
+    ))  # fmt: skip
+    assert grown["frechet more"][0] == pytest.approx(
+        grown["frechet"][0] - full["frechet"][0], abs=0.02
+    )
+    assert grown["frechet more than cut"][0] == pytest.approx(
+        grown["frechet"][0] - fewer["frechet"][0], abs=0.02
+    )
     with torch.inference_mode():
         time_rows(a, wanted[:2], parts)
     times = json.loads((parts.folder / "times.json").read_text())
