@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for what tests share
-from sheets import PATIENCE, entry_beyond, small_graph  # noqa: E402
+from sheets import PATIENCE, THERE, entry_beyond, small_graph  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST_TESTS = ROOT / "tests" / "host" / "conftest.py"
@@ -27,8 +27,6 @@ FLAGS = (
 
 WINDOW = {"width": 1600, "height": 1100}
 
-# With the graph that a page begins with, which it loads behind all else.
-THERE = "window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph"
 # Makes of a page that a test is done with a new user's; whether nothing of that test is left on it.
 RENEW = """async () => {
     const { command, toast, workflow } = app.extensionManager;

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sheets import BUTTONS, SHEET, node_id
+from sheets import BUTTONS, SHEET, THERE, node_id
 
 from swd_core.commands import main
 from swd_core.scenes.student import LORA_FOLDER, WEIGHTS
@@ -102,7 +102,7 @@ def opened(page, name: str) -> None:
 def reopen(page) -> None:
     """Menus of files are read when the page opens."""
     page.reload()
-    page.wait_for_function("window.app?.extensionManager && window.app?.graph")
+    page.wait_for_function(THERE)
     page.keyboard.press("Escape")
 
 

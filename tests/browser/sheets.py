@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120  # seconds until a page has asked something of the host, on a slow machine
 # For what is of the page itself, in either editor the same.
 ONE_EDITOR = pytest.mark.parametrize("editor", ["classic"], indirect=True)
+# A page with the graph that it begins with, which it loads behind all else.
+THERE = "window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph"
 BUTTONS = ".swd-grid button"
 STATUS = '.swd-bar [role="status"]'
 GO = ".swd-bar button:first-child"

@@ -3,7 +3,7 @@
 import uuid
 
 import pytest
-from sheets import BUTTONS, CELLS, SHEET, cached, entry_beyond, node_id, small_graph
+from sheets import BUTTONS, CELLS, SHEET, THERE, cached, entry_beyond, node_id, small_graph
 
 # Between the drafts and the node that finishes them: what is made there, and its node, if any.
 BETWEEN = {
@@ -141,7 +141,7 @@ def test_copies_are_a_pair_of_their_own_and_come_back_saved(sheet, host, posted,
 
     saved = page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
     page.reload()
-    page.wait_for_function("window.app?.extensionManager && window.app?.graph")
+    page.wait_for_function(THERE)
     load(page, saved)
     page.wait_for_function("() => all('SwDDrafts').every(cellsOf)")
     marked = """() => all("SwDDrafts").map((n) =>

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sheets import ONE_EDITOR
+from sheets import ONE_EDITOR, THERE
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = """(id) => {
@@ -25,7 +25,7 @@ def test_a_nodes_texts_are_of_the_chosen_language(page, host, language):
     if language != "en":  # the page's own
         page.evaluate("(k) => app.extensionManager.setting.set('Comfy.Locale', k)", language)
         page.reload()
-        page.wait_for_function("window.app?.extensionManager && window.app?.graph")
+        page.wait_for_function(THERE)
     for file in (ROOT / "locales").glob("*.json"):
         name, info = file.stem, host.get(f"/object_info/{file.stem}")[file.stem]
         names = [n for group in ("required", "optional") for n in info["input"].get(group, {})]
