@@ -46,16 +46,20 @@ def random_crops(images: Tensor, count: int, generator: torch.Generator) -> Tens
     return torch.stack(crops)
 
 
-@torch.no_grad()
-def quality(model: Autoencoder, images: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB over pictures (N, 3, H, W), uint8, and the ratio of their top octaves."""
-    x = images.to(next(model.parameters()).device).float() / 255
-    out = torch.cat([model.decode(model.encode(b)).clamp(0, 1) for b in x.split(8)])
-    decibels = -10 * (out - x).square().mean((1, 2, 3)).log10()
+def likeness(output: Tensor, x: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB of pictures (N, 3, H, W) in [0, 1], and the ratio of their top octaves."""
+    decibels = -10 * (output - x).square().mean((1, 2, 3)).log10()
     return {
         "psnr": round(float(decibels.mean()), 2),
-        "top_octave": round(top_octave_ratio(out.mean(1, True), x.mean(1, True)), 3),
+        "top_octave": round(top_octave_ratio(output.mean(1, True), x.mean(1, True)), 3),
     }
+
+
+@torch.no_grad()
+def quality(model: Autoencoder, images: Tensor) -> dict[str, float]:
+    """How like pictures (N, 3, H, W), uint8, what comes back of them is."""
+    x = images.to(next(model.parameters()).device).float() / 255
+    return likeness(torch.cat([model.decode(model.encode(b)).clamp(0, 1) for b in x.split(8)]), x)
 
 
 def start_model(begin: Path | None) -> Autoencoder:

@@ -27,13 +27,12 @@ from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
 from ..scenes.autoencoder import FACTOR, Autoencoder
 from ..scenes.student import VAE_FILE
-from ..spectrum import top_octave_ratio
 from ..tensor_files import read_tensors
 from .detail import detail_loss, laplacian, reconstruction_loss
 from .latents import LATENT_SIDES, latent_path, load_autoencoder
 from .made import made_path
 from .pictures import load_pictures, shrunk
-from .train_autoencoder import NOISE, export
+from .train_autoencoder import NOISE, export, likeness
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "decoder.pt"
@@ -166,16 +165,14 @@ class DecoderTraining:
 
 
 @torch.inference_mode()
-def quality(vae: Autoencoder, crops: Crops) -> dict[str, tuple[float, float]]:
-    """PSNR in dB and top octave of the pictures held back, by kind and side."""
+def quality(vae: Autoencoder, crops: Crops) -> dict[str, dict[str, float]]:
+    """`likeness` of the pictures held back, by kind and side."""
     rows = {}
     for kind, latents in crops.latents.items():
         for side, z in latents.items():
             x = crops.pictures[side][-HELD:].float() / 255
             y = torch.cat([vae.decode(part.float()).clamp(0, 1) for part in z[-HELD:].split(8)])
-            decibels = float((-10 * (y - x).square().mean((1, 2, 3)).log10()).mean())
-            octave = top_octave_ratio(y.mean(1, True).cpu(), x.mean(1, True).cpu())
-            rows[f"{kind} {side}"] = (round(decibels, 2), round(octave, 3))
+            rows[f"{kind} {side}"] = likeness(y, x)
     return rows
 
 

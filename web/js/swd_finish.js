@@ -57,7 +57,7 @@ export async function finish(own, one) {
     queueing = false;
     delete widget.afterQueued;
   }
-  if (await idle()) ended(own); // before the page had heard that it was taken
+  if (own.queued && (await idle())) ended(own); // before the page had heard that it was taken
 }
 
 // Whether the host has nothing left to do; not where it doesn't say.
