@@ -102,6 +102,7 @@ class LiveSheet:
 
     def __init__(self, model: Any, drafts: Drafts, sizes: Sequence[Sequence[int]]):
         self.previewer, self.bar = previewer_of(model), comfy.utils.ProgressBar(100)
+        self.device = model.load_device
         self.sizes, self.marks, self.count = sizes, progress_marks(sizes), len(drafts.images)
         if self.previewer is not None:
             cell = cell_pixels(model)
@@ -118,7 +119,8 @@ class LiveSheet:
     def _frame(
         self, first: int, size: Sequence[int], x0: Tensor
     ) -> tuple[str, Image.Image, int] | None:
-        shown = decoded(self.previewer, x0)
+        # A batch that was run before is where the host keeps what nodes hand on.
+        shown = decoded(self.previewer, x0.to(self.device))
         for k, picture in enumerate(shown, first):
             self.sheet.put(k, picture, max(size[-2:]) / max(self.sizes[-1][-2:]))
         sheet = self.sheet.picture.copy()  # the host sends it while the next one is drawn

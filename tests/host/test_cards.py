@@ -9,6 +9,7 @@ from chain import call, cfg_guider, hosted, scalewise
 from grown import growth
 from host_training import packed
 from paper import SEED, guided, schedule_of
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SIDE = (32, 24)
@@ -123,3 +124,23 @@ def test_a_preview_waits_for_the_picture_that_it_shows(pack, method):
     with Hurried() as ours:
         shown = packed("nodes.preview").decoded(previewer, x0)
     assert theirs.seen and not ours.seen and len(shown) == 3
+
+
+def test_drafts_that_were_run_before_are_shown_by_the_previewers_device(pack, models, monkeypatch):
+    """A decoder of previews lies on the card; what is remembered lies in main memory."""
+    preview, core = packed("nodes.preview"), packed("swd_core.drafts")
+    model, seen = models["sd35-medium"].clone(), []
+    model.load_device = torch.device("meta")
+
+    class Previewer:
+        def decode_latent_to_preview_image(self, kind, row):
+            seen.append(row.device.type)
+            return kind, Image.new("RGB", (8, 8)), 512
+
+    monkeypatch.setattr(preview, "previewer_of", lambda _: Previewer())
+    images = (core.Draft(SEED, 0), core.Draft(SEED, 1))
+    schedule = schedule_of(pack, models["sd35-medium"], "sd35-medium-4")[0]
+    drafts = core.Drafts(schedule, "sd35-medium", SIDE, images)
+    live = preview.LiveSheet(model, drafts, [SIDE])
+    live.show(0, 0, torch.zeros(2, 16, *SIDE))
+    assert seen == ["meta"] * 2
