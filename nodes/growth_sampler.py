@@ -25,8 +25,14 @@ class PixelGrowth(GrowthSchedule):
     vae: Any = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in fields(GrowthSchedule)}
-        return GrowthSchedule(**plain).to_dict()
+        return plain_schedule(self).to_dict()
+
+
+def plain_schedule(schedule: AnySchedule) -> AnySchedule:
+    """The same without a VAE."""
+    if not isinstance(schedule, PixelGrowth):
+        return schedule
+    return GrowthSchedule(**{f.name: getattr(schedule, f.name) for f in fields(GrowthSchedule)})
 
 
 class GrowthSampler(ScaleWiseSampler):

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from ..swd_core.drafts import Drafts, join
+from . import _host
 from .drafting import Sampling
+from .growth_sampler import plain_schedule
+from .shown import kept
 
 MOST_BYTES = 256 << 20
 
@@ -45,9 +48,13 @@ def trace(value: Any) -> Hashable:
 
 def run_of(sampling: Sampling, drafts: Drafts, until: int) -> tuple[Hashable, ...]:
     """What all images of a run have in common, but for the prompt; the model's number first."""
-    plan = replace(drafts, images=(), scales=(), samples=None, x_t=None, latent=None, mask=None)
+    plan = replace(
+        drafts, images=(), scales=(), samples=None, x_t=None, latent=None, mask=None,
+        schedule=plain_schedule(drafts.schedule),
+    )  # fmt: skip
+    vae = getattr(drafts.schedule, "vae", None) or sampling.vae
     start = (trace(drafts.latent), trace(drafts.mask))
-    return (*map(trace, (sampling.model, sampling.cfg, sampling.vae)), until, plan, *start)
+    return (*map(trace, (sampling.model, sampling.cfg, vae)), until, plan, *start)
 
 
 class Lately:
@@ -75,7 +82,7 @@ class Lately:
             until,
             batch,
             each=lambda part: self._remember(key(part), part),
-            known=lambda part: self._recall(key(part)),
+            known=lambda part: self._recall(key(part), drafts),
         )
 
     def finish(self, sampling: Sampling, drafts: Drafts, until: int, batch: int) -> Drafts:
@@ -87,7 +94,7 @@ class Lately:
             (*run, trace(sampling.texts[one.images[0].prompt]), trace(one.held), one.images)
             for one in images
         ]
-        found = {key: row for key in keys if (row := self._recall(key)) is not None}
+        found = {key: row for key in keys if (row := self._recall(key, drafts)) is not None}
         missing = [i for i, key in enumerate(keys) if key not in found]
         waiting = iter([keys[i] for i in missing])
 
@@ -108,16 +115,20 @@ class Lately:
             ]
         )
 
-    def _recall(self, key: tuple) -> Drafts | None:
-        if key in self.rows:
-            self.rows.move_to_end(key)
-        return self.rows.get(key)
+    def _recall(self, key: tuple, drafts: Drafts) -> Drafts | None:
+        """What is known of some of `drafts`, as a run of them gives it."""
+        row = self.rows.get(key)
+        if row is None:
+            return None
+        self.rows.move_to_end(key)
+        here = row.map(_host.to_output_device)
+        return replace(here, schedule=drafts.schedule, latent=drafts.latent, mask=drafts.mask)
 
     def _remember(self, key: tuple, row: Drafts) -> None:
         living = set(_alive.values())
         for gone in [known for known in self.rows if known[0] not in living]:
             del self.rows[gone]
-        self.rows[key] = row
+        self.rows[key] = kept(replace(row, latent=None, mask=None))
         self.rows.move_to_end(key)
         size = sum(row.bytes for row in self.rows.values())
         while size > MOST_BYTES:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -158,6 +158,13 @@ class Drafts:
             f"seed {d.seed}" if d.index == i and not d.detail and not several else d.label
             for i, d in enumerate(self.images)
         ]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Drafts":
+        """The same with every tensor passed through a function."""
+        names = ("samples", "x_t", "latent", "mask")
+        named = {name: getattr(self, name) for name in names}
+        changed = {name: change(value) for name, value in named.items() if value is not None}
+        return replace(self, scales=tuple(map(change, self.scales)), **changed)
 
     def choose(self, positions: Sequence[int]) -> "Drafts":
         """The images at these positions, counted from 0, in this order."""

@@ -10,6 +10,7 @@ from grown import growth
 from host_training import packed
 from paper import SEED, guided, schedule_of
 from PIL import Image
+from played_card import OnCard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SIDE = (32, 24)
@@ -144,3 +145,30 @@ def test_drafts_that_were_run_before_are_shown_by_the_previewers_device(pack, mo
     live = preview.LiveSheet(model, drafts, [SIDE])
     live.show(0, 0, torch.zeros(2, 16, *SIDE))
     assert seen == ["meta"] * 2
+
+
+def test_a_sheet_whose_latents_are_on_the_card_is_kept_beside_files(pack, models, folders):
+    """As with --gpu-only: which drafts lie on the tray is asked of files, in main memory."""
+    core, tray = packed("swd_core.drafts"), packed("nodes.tray_files")
+    schedule = schedule_of(pack, models["sd35-medium"], "sd35-medium-4")[0]
+    x0 = torch.randn(2, 16, 16, 12)
+    drafts = core.Drafts(
+        schedule, "sd35-medium", SIDE, (core.Draft(SEED, 0), core.Draft(SEED, 1)), (x0,), x0,
+        latent=torch.zeros(1, 16, *SIDE), mask=torch.ones(1, 1, *SIDE),
+    )  # fmt: skip
+    sheets = packed("nodes.shown").Shown()
+    sheets.add("sheet", drafts.map(OnCard))
+    [name] = tray.keep(drafts, "2")
+    assert tray.lying(sheets.sheets["sheet"], range(2)) == {1: name}
+
+
+def test_what_is_remembered_of_drafts_is_in_main_memory(pack, models):
+    """The host counts on the card's memory, and a run finds what it remembers where it computes."""
+    core, lately = packed("swd_core.drafts"), packed("nodes.lately").Lately()
+    schedule = schedule_of(pack, models["sd35-medium"], "sd35-medium-4")[0]
+    x0 = torch.randn(1, 16, 16, 12)
+    drafts = core.Drafts(schedule, "sd35-medium", SIDE, (core.Draft(SEED, 0),), (x0,), x0, x_t=x0)
+    number = packed("nodes.lately").number_of(models["sd35-medium"])
+    lately._remember((number, "run"), drafts.map(OnCard))
+    [row] = lately.rows.values()
+    assert {type(x) for x in (*row.scales, row.samples, row.x_t)} == {torch.Tensor}

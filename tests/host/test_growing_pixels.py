@@ -1,6 +1,8 @@
 """Lifts through pixels: what the VAE is given, where its picture is taken, drafts and files."""
 
+import gc
 import sys
+import weakref
 
 import pytest
 import torch
@@ -116,3 +118,46 @@ def test_a_sampler_of_the_schedule_has_the_vae_with_it(pack, small, models):
     schedule = schedule_of(pack, models["sd35-medium"], WatchedVAE())[0]
     assert sampler_of(pack, schedule).vae is schedule.vae
     assert "vae" not in schedule.to_dict()
+
+
+def drafted(pack, small, model, schedule):
+    with torch.inference_mode():
+        return hosted(
+            pack["SwDDrafts"], model=model, positive=guided(small, "sd35-medium"), cfg=1.0, batch=1,
+            latent_image={"samples": torch.zeros(1, 16, *SIZE)}, schedule=schedule, seed=SEED,
+            count=1, stop_after=1, upscale_method="bicubic",
+        ).args[0]  # fmt: skip
+
+
+def test_what_is_remembered_of_drafts_keeps_no_vae_alive(pack, small, models, folders):
+    model, vae = models["sd35-medium"], WatchedVAE()
+    drafts = drafted(pack, small, model, schedule_of(pack, model, vae)[0])
+    assert drafts["swd_drafts"].schedule.vae is vae, "as finishing needs it"
+    again = drafted(pack, small, model, schedule_of(pack, model, vae)[0])
+    assert again["swd_drafts"].schedule.vae is vae
+    gone = weakref.ref(vae)
+    del vae, drafts, again
+    gc.collect()
+    assert gone() is None
+
+
+def test_drafts_through_another_vae_are_others(pack, small, models, folders):
+    model, vaes = models["sd35-medium"], [WatchedVAE(), WatchedVAE()]
+    three = {"sizes": 3, "steps": 9}
+    for vae in vaes:
+        drafts = drafted(pack, small, model, schedule_of(pack, model, vae, **three)[0])
+        with torch.inference_mode():
+            hosted(
+                pack["SwDFinishDrafts"], model=model, positive=guided(small, "sd35-medium"),
+                cfg=1.0, batch=1, drafts=drafts, pick="1", detail_seed=0, variations=1,
+                stop_after=0,
+            )  # fmt: skip
+    assert vaes[0].encoded and vaes[1].encoded
+
+
+def test_a_draft_on_the_tray_is_known_on_its_sheet(pack, small, models, folders):
+    model = models["sd35-medium"]
+    drafts = drafted(pack, small, model, schedule_of(pack, model, WatchedVAE())[0])["swd_drafts"]
+    tray, shown = (sys.modules[f"swd_pack.nodes.{name}"] for name in ("tray_files", "shown"))
+    tray.keep(drafts, "1")
+    assert tray.kept_of(drafts.sheet, shown.LATELY.sheets[drafts.sheet]) == [1]
