@@ -192,13 +192,6 @@ class Sampling:
             noise if drafts.latent is None else drafts.latent.expand(count, *shape).contiguous()
         )
         states: list[GrowthState] = []
-
-        def on_state(state: GrowthState) -> None:
-            # A whole run's picture is what its solver ends with, which may not be its last x0.
-            x0 = state.x_t if state.stretches == drafts.last else state.x0
-            kept = map(_host.to_output_device, (state.x_t, x0))
-            states.append(GrowthState(*kept, state.stretches))
-
         begin = (x if x is None else x.to(self.model.load_device) for x in drafts.held)
         sampler = sampler_of(
             drafts.schedule,
@@ -206,7 +199,7 @@ class Sampling:
             noise=drafts.noise,
             state=GrowthState(*begin, drafts.step),
             until=until,
-            on_state=on_state,
+            on_state=states.append,
             vae=self.vae,
         )
         sigmas = _host_model.schedule_sigmas(self.model, drafts.schedule)
@@ -224,11 +217,17 @@ class Sampling:
             disable_pbar=_host.pbar_disabled(),
             seed=drafts.images[0].seed,
         )
-        scales = tuple(state.x0 for state in states)
+        # Fetched at the end: each copy off a graphics card waits for what it still computes.
+        scales = tuple(_host.to_output_device(_shown(state, drafts)) for state in states)
         samples = decodable(scales[-1], self.model)
         kept = drafts.stretches or drafts.schedule.eta
-        x_t = states[-1].x_t if kept else None
+        x_t = _host.to_output_device(states[-1].x_t) if kept else None
         return replace(drafts, scales=(*drafts.scales, *scales), samples=samples, x_t=x_t)
+
+
+def _shown(state: GrowthState, drafts: Drafts) -> Tensor:
+    """A whole run's picture is what its solver ends with, which may not be its last x0."""
+    return state.x_t if state.stretches == drafts.last else state.x0
 
 
 def _alike(drafts: Drafts) -> int:

@@ -172,3 +172,29 @@ def test_what_is_remembered_of_drafts_is_in_main_memory(pack, models):
     lately._remember((number, "run"), drafts.map(OnCard))
     [row] = lately.rows.values()
     assert {type(x) for x in (*row.scales, row.samples, row.x_t)} == {torch.Tensor}
+
+
+def test_drafts_are_fetched_once_all_steps_are_queued(pack, small, models, monkeypatch):
+    """Each copy off a card waits for all that it has to do still."""
+    run, order = Run(pack, small, models["sd35-medium"].clone()), []
+    host = packed("nodes._host")
+    fetch = host.to_output_device
+
+    def noted(samples):
+        order.append("copy")
+        return fetch(samples)
+
+    def called(apply, args):
+        order.append("step")
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    monkeypatch.setattr(host, "to_output_device", noted)
+    run.model.set_model_unet_function_wrapper(called)
+    schedule = schedule_of(pack, run.model, "sd35-medium-4")[0]
+    with torch.inference_mode():
+        hosted(
+            pack["SwDDrafts"], model=run.model, positive=run.positive, latent_image=run.latent,
+            schedule=schedule, seed=SEED, count=2, batch=2, stop_after=3, cfg=1.0,
+            upscale_method="bicubic",
+        )  # fmt: skip
+    assert order[:3] == ["step"] * 3 and "step" not in order[3:]
