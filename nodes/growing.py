@@ -18,6 +18,7 @@ from ..swd_core.lifts import lift_pixels, lift_spectral, lift_swd, regrid, size_
 from ..swd_core.process import Process
 from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
+from ..swd_core.transfer import sent
 from .conditioning import mask_at
 from .sized import SizedModel
 from .solvers import TREE, PathNoise, StepNoise, draws_noise, walks
@@ -82,7 +83,7 @@ class GrowthWay:
         the model on a graphics card until Python next looks for circles.
         """
         begin, source = self.begin, self.source
-        return lambda step, shape: begin if step == 0 else source(step, shape).to(begin.device)
+        return lambda step, shape: begin if step == 0 else sent(source(step, shape), begin.device)
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
         if self.spectral or not step:

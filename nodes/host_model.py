@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..swd_core.distill.adapters import active_adapter, add_adapters
 from ..swd_core.distill.conditioning import Conditioning
-from ..swd_core.distill.transfer import picked
 from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, Family, existing_block
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
+from ..swd_core.transfer import picked
 from . import _host, _host_model
 from ._host_families import held
 from .trainable import adapted_layers

@@ -14,6 +14,7 @@ from ..swd_core.noise import SeededNoise
 from ..swd_core.process import Process
 from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
+from ..swd_core.transfer import sent
 from . import _host_latent, _host_model
 from .checks import FiniteCheck, check_run, say_if_small
 from .sized import SizedModel
@@ -147,7 +148,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         def noise_of(step: int, shape: Sequence[int]) -> Tensor:
             fresh = way.noise(step, shape)
             # The host's inpainting covers what a mask keeps with the same noise.
-            model.noise = fresh.to(noise.device, noise.dtype, non_blocking=True)
+            model.noise = sent(fresh, noise.device).to(noise.dtype)
             return model.noise
 
         try:

@@ -11,6 +11,7 @@ from .lifts import regrid, size_ratio
 from .process import Process
 from .sampling import Denoise, Noise
 from .stretches import Stretch
+from .transfer import sent
 
 Solve = Callable[[Tensor, Stretch], tuple[Tensor, Tensor]]
 Lift = Callable[[Tensor, Tensor, float, Sequence[int], Tensor], tuple[Tensor, float]]
@@ -72,7 +73,7 @@ def sample_growing(
     for number in range(state.stretches, until):
         stretch = stretches[number]
         shape = (*like.shape[: like.ndim - len(stretch.size)], *stretch.size)
-        fresh = noise(stretch.step, shape).to(like.device, like.dtype, non_blocking=True)
+        fresh = sent(noise(stretch.step, shape), like.device).to(like.dtype)
         if number:
             before = stretches[number - 1].sigmas[-1]
             x_t, _ = lift(state.x_t, state.x0, before, stretch.size, fresh)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import resample
 from .process import Process, mixed_noise, predicted_noise
+from .transfer import sent
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int, Sequence[int]], Tensor]
@@ -63,7 +64,7 @@ def sample_scalewise(
     predicted = state.predicted
     for i in range(state.step, steps):
         shape = (*like.shape[: like.ndim - len(sizes[i])], *sizes[i])
-        eps = noise(i, shape).to(like.device, like.dtype, non_blocking=True)
+        eps = sent(noise(i, shape), like.device).to(like.dtype)
         if eta and predicted is not None and predicted.shape == shape:
             eps = mixed_noise(eps, predicted, eta)
         clean = like.new_zeros(shape) if x0 is None else upscale(x0, sizes[i])

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .transfer import picked, sent
+from ..transfer import picked, sent
 
 PROMPT = ("context", "pooled", "mask")  # what text encoders make, and prepared data holds
 ON_CPU = ("mask", "size")  # what is read as numbers

@@ -17,11 +17,11 @@ from ..families import ARCHITECTURES, FAMILIES
 from ..files import parse_json, read_json
 from ..schedule import ScaleSchedule, one_line
 from ..tensor_files import open_tensors
+from ..transfer import sent
 from .conditioning import ON_CPU, PROMPT, Conditioning, as_number
 from .interface import Shown
 from .prepare import EMPTY, INDEX, SHARD
 from .scalewise import Interval, intervals
-from .transfer import sent
 
 PICTURES = "pictures"
 DIMENSIONS = {"context": 3, "pooled": 2, "mask": 2}  # of a batch of prompts

@@ -8,9 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ..families import FLUX2, KREA2, QWEN_IMAGE, ZIMAGE
+from ..transfer import sent
 from .conditioning import Conditioning
 from .diffusers_base import DiffusersModel, DoubleAndSingle
-from .transfer import sent
 
 
 def packed(x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..families import FLUX, SD3, SDXL
 from ..process import VarianceExploding
+from ..transfer import sent
 from .adapters import active_adapter
 from .conditioning import Conditioning
 from .diffusers_base import DiffusersModel, DoubleAndSingle, replaced
 from .diffusers_language import Flux2Model, Krea2Model, QwenImageModel, ZImageModel
-from .transfer import sent
 
 
 def noise_table(betas: tuple[float, float, int]) -> Tensor:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schedule import ScaleSchedule
+from ..transfer import sent
 from .conditioning import PROMPT, Conditioning, joined
 from .interface import Shown
 from .scalewise import Interval, intervals
-from .transfer import sent
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..process import VarianceExploding
+from ..transfer import sent
 from . import losses
 from .adapters import adapter
 from .conditioning import Conditioning
 from .draws import Draws
 from .interface import Batches, DistillConfig, DistillModel
 from .scalewise import GRID
-from .transfer import sent
 
 
 @dataclass

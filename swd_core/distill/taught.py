@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..noise import stream_seed
 from ..process import VarianceExploding
+from ..transfer import picked, sent
 from .buckets import shrink
 from .conditioning import Conditioning, joined
 from .draws import Draws
 from .objective import Objective
 from .scalewise import Interval, shifted
-from .transfer import picked, sent
 from .world import World
 
 Size = tuple[int, int]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sampling import Noise, ScaleState, sample_scalewise
+from ..transfer import sent
 from .adapters import adapter, adapter_parameters, adapter_state, frozen
 from .ahead import ahead
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -24,7 +25,6 @@ from .objective import Loss, Objective
 from .precision import fast_autocast
 from .scalewise import Interval, student_input
 from .taught import Taught
-from .transfer import sent
 from .world import World
 
 log = logging.getLogger(__name__)

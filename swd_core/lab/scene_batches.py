@@ -10,11 +10,11 @@ from ..distill.conditioning import Conditioning
 from ..distill.draws import Draws
 from ..distill.scalewise import Interval
 from ..distill.trainer import Trainer
-from ..distill.transfer import sent
 from ..resample import downscale, upscale
 from ..scenes.captions import caption
 from ..scenes.catalogue import scene_of
 from ..scenes.text import MAX_TOKENS, PAD, SceneTextEncoder, SceneTokenizer
+from ..transfer import sent
 from .latents import LatentShards
 from .pairs import Pairs
 

@@ -15,11 +15,11 @@ from ..distill.checkpoint import resume_training, save_training
 from ..distill.optim import Optimisers
 from ..distill.precision import fast_autocast
 from ..distill.stopping import stoppable
-from ..distill.transfer import sent
 from ..scenes.autoencoder import FACTOR, LATENT_CHANNELS, Autoencoder, widen
 from ..scenes.student import VAE_FILE
 from ..spectrum import top_octave_ratio
 from ..tensor_files import save_tensors
+from ..transfer import sent
 from .detail import detail_loss, laplacian, reconstruction_loss
 from .latents import load_autoencoder
 from .pictures import load_pictures, shrunk

@@ -1,12 +1,15 @@
-"""From the CPU to where the training computes."""
+"""From the CPU to where it is computed with."""
 
 import torch
 from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`, without waiting for what a graphics card still computes."""
-    if device.type != "cuda":
+    """A tensor on `device`; one of the CPU without waiting for what a graphics card still computes.
+
+    Elsewhere the copy is waited for: some devices (MPS) would read what is gone by then.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
