@@ -8,10 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import comfy.conds
 import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as unet
 import comfy.model_base
 import comfy.utils
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from ..swd_core.families import (
     ZIMAGE,
     Architecture,
 )
+from ..swd_core.transfer import sent
 
 
 class Held:
@@ -56,6 +59,10 @@ class Held:
     def published(self, config: dict[str, Any]) -> dict[str, Any]:
         """The host's own map from the names of diffusers' weights to places among its own."""
         return {}
+
+    def conds(self, base: Any, pooled: Tensor | None, **told: Any) -> dict[str, Any]:
+        """What the host's class makes of the pooled text and of what else it is told."""
+        return base.extra_conds(pooled_output=pooled, **told)
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
         """Whose activations may be computed again in the backward pass."""
@@ -163,6 +170,12 @@ class HeldSDXL(Held):
 
     def published(self, config: dict[str, Any]) -> dict[str, Any]:
         return comfy.utils.unet_to_diffusers(config)
+
+    def conds(self, base: Any, pooled: Tensor | None, **told: Any) -> dict[str, Any]:
+        """The host works out the sizes on the CPU, and would fetch the pooled text to them."""
+        found = super().conds(base, torch.empty(len(pooled), 0), **told)
+        sizes = sent(found["y"].cond, pooled.device)
+        return {**found, "y": comfy.conds.CONDRegular(torch.cat((pooled, sizes), 1))}
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
         kinds = (comfy.ldm.modules.attention.BasicTransformerBlock, unet.ResBlock)

@@ -17,7 +17,7 @@ from ..swd_core.distill.watch import Watched
 from ..swd_core.families import FAMILIES, Family, existing_block
 from ..swd_core.lora import LoraLayer
 from ..swd_core.process import FlowMatching, VarianceExploding
-from ..swd_core.transfer import picked
+from ..swd_core.transfer import picked, sent
 from . import _host, _host_model
 from ._host_families import held
 from .trainable import adapted_layers
@@ -57,7 +57,8 @@ class HostModel(Watched):
         self.held, self.guidance = held(model), guidance
         self.patch = family.architecture.patch
         self.parts = adapted_layers(model)
-        self.sampling = model.get_model_object("model_sampling")
+        # Of its own, where it is computed: the MODEL's may wait outside the graphics card.
+        self.sampling = _host_model.noise_table(model).to(model.load_device)
         flow = isinstance(self.sampling, comfy.model_sampling.CONST)
         self.process = FlowMatching() if flow else VarianceExploding()
         self.module = twin(model.model.diffusion_model)
@@ -162,16 +163,20 @@ class HostModel(Watched):
         self.count = x.shape[-2] * x.shape[-1] // self.held.architecture.multiple**2
         # Of some a picture is a video of one frame.
         framed = x[:, :, None] if self.base.latent_format.latent_dimensions == 3 else x
-        conds = self.base.extra_conds(
-            noise=framed, device=x.device, cross_attn=text.context, pooled_output=text.pooled,
+        conds = self.held.conds(
+            self.base, text.pooled, noise=framed, device=x.device, cross_attn=text.context,
             guidance=guidance, width=width, height=height, target_width=width, target_height=height,
         )  # fmt: skip
-        conds = {
+        told = {
             name: cond.process_cond(batch_size=len(x), device=x.device).cond
             for name, cond in conds.items()
         }
+        told = {
+            name: sent(part, x.device) if isinstance(part, Tensor) else part
+            for name, part in told.items()
+        }
         options = {"optimized_attention_override": _attention}
-        x0 = self.base.apply_model(framed, sigma, transformer_options=options, **conds)
+        x0 = self.base.apply_model(framed, sigma, transformer_options=options, **told)
         return x0[:, :, 0] if framed.ndim == 5 else x0
 
     def tokens(self, output: Any) -> Tensor:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")
-FAMILIES = ("sd35-medium", "flux", "zimage", "qwen-image", "flux2-klein", "krea2")
+FAMILIES = ("sd35-medium", "flux", "sdxl", "zimage", "qwen-image", "flux2-klein", "krea2")
 
 
 class Brought(TorchDispatchMode):
@@ -100,4 +100,4 @@ def test_nothing_is_brought_to_the_device_but_by_sending(small, host_model, fami
             trainer.train_step()
     assert read == [0], "once in a step, at its end"
     ours = {file.rpartition("/")[2] for file in brought.by if "/comfy/ldm/" not in file}
-    assert ours <= {"transfer.py", "model_management.py"}, "the latter for FLUX's guidance"
+    assert ours <= {"transfer.py"}
