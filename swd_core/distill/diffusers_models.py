@@ -111,12 +111,17 @@ class SDXLModel(DiffusersModel):
         steps = (t * 1000).clamp(0, len(self.table) - 1)
         low = steps.floor().long()
         high = (low + 1).clamp(max=len(self.table) - 1)
-        logs = self.table.log().to(t.device)
+        logs = self._logs(t.device)
         return logs[low].lerp(logs[high], steps - low).exp()
+
+    def _logs(self, device: torch.device) -> Tensor:
+        """Of the table, which follows a module that is spread after it was wrapped (FSDP)."""
+        self.table = self.table.to(device)
+        return self.table.log()
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The inverse of `level`, in 0..999."""
-        logs = self.table.log().to(sigma.device)
+        logs = self._logs(sigma.device)
         wanted = sigma.log().clamp(logs[0], logs[-1])
         high = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
         return high - (logs[high] - wanted) / (logs[high] - logs[high - 1])

@@ -227,6 +227,13 @@ def test_published_file_gives_the_same_output_in_peft_and_diffusers(family, tmp_
     assert lora.architecture == family and len(lora.layers) == len(layers)
 
 
+def test_sdxl_s_levels_follow_a_model_that_is_moved_once():
+    """As FSDP moves it: brought there anew, the table would wait for the device in every pass."""
+    model, times = wrap(models.small_model("sdxl"), rank=1), torch.empty(2, device="meta")
+    model.level(times), model.timestep(times)
+    assert model.table.device == times.device
+
+
 def test_sdxl_levels_are_the_schedulers():
     model = SDXLModel(models.small_model("sdxl"), rank=RANK)
     scheduler = diffusers.EulerDiscreteScheduler(
