@@ -154,6 +154,7 @@ class SceneStudent:
         guidance: float = 1.0,
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
         """`denoise(x_t, sigma) -> x0`; with guidance other than 1 the model runs twice."""
+        away = None if guidance == 1.0 else negative or self.encode([""])
 
         def velocity(x: Tensor, sigma: Tensor, text: TextConditioning) -> Tensor:
             rows = (x.shape[0], -1)
@@ -162,10 +163,11 @@ class SceneStudent:
 
         @torch.inference_mode()
         def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-            level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
+            level = sigma.to(x) if isinstance(sigma, Tensor) else x.new_full((), sigma)
+            level = level.expand(x.shape[0])
             v = velocity(x, level, conditioning)
-            if guidance != 1.0:
-                empty = velocity(x, level, negative or self.encode([""]))
+            if away is not None:
+                empty = velocity(x, level, away)
                 v = empty + guidance * (v - empty)
             return self.process.to_x0(x, v, sigma)
 
