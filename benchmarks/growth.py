@@ -4,11 +4,12 @@
 
 No ComfyUI needed; the folder is the one of `make train-scenes-teacher`, with the classifier in it.
 Every row paints the same scenes from the same seeds, so differences are taken picture by picture.
-The truth that latents are compared with is a run of many steps at full size. What was found of
-each picture is kept in --parts; rows that are there are not painted again. --paint stops after
-that, and without a --scenes only the rows that are there are summed up, so that the two may be
-done on different machines. --time N times the rows instead, in N rounds of turns: painting may
-share a machine with other work, timing may not.
+The truth that latents are compared with is a run of many steps at full size; --no-truth leaves
+that out, as it takes longer than any row. What was found of each picture is kept in --parts; rows
+that are there are not painted again. --paint stops after that, and without a --scenes only the
+rows that are there are summed up, so that the two may be done on different machines. --time N
+times the rows instead, in N rounds of turns: painting may share a machine with other work, timing
+may not.
 
 spectral, swd, pixels: the lifts of swd_core. overwritten, re-spaced: the spectral lift with other
 noise levels (`growth_spacing`). published: another's sampler as it is (`published_growth`).
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from torch import Tensor
 from swd_core.files import read_json, write_text
 from swd_core.lab.classifier import CLASSIFIER_FILE, Labels, load_classifier
 from swd_core.lab.evaluate import asked, real_painter
-from swd_core.lab.measures import bootstrap, examined, mean, moments
+from swd_core.lab.measures import Interval, bootstrap, examined, mean, moments
 from swd_core.scenes.autoencoder import FACTOR
 from swd_core.scenes.student import MODEL_FILE
 from swd_core.spectrum import top_octave_energy
@@ -103,7 +105,7 @@ class Parts:
 def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
     """Fills in the rows that are missing, and those of the real pictures and the truth."""
     names = [way.name for way in wanted]
-    if all(parts.has(name) for name in (REAL, TRUTH, *names)):
+    if all(parts.has(name) for name in (REAL, *[TRUTH] * a.truth, *names)):
         return
     side, scenes = a.size // FACTOR, asked(a.count, 0, held=False)
     teacher = Teacher(a.scenes, a.device, side, a.batch)
@@ -130,23 +132,22 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
             f"{parts.folder} is of another teacher or classifier than those in {a.scenes}: give "
             "another --parts, or remove it."
         )
-    if not parts.has(TRUTH):
+    if a.truth and not parts.has(TRUTH):
         latents, *_ = teacher.latents(Way("res_multistep", TRUTH_STEPS), scenes)
         parts.keep(TRUTH, {"latents": latents.half()}, {})
-    truth = parts.read(TRUTH)[0]["latents"].float()
+    truth = parts.read(TRUTH)[0]["latents"].float() if parts.has(TRUTH) else None
     teacher.latents(Way("euler", 1), scenes[: a.batch])  # what is slow only once
     for way in wanted:
         if parts.has(way.name):
             continue
         latents, cost, seconds = teacher.latents(way, scenes)
         tensors, energy = found(teacher.pictures(latents))
-        off = (latents - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+        if truth is not None:
+            off = (latents - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+            tensors["distance"] = off
         row = {"cost": cost, "seconds": seconds, "detail": energy}
-        parts.keep(way.name, {**tensors, "distance": off}, row)
-        log.info(
-            "%s: right %.3f, distance %.3f, %s",
-            way.name, tensors["right"].float().mean(), off.mean(), row,
-        )  # fmt: skip
+        parts.keep(way.name, tensors, row)
+        log.info("%s: right %.3f, %s", way.name, tensors["right"].float().mean(), row)
 
 
 def time_rows(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
@@ -181,61 +182,88 @@ def frechet_to(real: Tensor) -> Callable[[Tensor], float]:
     return distance
 
 
+@dataclass
+class Painted:
+    """A row's pictures: what was found of each, of all, and the Fréchet distances of `bootstrap`'s
+    draws, which are the same pictures' in every row."""
+
+    way: Way
+    found: dict[str, Tensor]
+    row: dict[str, float]
+    frechet: Interval
+    draws: list[float]
+
+    @classmethod
+    def of(cls, way: Way, parts: Parts, distance_to: Callable[[Tensor], float]) -> "Painted":
+        (found, row), draws = parts.read(way.name), []
+
+        def drawn(chosen: Tensor) -> float:
+            draws.append(distance_to(found["features"][chosen]))
+            return draws[-1]
+
+        return cls(way, found, row, bootstrap(drawn, len(found["right"]), ROUNDS), draws)
+
+    def more_right(self, other: "Painted") -> list[float]:
+        """What its share of right pictures is more than another's."""
+        return mean(self.found["right"].float() - other.found["right"].float()).rounded()
+
+    def farther(self, other: "Painted") -> list[float]:
+        """What its Fréchet distance is more than another's."""
+        differences = iter([a - b for a, b in zip(self.draws, other.draws, strict=True)])
+        return bootstrap(lambda _: next(differences), len(self.found["right"]), ROUNDS).rounded()
+
+
+def as_costly(mine: Painted, painted: Sequence[Painted]) -> Painted | None:
+    """The published sampler's row of the least cost that is no lower than one of ours."""
+    if mine.way.lift not in OURS:
+        return None
+    peers = [p for p in painted if p.way.lift == PEER and p.row["cost"] >= mine.row["cost"]]
+    return min(peers, key=lambda p: p.row["cost"], default=None)
+
+
 def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
     """The measures of all rows that are there, with their intervals."""
     real, about = parts.read(REAL)
     distance_to, timed = frechet_to(real["features"]), parts.times()
     rows: dict[str, Any] = {}
     for run in dict.fromkeys(way.run for way in wanted):
-        full: dict[str, Tensor] = {}
-        # The distances of the run at full size and of its first cut, draw by draw.
-        draws: list[float] = []
-        cut: list[float] = []
-        for way in wanted:
-            if way.run != run or not parts.has(way.name):
-                continue
-            found, row = parts.read(way.name)
-            row["seconds"] = timed.get(way.name, row["seconds"])
-            if not full:
-                full, first = found, row
-                if way.lift != FULL or way.cut:
-                    raise SystemExit(f"The row {run} at full size is missing: paint it first.")
-            mine: list[float] = []
-
-            def drawn(chosen: Tensor, found: Any = found, mine: list[float] = mine) -> float:
-                mine.append(distance_to(found["features"][chosen]))
-                return mine[-1]
-
-            count = len(found["right"])
-            frechet = bootstrap(drawn, count, ROUNDS)
-            draws = draws or mine
-            cut = cut or (mine if way.cut else cut)
-            rows[way.name] = {
-                "cost": round(row["cost"], 3),
-                "time": round(row["seconds"] / first["seconds"], 4),
-                "seconds": round(row["seconds"], 5),
-                "detail": round(row["detail"] / about["detail"], 4),
-                "right": mean(found["right"]).rounded(),
-                "right more": mean(found["right"].float() - full["right"].float()).rounded(),
-                "frechet": frechet.rounded(),
-                "frechet more": more(mine, draws, count),
-                "distance": mean(found["distance"]).rounded(),
+        there = [way for way in wanted if way.run == run and parts.has(way.name)]
+        painted = [Painted.of(way, parts, distance_to) for way in there]
+        if not painted:
+            continue
+        full, cut = painted[0], next((p for p in painted if p.way.cut), None)
+        if full.way.lift != FULL or full.way.cut:
+            raise SystemExit(f"The row {run} at full size is missing: paint it first.")
+        for mine in painted:
+            mine.row["seconds"] = timed.get(mine.way.name, mine.row["seconds"])
+            row = rows[mine.way.name] = {
+                "cost": round(mine.row["cost"], 3),
+                "time": round(mine.row["seconds"] / full.row["seconds"], 4),
+                "seconds": round(mine.row["seconds"], 5),
+                "detail": round(mine.row["detail"] / about["detail"], 4),
+                "right": mean(mine.found["right"]).rounded(),
+                "right more": mine.more_right(full),
+                "frechet": mine.frechet.rounded(),
+                "frechet more": mine.farther(full),
             }
-            if cut and way.lift != FULL:
-                rows[way.name]["frechet more than cut"] = more(mine, cut, count)
+            if "distance" in mine.found:
+                row["distance"] = mean(mine.found["distance"]).rounded()
+            if cut and mine.way.lift != FULL:
+                row["frechet more than cut"] = mine.farther(cut)
+            if peer := as_costly(mine, painted):
+                row["than published"] = {
+                    "delta": peer.way.delta,
+                    "right more": mine.more_right(peer),
+                    "frechet more": mine.farther(peer),
+                }
     return rows
-
-
-def more(mine: list[float], other: list[float], count: int) -> list[float]:
-    """What a row's distance is more than another's, of those that `bootstrap` drew of both."""
-    differences = iter([a - b for a, b in zip(mine, other, strict=True)])
-    return bootstrap(lambda _: next(differences), count, ROUNDS).rounded()
 
 
 def text(rows: dict[str, Any], count: int, size: int) -> str:
     """The rows as tables, one for each solver and number of steps."""
     head = [
         "", "cost", "time", "right", "more", "Fréchet", "more", "than cut", "distance", "detail",
+        "than published",
     ]  # fmt: skip
     parts = [
         f"{count} pictures a row at {size} px, guidance {GUIDANCE:g}. Cost in steps at full size; "
@@ -243,16 +271,17 @@ def text(rows: dict[str, Any], count: int, size: int) -> str:
         "Fréchet distance (the classifier's features, real pictures), each with what it is more "
         "than the first row's, and the distance than that of the first row with fewer steps; "
         f"distance of the latents from {TRUTH_STEPS} steps at full size, "
-        "relative; detail: energy of the top octave against real pictures. In brackets 95 % of "
-        "the bootstrap."
+        "relative; detail: energy of the top octave against real pictures; than published: what "
+        "is right and the distance, each more than in the published sampler's row of the least "
+        "cost that is no lower. In brackets 95 % of the bootstrap."
     ]
     for run in dict.fromkeys(name.split(" | ")[0] for name in rows):
         body = [
             [
                 name.split(" | ")[1], f"{row['cost']:.2f}", f"{row['time']:.2f}",
                 *(_figure(row[k]) for k in ("right", "right more", "frechet", "frechet more")),
-                _figure(row["frechet more than cut"]) if "frechet more than cut" in row else "",
-                _figure(row["distance"]), f"{row['detail']:.2f}",
+                *(_figure(row.get(k)) for k in ("frechet more than cut", "distance")),
+                f"{row['detail']:.2f}", _against(row.get("than published")),
             ]
             for name, row in rows.items()
             if name.startswith(f"{run} | ")
@@ -261,15 +290,24 @@ def text(rows: dict[str, Any], count: int, size: int) -> str:
     return "\n\n".join(parts)
 
 
-def _figure(value: Sequence[float]) -> str:
-    middle, low, high = value
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+def _figure(value: Sequence[float] | None) -> str:
+    return "{:.3g} ({:.3g} to {:.3g})".format(*value) if value else ""
+
+
+def _against(peer: dict[str, Any] | None) -> str:
+    if peer is None:
+        return ""
+    figures = [_figure(peer[key]) for key in ("right more", "frechet more")]
+    return f"delta {peer['delta']:g}: {'; '.join(figures)}"
 
 
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--scenes", type=Path, help="folder of the teacher's weights and the classifier")
     p.add_argument("--assets", type=Path, help="the figures' folder, to paint real pictures once")
+    p.add_argument(
+        "--no-truth", dest="truth", action="store_false", help="leave out the latents' distance"
+    )
     p.add_argument("--parts", type=Path, default=ROOT / "runs" / "growth")
     p.add_argument("--paint", action="store_true", help="stop when all rows are painted")
     p.add_argument("--time", type=int, metavar="N", help="time the rows, in N rounds of turns")

@@ -24,7 +24,7 @@ def series(rows: dict[str, Any], run: str, measure: str) -> Points:
     found: Points = {name: [] for name in SERIES}
     for title, row in rows.items():
         of, kind = title.split(" | ")
-        if of == run:
+        if of == run and measure in row:
             found[kind.split(",")[0]].append((row["time"], row[measure]))
     return {name: sorted(points) for name, points in found.items() if points}
 

@@ -26,9 +26,11 @@ from growth import (  # noqa: E402
     frechet_to,
     paint,
     summed_up,
+    text,
     time_rows,
     ways,
 )
+from growth_figure import figure  # noqa: E402
 from growth_ways import PEER, res_multistep  # noqa: E402
 from published_growth import activation, enlarged, sample  # noqa: E402
 
@@ -95,10 +97,11 @@ def test_the_multistep_solver_is_of_second_order():
     assert errors[0] / errors[1] > 3.5 and errors[1] / errors[2] > 3.5
 
 
-def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
-    """The benchmark on the embedded teacher, at 64 pixels and with an untrained classifier."""
+@pytest.fixture
+def small_scenes(tmp_path, monkeypatch):
+    """The embedded teacher's folder, with an untrained classifier and noise for real pictures."""
     torch.manual_seed(0)
-    scenes, size, count = tmp_path / "scenes", 64, 3
+    scenes = tmp_path / "scenes"
     scenes.mkdir()
     for name in (MODEL_FILE, TEXT_FILE, VAE_FILE):
         shutil.copy(WEIGHTS / name, scenes)
@@ -110,9 +113,19 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
             256, (len(scenes), 3, side, side), dtype=torch.uint8
         ),
     )  # fmt: skip
-    a = Namespace(
-        scenes=scenes, assets=tmp_path, size=size, count=count, batch=2, device="cpu", time=1
-    )  # fmt: skip
+    return scenes
+
+
+def asked_for(scenes, assets, truth=True):
+    """What the command line asks for: three pictures of 64 pixels."""
+    return Namespace(
+        scenes=scenes, assets=assets, size=64, count=3, batch=2, device="cpu", time=1, truth=truth
+    )
+
+
+def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
+    a = asked_for(small_scenes, tmp_path)
+    size, count = a.size, a.count
     parts = Parts(tmp_path / "parts", size, count)
     wanted = [
         w for w in ways(["euler"], [8], size // 8, [0.1]) if w.lift in (FULL, "spectral", PEER)
@@ -136,6 +149,20 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
     assert grown["frechet more than cut"][0] == pytest.approx(
         grown["frechet"][0] - fewer["frechet"][0], abs=0.02
     )
+    assert {name for name, row in rows.items() if "than published" in row} == {
+        "euler, 8 steps | spectral, delta 0.1"
+    }
+    delta = grown["than published"]["delta"]
+    peers = {w.delta: rows[w.name] for w in wanted if w.lift == PEER}
+    costly = [peer["cost"] for peer in peers.values() if peer["cost"] >= grown["cost"]]
+    assert peers[delta]["cost"] == min(costly)
+    assert grown["than published"]["frechet more"][0] == pytest.approx(
+        grown["frechet"][0] - peers[delta]["frechet"][0], abs=0.02
+    )
+    assert grown["than published"]["right more"][0] == pytest.approx(
+        grown["right"][0] - peers[delta]["right"][0], abs=1e-4
+    )
+    assert f"delta {delta:g}: " in text(rows, count, size)
     with torch.inference_mode():
         time_rows(a, wanted[:2], parts)
     times = json.loads((parts.folder / "times.json").read_text())
@@ -144,3 +171,18 @@ def test_rows_are_painted_once_and_summed_up(tmp_path, monkeypatch):
     timed = summed_up(wanted, parts)
     assert timed[wanted[1].name]["time"] == 0.25, "times in turns stand for the painting's"
     assert timed[wanted[2].name]["seconds"] == rows[wanted[2].name]["seconds"]
+
+
+def test_rows_need_no_truth(small_scenes, tmp_path):
+    """Without the run of many steps only the latents' distance from it is missing."""
+    a = asked_for(small_scenes, tmp_path, truth=False)
+    parts = Parts(tmp_path / "parts", a.size, a.count)
+    wanted = [w for w in ways(["euler"], [8], a.size // 8, [0.1]) if w.lift in (FULL, "spectral")]
+    with torch.inference_mode():
+        paint(a, wanted, parts)
+    assert not parts.has(TRUTH)
+    rows = summed_up(wanted, parts)
+    assert all("distance" not in row and "frechet" in row for row in rows.values())
+    text(rows, a.count, a.size)
+    figure({"64 px": {"rows": rows}}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()
