@@ -129,12 +129,14 @@ class DecoderTraining:
         output, x = inner(self.decode(self.vae, z)), inner(x)
         if kind != "student":
             return reconstruction_loss(output, x) + detail * detail_loss(output, x)
-        self.train_head(output.detach(), x)
         with torch.no_grad():
             before = inner(self.decode(self.before, z))
         colours = F.l1_loss(F.avg_pool2d(output, FACTOR), F.avg_pool2d(before, FACTOR))
-        fooled = -self.judged(output).mean()
-        return colours + energy * energy_loss(output, x) + gan * fooled
+        loss = colours + energy * energy_loss(output, x)
+        if gan:
+            self.train_head(output.detach(), x)
+            loss = loss - gan * self.judged(output).mean()
+        return loss
 
     def decode(self, vae: Autoencoder, z: Tensor) -> Tensor:
         with fast_autocast(self.device):
