@@ -5,10 +5,10 @@ import random
 
 import pytest
 import torch
+from card_copies import CARD, Copies
 from prepared_pictures import SCHEDULE, rows, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from swd_core.distill.data import PreparedBatches
 
@@ -48,27 +48,13 @@ def test_parts_are_the_rows_of_the_whole_batch(source, tmp_path, encoder):
     assert torch.equal(whole[1], torch.cat([h[1] for h in halves]))
 
 
-class Sent(TorchDispatchMode):
-    """The number formats of what goes to another device."""
-
-    def __init__(self):
-        super().__init__()
-        self.formats = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if kwargs.get("device") == torch.device("meta") and args and args[0].device.type == "cpu":
-            self.formats.append(args[0].dtype)
-        return func(*args, **kwargs)
-
-
 def test_half_data_are_sent_to_the_device_as_half(source, tmp_path, encoder):
     run(source, tmp_path / "out", encoder)
-    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas, torch.device("meta"))
+    batches = PreparedBatches(tmp_path / "out", SCHEDULE.sigmas, CARD)
     interval = batches.steps(random.Random(0))[1]
-    with Sent() as sent:
+    with Copies() as sent:
         real, previous, text = batches.draw(interval, 4, random.Random(1))
-    assert sent.formats == 4 * [torch.float16]
+    assert [copy.dtype for copy in sent.seen] == 4 * [torch.float16]
     for tensor in (real, previous, text.context, text.pooled):
         assert tensor.dtype == torch.float32 and tensor.device.type == "meta"
 

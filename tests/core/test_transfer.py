@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from card_copies import CARD, Copies
 
 from swd_core.growing import GrowthState, euler, sample_growing
 from swd_core.lifts import lift_swd
@@ -15,7 +15,6 @@ from swd_core.schedule import ScaleSchedule
 from swd_core.transfer import sent
 
 SCHEDULE = ScaleSchedule((0.5, 0.75, 1.0), (1.0, 0.9, 0.7))
-DEVICE = torch.device("meta")
 
 
 @dataclass
@@ -50,30 +49,16 @@ def test_only_pinned_memory_is_not_waited_for(first, then, went):
     assert tensor.went == went
 
 
-class Hurried(TorchDispatchMode):
-    """Notes what is copied to the device, and whether nobody waits for the copy."""
-
-    def __init__(self):
-        super().__init__()
-        self.copies = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if kwargs.get("device") == DEVICE and args and isinstance(args[0], torch.Tensor):
-            self.copies.append(bool(kwargs.get("non_blocking")))
-        return func(*args, **kwargs)
-
-
 @pytest.mark.parametrize("growing", [False, True])
 def test_a_runs_noise_is_sent(growing):
     """Drawn on the CPU for every size, each in memory that is free again at once."""
-    like, noise = torch.zeros(1, 4, 16, 16, device=DEVICE), SeededNoise(5, (0,))
+    like, noise = torch.zeros(1, 4, 16, 16, device=CARD), SeededNoise(5, (0,))
     sizes, process = SCHEDULE.sizes(16, 16), FlowMatching()
 
     def denoise(x, sigma):
         return x * sigma
 
-    with Hurried() as seen:
+    with Copies() as copies:
         if growing:
             sample_growing(
                 euler(denoise), SCHEDULE.stretches(16, 16), GrowthState(), noise, process=process,
@@ -83,4 +68,4 @@ def test_a_runs_noise_is_sent(growing):
             sample_scalewise(
                 denoise, SCHEDULE.sigmas, sizes, ScaleState(), noise, process=process, like=like
             )
-    assert seen.copies == [False] * 3
+    assert [copy.hurried for copy in copies.seen] == [False] * 3
