@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from swd_core.distill.conditioning import Conditioning
 from swd_core.distill.precision import has_fast_bfloat16
 from swd_core.distill.scalewise import Interval, intervals
-from swd_core.distill.transfer import sent
+from swd_core.transfer import sent
 
 SIGMAS = (1.0, 0.8959, 0.7371, 0.6022)
 TOKENS, COUNT = 77, 8
