@@ -25,6 +25,7 @@ from swd_core.sampling import Denoise
 from swd_core.scenes.captions import plain_caption
 from swd_core.scenes.catalogue import Scene
 from swd_core.scenes.student import SceneStudent
+from swd_core.schedule import latent_sizes
 from swd_core.stretches import Stretch
 
 GUIDANCE = 3.0
@@ -68,6 +69,8 @@ class Way:
     lift: str = FULL
     delta: float = 0.0
     cut: int = 0  # of a row at full size, fewer steps than `steps`
+    start: float = 0.5  # the smallest size, as a share of the last
+    sizes: int = 2  # of ours
 
     @property
     def run(self) -> str:
@@ -77,7 +80,9 @@ class Way:
     def name(self) -> str:
         if self.lift == FULL:
             return f"{self.run} | {FULL}" + (f", {self.cut} steps" if self.cut else "")
-        return f"{self.run} | {self.lift}, delta {self.delta:g}"
+        start = f", from {self.start:g}" if self.start != 0.5 else ""
+        sizes = f", {self.sizes} sizes" if self.sizes != 2 else ""
+        return f"{self.run} | {self.lift}, delta {self.delta:g}{start}{sizes}"
 
 
 class Teacher:
@@ -139,7 +144,7 @@ class Teacher:
         Args:
             on_state: of ours, called after each size.
         """
-        side, start = self.side, self.side // 2
+        side = self.side
         like = torch.zeros(len(indices), 16, side, side, device=self.device)
         sigmas = shifted(way.cut or way.steps, side)
 
@@ -148,7 +153,8 @@ class Teacher:
 
         if way.lift == PEER:
             given = (*sigmas, 0.0)
-            return published(on_device, given, like.shape, start, way.delta, indices[0])
+            first = latent_sizes([way.start], side, side)[0][0]
+            return published(on_device, given, like.shape, first, way.delta, indices[0])
         growth = schedule(way, side)
         run = growth.stretches(side, side)
         if way.lift in OTHER_LEVELS and len(run) > 1:
@@ -189,7 +195,8 @@ def spectral(way: Way) -> bool:
 def schedule(way: Way, side: int) -> GrowthSchedule:
     return GrowthSchedule(
         shifted(way.cut or way.steps, side),
-        start=1.0 if way.lift == FULL else 0.5,
+        start=1.0 if way.lift == FULL else way.start,
+        count=way.sizes,
         delta=way.delta or 0.5,
         law=PUBLISHED["scenes"],
         lift="spectral" if spectral(way) else way.lift,

@@ -19,19 +19,10 @@ from swd_core.tensor_files import read_tensors, save_tensors
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import growth  # noqa: E402
-from growth import (  # noqa: E402
-    FULL,
-    TRUTH,
-    Parts,
-    frechet_to,
-    paint,
-    summed_up,
-    text,
-    time_rows,
-    ways,
-)
+from growth import FULL, TRUTH, paint, time_rows, ways  # noqa: E402
 from growth_figure import figure  # noqa: E402
-from growth_ways import PEER, res_multistep  # noqa: E402
+from growth_rows import Parts, frechet_to, summed_up, text  # noqa: E402
+from growth_ways import PEER, res_multistep, schedule  # noqa: E402
 from published_growth import activation, enlarged, sample  # noqa: E402
 
 
@@ -186,3 +177,16 @@ def test_rows_need_no_truth(small_scenes, tmp_path):
     text(rows, a.count, a.size)
     figure({"64 px": {"rows": rows}}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").is_file()
+
+
+def test_rows_may_begin_elsewhere_and_grow_over_more_sizes():
+    """All of a run begin at the size asked for, the published sampler's too, and say so."""
+    plain, other = (
+        [w for w in ways(["euler"], [25], 64, [0.05], *how) if w.lift in ("spectral", PEER)]
+        for how in ((), (0.25, 3))
+    )
+    assert not {w.name for w in plain} & {w.name for w in other}
+    assert [s.size[0] for s in schedule(other[0], 64).stretches(64, 64)] == [16, 32, 64]
+    assert [s.size[0] for s in schedule(plain[0], 64).stretches(64, 64)] == [32, 64]
+    assert [w.start for w in other if w.lift == PEER] == [0.25] * 4
+    assert other[0].name == "euler, 25 steps | spectral, delta 0.05, from 0.25, 3 sizes"
