@@ -35,10 +35,12 @@ from swd_core.lab.classifier import CLASSIFIER_FILE, Labels, load_classifier
 from swd_core.lab.evaluate import asked, real_painter
 from swd_core.lab.measures import examined
 from swd_core.scenes.autoencoder import FACTOR
+from swd_core.scenes.catalogue import Scene
 from swd_core.scenes.student import MODEL_FILE
 from swd_core.spectrum import top_octave_energy
 
 LARGEST_REAL = 256
+LEAST_REAL = 1000  # pictures: the distance to fewer depends on which they are
 DELTAS = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 FEWER = (0.01, 0.05, 0.2)  # of all lifts but the spectral one
 CUTS = {25: (15, 12), 8: (5, 4)}
@@ -88,20 +90,21 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
     weights = a.scenes / CLASSIFIER_FILE
     classifier, made = load_classifier(weights).to(a.device), weights.read_bytes()
     made = hashlib.sha256(made + (a.scenes / MODEL_FILE).read_bytes()).hexdigest()
-    truth_of_scenes = Labels.of(scenes)
 
-    def found(pictures: Tensor) -> tuple[dict[str, Tensor], float]:
+    def found(pictures: Tensor, scenes: Sequence[Scene]) -> tuple[dict[str, Tensor], float]:
         answers, features = examined(classifier, pictures.to(a.device))
         fields = ("things", "count", "place", "time")
         answers = Labels(*(getattr(answers, f).cpu() for f in fields))
-        right = answers.right(truth_of_scenes)["everything"]
+        right = answers.right(Labels.of(scenes))["everything"]
         return {"right": right, "features": features.half().cpu()}, detail(pictures)
 
     if not parts.has(REAL):
         if a.assets is None:
             raise SystemExit("Real pictures are to be painted: give --assets, the figures' folder.")
-        log.info("painting %d real pictures", a.count)
-        tensors, energy = found(real_painter(a.assets, min(a.size, LARGEST_REAL))(scenes, 0))
+        shown = asked(max(a.count, LEAST_REAL), 0, held=False)
+        log.info("painting %d real pictures", len(shown))
+        painted = real_painter(a.assets, min(a.size, LARGEST_REAL))(shown, 0)
+        tensors, energy = found(painted, shown)
         parts.keep(REAL, tensors, {"detail": energy, "of": made})
     if parts.read(REAL)[1]["of"] != made:
         raise SystemExit(
@@ -117,7 +120,7 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
         if parts.has(way.name):
             continue
         latents, cost, seconds = teacher.latents(way, scenes)
-        tensors, energy = found(teacher.pictures(latents))
+        tensors, energy = found(teacher.pictures(latents), scenes)
         if truth is not None:
             off = (latents - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
             tensors["distance"] = off

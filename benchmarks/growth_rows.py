@@ -79,16 +79,18 @@ class Painted:
     row: dict[str, float]
     frechet: Interval
     draws: list[float]
+    seconds: float  # for each picture
 
     @classmethod
     def of(cls, way: Way, parts: Parts, distance_to: Callable[[Tensor], float]) -> "Painted":
         (found, row), draws = parts.read(way.name), []
+        seconds = parts.times().get(way.name, row["seconds"])
 
         def drawn(chosen: Tensor) -> float:
             draws.append(distance_to(found["features"][chosen]))
             return draws[-1]
 
-        return cls(way, found, row, bootstrap(drawn, len(found["right"]), ROUNDS), draws)
+        return cls(way, found, row, bootstrap(drawn, len(found["right"]), ROUNDS), draws, seconds)
 
     def more_right(self, other: "Painted") -> list[float]:
         """What its share of right pictures is more than another's."""
@@ -111,7 +113,7 @@ def as_costly(mine: Painted, painted: Sequence[Painted]) -> Painted | None:
 def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
     """The measures of all rows that are there, with their intervals."""
     real, about = parts.read(REAL)
-    distance_to, timed = frechet_to(real["features"]), parts.times()
+    distance_to = frechet_to(real["features"])
     rows: dict[str, Any] = {}
     for run in dict.fromkeys(way.run for way in wanted):
         there = [way for way in wanted if way.run == run and parts.has(way.name)]
@@ -122,11 +124,10 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
         if full.way.lift != FULL or full.way.cut:
             raise SystemExit(f"The row {run} at full size is missing: paint it first.")
         for mine in painted:
-            mine.row["seconds"] = timed.get(mine.way.name, mine.row["seconds"])
             row = rows[mine.way.name] = {
                 "cost": round(mine.row["cost"], 3),
-                "time": round(mine.row["seconds"] / full.row["seconds"], 4),
-                "seconds": round(mine.row["seconds"], 5),
+                "time": round(mine.seconds / full.seconds, 4),
+                "seconds": round(mine.seconds, 5),
                 "detail": round(mine.row["detail"] / about["detail"], 4),
                 "right": mean(mine.found["right"]).rounded(),
                 "right more": mine.more_right(full),

@@ -167,16 +167,14 @@ class HostModel(Watched):
             self.base, text.pooled, noise=framed, device=x.device, cross_attn=text.context,
             guidance=guidance, width=width, height=height, target_width=width, target_height=height,
         )  # fmt: skip
-        told = {
-            name: cond.process_cond(batch_size=len(x), device=x.device).cond
-            for name, cond in conds.items()
-        }
-        told = {
-            name: sent(part, x.device) if isinstance(part, Tensor) else part
-            for name, part in told.items()
-        }
+
+        def told(cond: Any) -> Any:
+            part = cond.process_cond(batch_size=len(x), device=x.device).cond
+            return sent(part, x.device) if isinstance(part, Tensor) else part
+
+        given = {name: told(cond) for name, cond in conds.items()}
         options = {"optimized_attention_override": _attention}
-        x0 = self.base.apply_model(framed, sigma, transformer_options=options, **told)
+        x0 = self.base.apply_model(framed, sigma, transformer_options=options, **given)
         return x0[:, :, 0] if framed.ndim == 5 else x0
 
     def tokens(self, output: Any) -> Tensor:

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import growth  # noqa: E402
 from growth import FULL, TRUTH, paint, time_rows, ways  # noqa: E402
 from growth_figure import figure  # noqa: E402
-from growth_rows import Parts, frechet_to, summed_up, text  # noqa: E402
+from growth_rows import REAL, Parts, frechet_to, summed_up, text  # noqa: E402
 from growth_ways import PEER, res_multistep, schedule  # noqa: E402
 from published_growth import activation, enlarged, sample  # noqa: E402
 
@@ -98,6 +98,7 @@ def small_scenes(tmp_path, monkeypatch):
         shutil.copy(WEIGHTS / name, scenes)
     save_tensors(scenes / CLASSIFIER_FILE, SceneClassifier().state_dict())
     monkeypatch.setattr(growth, "TRUTH_STEPS", 2)
+    monkeypatch.setattr(growth, "LEAST_REAL", 7)
     monkeypatch.setattr(
         growth, "real_painter",
         lambda assets, side: lambda scenes, seed: torch.randint(
@@ -127,6 +128,7 @@ def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
         paint(a, wanted, parts)
     assert {w.name: parts.path(w.name).read_bytes() for w in wanted} == kept
     assert read_tensors(parts.path(TRUTH))[0]["latents"].shape == (count, 16, 8, 8)
+    assert len(parts.read(REAL)[0]["features"]) == 7, "real pictures don't follow the rows' number"
     rows = summed_up(wanted, parts)
     assert rows["euler, 8 steps | full size"]["cost"] == 8
     assert rows["euler, 8 steps | full size, 4 steps"]["cost"] == 4
