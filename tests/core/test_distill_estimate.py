@@ -56,7 +56,7 @@ def measured(trainer: Trainer) -> int:
 
 @pytest.mark.parametrize(
     ("checkpointing", "accumulate", "dtype"),
-    [(True, 1, torch.float32), (True, 2, torch.bfloat16), (False, 1, torch.float32)],
+    [(True, 2, torch.float32), (True, 1, torch.bfloat16), (False, 1, torch.float32)],
 )
 def test_the_estimate_is_what_a_step_takes(checkpointing, accumulate, dtype):
     config = DistillConfig(fake_steps=1, batch_tokens=1024, accumulate=accumulate)
