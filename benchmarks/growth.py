@@ -40,7 +40,6 @@ from swd_core.scenes.student import MODEL_FILE
 from swd_core.spectrum import top_octave_energy
 
 LARGEST_REAL = 256
-LEAST_REAL = 1000  # pictures: the distance to fewer depends on which they are
 DELTAS = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 FEWER = (0.01, 0.05, 0.2)  # of all lifts but the spectral one
 CUTS = {25: (15, 12), 8: (5, 4)}
@@ -101,7 +100,7 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
     if not parts.has(REAL):
         if a.assets is None:
             raise SystemExit("Real pictures are to be painted: give --assets, the figures' folder.")
-        shown = asked(max(a.count, LEAST_REAL), 0, held=False)
+        shown = asked(max(a.count, a.real), 0, held=False)
         log.info("painting %d real pictures", len(shown))
         painted = real_painter(a.assets, min(a.size, LARGEST_REAL))(shown, 0)
         tensors, energy = found(painted, shown)
@@ -151,6 +150,10 @@ def main() -> None:
     p.add_argument("--time", type=int, metavar="N", help="time the rows, in N rounds of turns")
     p.add_argument("--device", default="cpu")
     p.add_argument("--count", type=int, default=128, help="pictures of each row")
+    p.add_argument(
+        "--real", type=int, default=1000, help="real pictures to measure against, --count if that "
+        "is more: the distance to a few depends on which they are",
+    )  # fmt: skip
     p.add_argument("--batch", type=int, default=16, help="pictures sampled at once")
     p.add_argument("--size", type=int, default=256, help="of the finished pictures, in pixels")
     p.add_argument("--steps", type=int, nargs="+", default=[25, 8])
@@ -162,7 +165,8 @@ def main() -> None:
     p.add_argument("--json", type=Path, default=RESULTS, help="where the measures go")
     a = arguments(p)
     if a.small:
-        a.count, a.steps, a.solver, a.deltas = 16, a.steps[-1:], a.solver[:1], FEWER
+        a.count = a.real = 16
+        a.steps, a.solver, a.deltas = a.steps[-1:], a.solver[:1], FEWER
     parts = Parts(a.parts, a.size, a.count)
     wanted = list(ways(a.solver, a.steps, a.size // FACTOR, a.deltas, a.start, a.sizes))
     if a.scenes:

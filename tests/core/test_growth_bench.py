@@ -98,7 +98,6 @@ def small_scenes(tmp_path, monkeypatch):
         shutil.copy(WEIGHTS / name, scenes)
     save_tensors(scenes / CLASSIFIER_FILE, SceneClassifier().state_dict())
     monkeypatch.setattr(growth, "TRUTH_STEPS", 2)
-    monkeypatch.setattr(growth, "LEAST_REAL", 7)
     monkeypatch.setattr(
         growth, "real_painter",
         lambda assets, side: lambda scenes, seed: torch.randint(
@@ -111,8 +110,9 @@ def small_scenes(tmp_path, monkeypatch):
 def asked_for(scenes, assets, truth=True):
     """What the command line asks for: three pictures of 64 pixels."""
     return Namespace(
-        scenes=scenes, assets=assets, size=64, count=3, batch=2, device="cpu", time=1, truth=truth
-    )
+        scenes=scenes, assets=assets, size=64, count=3, real=7, batch=2, device="cpu", time=1,
+        truth=truth,
+    )  # fmt: skip
 
 
 def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
