@@ -64,6 +64,9 @@ def compile_blocks(module: nn.Module) -> None:
     # Beyond the limit torch would refuse: falling back to plain calls would compute the gradient
     # with whichever adapter is active then.
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
+    # Else a number of tokens that is also the model's width at first would be taken for the width,
+    # and the code for one size alone.
+    torch.fx.experimental._config.use_duck_shape = False
     for block in blocks_of(module):
         block.forward = CompiledForward(block, *_functions(type(block).forward))
 

@@ -91,6 +91,18 @@ def test_the_gradients_are_the_same_at_every_size(family, compiler, monkeypatch)
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
+def test_sizes_share_their_code_where_one_has_as_many_tokens_as_the_model_is_wide(monkeypatch):
+    monkeypatch.setattr(compiled, "COMPILER", "eager")
+    model, generator = shallow("sd3", compile=True), torch.Generator().manual_seed(3)
+    width = model.module.inner_dim
+    text, found = models.RandomBatches("sd3").text(generator, 2), []
+    for size in ((width // 2, 8), (4, 8), (8, 12)):  # in cells, four to a token
+        with torch.no_grad():
+            model.features(torch.randn(2, 16, *size), torch.tensor([0.2, 0.5]), text)
+        found.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert found[0] > 0 and found == [found[0]] * 3
+
+
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
