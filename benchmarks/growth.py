@@ -82,7 +82,9 @@ def detail(pictures: Tensor) -> float:
 def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
     """Fills in the rows that are missing, and those of the real pictures and the truth."""
     names = [way.name for way in wanted]
-    if all(parts.has(name) for name in (REAL, *[TRUTH] * a.truth, *names)):
+    shown = asked(max(a.count, a.real), 0, held=False)
+    real = parts.has(REAL) and len(parts.read(REAL)[0]["features"]) == len(shown)
+    if real and all(parts.has(name) for name in (*[TRUTH] * a.truth, *names)):
         return
     side, scenes = a.size // FACTOR, asked(a.count, 0, held=False)
     teacher = Teacher(a.scenes, a.device, side, a.batch)
@@ -97,10 +99,9 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
         right = answers.right(Labels.of(scenes))["everything"]
         return {"right": right, "features": features.half().cpu()}, detail(pictures)
 
-    if not parts.has(REAL):
+    if not real:
         if a.assets is None:
             raise SystemExit("Real pictures are to be painted: give --assets, the figures' folder.")
-        shown = asked(max(a.count, a.real), 0, held=False)
         log.info("painting %d real pictures", len(shown))
         painted = real_painter(a.assets, min(a.size, LARGEST_REAL))(shown, 0)
         tensors, energy = found(painted, shown)

@@ -93,6 +93,7 @@ def test_the_gradients_are_the_same_at_every_size(family, compiler, monkeypatch)
 
 def test_sizes_share_their_code_where_one_has_as_many_tokens_as_the_model_is_wide(monkeypatch):
     monkeypatch.setattr(compiled, "COMPILER", "eager")
+    torch._dynamo.utils.counters.clear()
     model, generator = shallow("sd3", compile=True), torch.Generator().manual_seed(3)
     width = model.module.inner_dim
     text, found = models.RandomBatches("sd3").text(generator, 2), []

@@ -129,6 +129,10 @@ def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
     assert {w.name: parts.path(w.name).read_bytes() for w in wanted} == kept
     assert read_tensors(parts.path(TRUTH))[0]["latents"].shape == (count, 16, 8, 8)
     assert len(parts.read(REAL)[0]["features"]) == 7, "real pictures don't follow the rows' number"
+    a.real = 9
+    with torch.inference_mode():
+        paint(a, wanted, parts)
+    assert len(parts.read(REAL)[0]["features"]) == 9, "another number isn't taken from before"
     rows = summed_up(wanted, parts)
     assert rows["euler, 8 steps | full size"]["cost"] == 8
     assert rows["euler, 8 steps | full size, 4 steps"]["cost"] == 4
