@@ -69,7 +69,7 @@ def frechet_to(real: Tensor) -> Callable[[Tensor], float]:
     return distance
 
 
-@dataclass
+@dataclass(frozen=True)
 class Painted:
     """A row's pictures: what was found of each, of all, and the Fréchet distances of `bootstrap`'s
     draws, which are the same pictures' in every row."""
