@@ -55,8 +55,13 @@ def ways(
     deltas: Sequence[float],
     start: float = 0.5,
     sizes: int = 2,
+    fewer: Sequence[int] = (),
 ) -> Iterator[Way]:
-    """All rows; of the deltas that grow after the same steps only the first."""
+    """All rows; of the deltas that grow after the same steps only the first.
+
+    Args:
+        fewer: steps that the published sampler takes, too, beside `steps` in rows of more.
+    """
     for solver in solvers:
         for count in steps:
             yield Way(solver, count)
@@ -71,7 +76,9 @@ def ways(
                     if after and after not in known:
                         known.add(after)
                         yield way
-            yield from (Way(solver, count, PEER, d, start=start) for d in PUBLISHED_DELTAS)
+            for cut in (0, *(n for n in fewer if n < count)):
+                for delta in PUBLISHED_DELTAS:
+                    yield Way(solver, count, PEER, delta, cut, start)
 
 
 def detail(pictures: Tensor) -> float:
@@ -161,6 +168,10 @@ def main() -> None:
     p.add_argument("--solver", nargs="+", choices=[*SOLVERS], default=[*SOLVERS])
     p.add_argument("--only", nargs="+", choices=[FULL, *OURS, PEER], help="paint these rows alone")
     p.add_argument("--deltas", nargs="+", type=float, default=DELTAS, help="of our lifts")
+    p.add_argument(
+        "--published-steps", type=int, nargs="+", default=(), metavar="N", help="fewer steps that "
+        "the published sampler is to take, too: it is compared with ours at no lower a cost",
+    )  # fmt: skip
     p.add_argument("--start", type=float, default=0.5, help="smallest size, a share of the last")
     p.add_argument("--sizes", type=int, default=2, help="how many sizes ours grow over")
     p.add_argument("--json", type=Path, default=RESULTS, help="where the measures go")
@@ -169,7 +180,8 @@ def main() -> None:
         a.count = a.real = 16
         a.steps, a.solver, a.deltas = a.steps[-1:], a.solver[:1], FEWER
     parts = Parts(a.parts, a.size, a.count)
-    wanted = list(ways(a.solver, a.steps, a.size // FACTOR, a.deltas, a.start, a.sizes))
+    side = a.size // FACTOR
+    wanted = [*ways(a.solver, a.steps, side, a.deltas, a.start, a.sizes, a.published_steps)]
     if a.scenes:
         with torch.inference_mode():
             chosen = [w for w in wanted if not a.only or w.lift in a.only]

@@ -141,6 +141,7 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
             if peer := as_costly(mine, painted):
                 row["than published"] = {
                     "delta": peer.way.delta,
+                    "steps": peer.way.cut or peer.way.steps,
                     "right more": mine.more_right(peer),
                     "frechet more": mine.farther(peer),
                 }
@@ -186,4 +187,4 @@ def _against(peer: dict[str, Any] | None) -> str:
     if peer is None:
         return ""
     figures = [_figure(peer[key]) for key in ("right more", "frechet more")]
-    return f"delta {peer['delta']:g}: {'; '.join(figures)}"
+    return f"delta {peer['delta']:g}, {peer['steps']} steps: {'; '.join(figures)}"

@@ -68,7 +68,7 @@ class Way:
     steps: int  # that the row is compared with
     lift: str = FULL
     delta: float = 0.0
-    cut: int = 0  # of a row at full size, fewer steps than `steps`
+    cut: int = 0  # of a row at full size or another's sampler, fewer steps than `steps`
     start: float = 0.5  # the smallest size, as a share of the last
     sizes: int = 2  # of ours
 
@@ -78,11 +78,12 @@ class Way:
 
     @property
     def name(self) -> str:
+        cut = f", {self.cut} steps" if self.cut else ""
         if self.lift == FULL:
-            return f"{self.run} | {FULL}" + (f", {self.cut} steps" if self.cut else "")
+            return f"{self.run} | {FULL}{cut}"
         start = f", from {self.start:g}" if self.start != 0.5 else ""
         sizes = f", {self.sizes} sizes" if self.sizes != 2 else ""
-        return f"{self.run} | {self.lift}, delta {self.delta:g}{start}{sizes}"
+        return f"{self.run} | {self.lift}, delta {self.delta:g}{start}{sizes}{cut}"
 
 
 class Teacher:

@@ -159,7 +159,7 @@ def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
     assert grown["than published"]["right more"][0] == pytest.approx(
         grown["right"][0] - peers[delta]["right"][0], abs=1e-4
     )
-    assert f"delta {delta:g}: " in text(rows, count, size)
+    assert f"delta {delta:g}, 8 steps: " in text(rows, count, size)
     with torch.inference_mode():
         time_rows(a, wanted[:2], parts)
     times = json.loads((parts.folder / "times.json").read_text())
@@ -196,3 +196,13 @@ def test_rows_may_begin_elsewhere_and_grow_over_more_sizes():
     assert [s.size[0] for s in schedule(plain[0], 64).stretches(64, 64)] == [32, 64]
     assert [w.start for w in other if w.lift == PEER] == [0.25] * 4
     assert other[0].name == "euler, 25 steps | spectral, delta 0.05, from 0.25, 3 sizes"
+
+
+def test_the_published_sampler_may_take_fewer_steps():
+    """So that it is compared with ours where it costs as much."""
+    rows = [w for w in ways(["euler"], [8, 5], 32, [0.05], fewer=[6, 7]) if w.lift == PEER]
+    assert [(w.steps, w.cut) for w in rows if w.delta == 0.2] == [(8, 0), (8, 6), (8, 7), (5, 0)]
+    assert rows[0].name == "euler, 8 steps | published, delta 0.01"
+    assert {w.name for w in rows if w.cut == 6 and w.delta == 0.2} == {
+        "euler, 8 steps | published, delta 0.2, 6 steps"
+    }
