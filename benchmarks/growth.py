@@ -68,11 +68,11 @@ def ways(
             for cut in CUTS.get(count, ()):
                 yield Way(solver, count, cut=cut)
             for lift in OURS:
-                known: set[tuple[int, ...]] = set()
+                known: set[tuple] = set()
                 for delta in deltas if lift == "spectral" else sorted(set(deltas) & set(FEWER)):
                     way = Way(solver, count, lift, delta, start=start, sizes=sizes)
                     run = schedule(way, side).stretches(side, side)
-                    after = tuple(part.step for part in run[1:])
+                    after = tuple((part.step, part.size) for part in run[1:])
                     if after and after not in known:
                         known.add(after)
                         yield way
@@ -106,6 +106,11 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
         right = answers.right(Labels.of(scenes))["everything"]
         return {"right": right, "features": features.half().cpu()}, detail(pictures)
 
+    if parts.has(REAL) and parts.read(REAL)[1]["of"] != made:
+        raise SystemExit(
+            f"{parts.folder} is of another teacher or classifier than those in {a.scenes}: give "
+            "another --parts, or remove it."
+        )
     if not real:
         if a.assets is None:
             raise SystemExit("Real pictures are to be painted: give --assets, the figures' folder.")
@@ -113,11 +118,6 @@ def paint(a: argparse.Namespace, wanted: Sequence[Way], parts: Parts) -> None:
         painted = real_painter(a.assets, min(a.size, LARGEST_REAL))(shown, 0)
         tensors, energy = found(painted, shown)
         parts.keep(REAL, tensors, {"detail": energy, "of": made})
-    if parts.read(REAL)[1]["of"] != made:
-        raise SystemExit(
-            f"{parts.folder} is of another teacher or classifier than those in {a.scenes}: give "
-            "another --parts, or remove it."
-        )
     if a.truth and not parts.has(TRUTH):
         latents, *_ = teacher.latents(Way("res_multistep", TRUTH_STEPS), scenes)
         parts.keep(TRUTH, {"latents": latents.half()}, {})

@@ -244,9 +244,12 @@ class SwDFinishDrafts(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, pick: Sequence[str] = ("",), **_: Any) -> int:
-        """So that what the host keeps of clicks that were none is no answer to a script."""
-        return DROPPED[pick[0]]
+    def fingerprint_inputs(cls, pick: Sequence[str | None] = ("",), **_: Any) -> int:
+        """So that what the host keeps of clicks that were none is no answer to a script.
+
+        What a link will bring isn't known here: it may be any of them.
+        """
+        return DROPPED.total() if pick[0] is None else DROPPED[pick[0]]
 
     @classmethod
     @checked(lists=LISTS)

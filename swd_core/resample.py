@@ -1,6 +1,6 @@
 """Latent up- and downscaling, for pictures (B, C, H, W) and videos (B, C, T, H, W)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +10,32 @@ from torch import Tensor
 METHODS = ("bicubic", "bilinear", "nearest-exact", "area", "lanczos")
 
 
-def _lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Separable Lanczos-3, widened when shrinking, as Pillow's resize of float pictures."""
+def _triangle(distance: Tensor) -> Tensor:
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def _lanczos(distance: Tensor) -> Tensor:
+    return torch.sinc(distance) * torch.sinc(distance / 3) * (distance.abs() < 3)
+
+
+def _filtered(x: Tensor, size: Sequence[int], kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """Separable, by a kernel of the distance in cells that is widened when shrinking.
+
+    Matrix products, in float32 at least: torch has no filter of its own for half precision on a
+    CPU, nor for Lanczos.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
 
     def weights(n_in: int, n_out: int) -> Tensor:
         scale = max(1.0, n_in / n_out)
-        centres = (torch.arange(n_out, device=x.device, dtype=torch.float32) + 0.5) * n_in / n_out
-        cells = torch.arange(n_in, device=x.device, dtype=torch.float32) + 0.5
-        distance = (cells[None] - centres[:, None]) / scale
-        kernel = torch.sinc(distance) * torch.sinc(distance / 3) * (distance.abs() < 3)
-        return kernel / kernel.sum(1, keepdim=True)
+        centres = (torch.arange(n_out, device=x.device, dtype=dtype) + 0.5) * n_in / n_out
+        cells = torch.arange(n_in, device=x.device, dtype=dtype) + 0.5
+        found = kernel((cells[None] - centres[:, None]) / scale)
+        return found / found.sum(1, keepdim=True)
 
     height, width = x.shape[-2:]
     rows, columns = weights(height, size[0]), weights(width, size[1])
-    return (rows @ x.float() @ columns.T).to(x.dtype)
+    return (rows @ x.to(dtype) @ columns.T).to(x.dtype)
 
 
 def blend_frames(x: Tensor, frames: int) -> Tensor:
@@ -77,7 +89,7 @@ def resize(x: Tensor, size: Sequence[int], method: str = "bicubic") -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if method == "lanczos":
-        return _lanczos(x, size)
+        return _filtered(x, size, _lanczos)  # as Pillow's resize of float pictures
     return F.interpolate(x, size=size, mode=method)
 
 
@@ -87,7 +99,8 @@ def upscale(x: Tensor, size: Sequence[int], method: str = "bicubic") -> Tensor:
 
 
 def downscale(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Shrinks a latent or mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing.
+    """Shrinks a latent or mask (B, C, H, W) or (B, C, T, H, W) to `size`, without aliasing: as
+    torch's antialiased bilinear interpolation.
 
     Fewer frames are picked ones, as in a video of a lower rate: a blend would show both of them.
     """
@@ -98,4 +111,4 @@ def downscale(x: Tensor, size: Sequence[int]) -> Tensor:
         return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    return _filtered(x, size, _triangle)

@@ -11,7 +11,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def picked(tensor: Tensor, rows: list[int]) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .data import PreparedBatches
 from .prepare import SKIPPED
-from .sources import PICTURES, find_prompts, find_samples, prompts_alone
+from .sources import find_prompts, find_samples, has_pictures, prompts_alone
 
 FEW = 3  # names that are shown of many
 
@@ -24,7 +24,7 @@ def check_source(source: Path, batches: PreparedBatches) -> None:
             f"{batches.folder} holds {holds}, and [data] source names {named} ({source}). "
             "Run prepare again, or name another folder in [data] prepared."
         )
-    if not source.exists() or (source.is_dir() and not _has_pictures(source)):
+    if not source.exists() or (source.is_dir() and not has_pictures(source)):
         return
     if not batches.pictures:
         if [prompt.caption for prompt in find_prompts(source)] != batches.captions():
@@ -63,11 +63,6 @@ def picture_changes(source: Path, batches: PreparedBatches) -> list[str]:
         for said, names in found.items()
         if names
     ]
-
-
-def _has_pictures(folder: Path) -> bool:
-    """A file manager's own files, or captions left behind, are none."""
-    return any(path.suffix.lower() in (*PICTURES, ".tar") for path in folder.rglob("*"))
 
 
 def _shown(names: set[str]) -> str:

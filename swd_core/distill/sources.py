@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
 
@@ -14,7 +14,7 @@ from ..files import read_text
 
 MOST_PROMPTS = 1 << 28  # bytes
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTION = ".txt"
+CAPTION, TAR = ".txt", ".tar"
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def find_samples(source: Path) -> list[Sample]:
             f"There is nothing at {source}. Give a folder of pictures with .txt captions, or a "
             "webdataset .tar."
         )
-    tars = [source] if source.is_file() else sorted(source.glob("*.tar"))
-    if source.is_file() and source.suffix != ".tar":
+    tars = [source] if source.is_file() else _tars(source)
+    if source.is_file() and source.suffix.lower() != TAR:
         raise ValueError(f"{source} is neither a folder nor an uncompressed .tar.")
     found = [s for tar in tars for s in _in_tar(tar)] if tars else list(_in_folder(source))
     if not found:
@@ -120,9 +120,27 @@ def find_samples(source: Path) -> list[Sample]:
     return sorted(found, key=lambda s: s.name)
 
 
+def has_pictures(folder: Path) -> bool:
+    """Whether `find_samples` finds any in a folder, with captions or without."""
+    return bool(_tars(folder)) or any(_is_picture(path) for path in folder.rglob("*"))
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == TAR and not _is_note(p))
+
+
+def _is_picture(path: PurePath) -> bool:
+    return path.suffix.lower() in PICTURES and not _is_note(path)
+
+
+def _is_note(path: PurePath) -> bool:
+    """macOS keeps what it knows of a.jpg in ._a.jpg wherever a disk has no other place for it."""
+    return path.name.startswith("._")
+
+
 def _in_folder(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES and path.is_file():
+        if _is_picture(path) and path.is_file():
             caption = path.with_suffix(CAPTION)
             text = _text(caption.read_bytes()) if caption.is_file() else None
             yield Sample(path.relative_to(folder).as_posix(), path, text)
@@ -141,7 +159,7 @@ def _in_tar(path: Path) -> Iterator[Sample]:
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is not a whole uncompressed tar ({error}).") from error
     for member in members:
-        if PurePosixPath(member.name).suffix.lower() in PICTURES:
+        if _is_picture(PurePosixPath(member.name)):
             name = f"{path.name}/{member.name}"
             yield Sample(name, member, captions.get(_stem(member.name)), path)
 

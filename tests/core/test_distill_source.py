@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from swd_core.commands import main
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.origin import check_source
+from swd_core.distill.sources import find_samples
 
 TRAIN = ["distill", "--config", "config.toml"]
 
@@ -70,6 +71,9 @@ def test_pictures_that_are_gone_once_they_are_prepared_are_not_missed(place):
     check("pictures")
     (place / "pictures" / ".DS_Store").write_bytes(b"what a file manager leaves")
     (place / "pictures" / "0.txt").write_text("a fox")
+    (place / "pictures" / "._0.png").write_bytes(b"what macOS keeps beside a picture")
+    (place / "pictures" / "done").mkdir()
+    (place / "pictures" / "done" / "part.tar").write_bytes(b"what prepare doesn't look for")
     check("pictures")
     shutil.rmtree("pictures")
     check("pictures")
@@ -100,6 +104,20 @@ def test_a_tar_is_looked_into(place):
     pack()
     with pytest.raises(ValueError, match=r"1 is another picture \(data.tar/2.png\)"):
         check("data.tar")
+
+
+def test_what_macos_leaves_beside_pictures_is_none(place):
+    names = [sample.name for sample in find_samples(place / "pictures")]
+    shutil.copy(place / "pictures" / "0.png", place / "pictures" / "._0.png")
+    assert [sample.name for sample in find_samples(place / "pictures")] == names
+    with tarfile.open("pictures.TAR", "w") as tar:
+        for path in sorted((place / "pictures").iterdir()):
+            tar.add(path, path.name)
+    inside = [f"pictures.TAR/{name}" for name in names]
+    assert [sample.name for sample in find_samples(Path("pictures.TAR"))] == inside
+    Path("tars").mkdir()
+    shutil.move("pictures.TAR", "tars")
+    assert [sample.name for sample in find_samples(Path("tars"))] == inside
 
 
 def test_what_was_prepared_before_sizes_were_noted_is_as_good(place):

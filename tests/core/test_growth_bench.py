@@ -170,6 +170,28 @@ def test_rows_are_painted_once_and_summed_up(small_scenes, tmp_path):
     assert timed[wanted[2].name]["seconds"] == rows[wanted[2].name]["seconds"]
 
 
+def test_rows_of_another_teacher_are_refused(small_scenes, tmp_path):
+    """Also where the real pictures are to be painted anew, as another number is asked for."""
+    a = asked_for(small_scenes, tmp_path, truth=False)
+    parts = Parts(tmp_path / "parts", a.size, a.count)
+    full, cut, *_ = ways(["euler"], [8], a.size // 8, [0.1])
+    with torch.inference_mode():
+        paint(a, [full], parts)
+        torch.manual_seed(1)
+        save_tensors(small_scenes / CLASSIFIER_FILE, SceneClassifier().state_dict())
+        for a.real in (7, 9):
+            with pytest.raises(SystemExit, match="of another teacher or classifier"):
+                paint(a, [full, cut], parts)
+    assert not parts.has(cut.name) and len(parts.read(REAL)[0]["features"]) == 7
+
+
+def test_deltas_that_grow_through_other_sizes_have_rows_of_their_own():
+    """Both change size after as many steps, to other sizes."""
+    rows = [w for w in ways(["euler"], [8], 32, [0.005, 0.01], sizes=4) if w.lift == "spectral"]
+    runs = [[s.size[0] for s in schedule(w, 32).stretches(32, 32)] for w in rows]
+    assert len(runs) == 2 and runs[0] != runs[1]
+
+
 def test_rows_need_no_truth(small_scenes, tmp_path):
     """Without the run of many steps only the latents' distance from it is missing."""
     a = asked_for(small_scenes, tmp_path, truth=False)

@@ -110,6 +110,19 @@ def test_downscale_does_not_alias(shape):
     torch.testing.assert_close(downscale(flat, (12, 15)), torch.full_like(small, 0.3))
 
 
+@pytest.mark.parametrize("size", [(12, 15), (1, 1), (7, 40), (31, 39), (48, 20), (64, 80)])
+def test_downscale_is_torch_s_antialiased_filter(size):
+    x = torch.randn(2, 4, 32, 40)
+    expected = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    torch.testing.assert_close(downscale(x, size), expected, rtol=0, atol=3e-5)
+    double = F.interpolate(x.double(), size=size, mode="bilinear", antialias=True)
+    torch.testing.assert_close(downscale(x.double(), size), double, rtol=0, atol=1e-12)
+    for dtype, close in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        half = downscale(x.to(dtype), size)  # torch has no such filter for it on a CPU
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.float(), expected, rtol=0, atol=close)
+
+
 def test_unknown_method_and_shape_are_refused():
     with pytest.raises(ValueError, match=r"'spline'.*lanczos"):
         resize(torch.zeros(1, 1, 4, 4), (8, 8), "spline")

@@ -24,6 +24,9 @@ class Noted:
     device: torch.device = torch.device("cpu")
     went: list = field(default_factory=list)
 
+    def contiguous(self):
+        return self
+
     def pin_memory(self):
         self.went.append("pinned")
         return self

@@ -103,6 +103,13 @@ def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
     # What the host keeps of that is no answer to a script that asks for the same.
     entry = server.run(prompt)
     assert entry["status"]["status_str"] == "error" and "another sheet" in json.dumps(entry)
+    # Nor where the picks come by a link.
+    prompt["97"] = {"class_type": "PrimitiveString", "inputs": {"value": finishing["pick"]}}
+    typed, finishing["pick"] = finishing["pick"], ["97", 0]
+    assert server.run(prompt, workflow={"nodes": []})["status"]["status_str"] == "success"
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "error" and "another sheet" in json.dumps(entry)
+    finishing["pick"] = typed
     drafting["seed"] = 5551
     again = saved(server, prompt)
     assert all(np.array_equal(a, b) for a, b in zip(again, (second, fifth), strict=True))

@@ -28,6 +28,17 @@ def test_sizes_by_factor_and_by_pixels(pack):
     assert enlarge(pack, latent, width=320)["samples"].shape[-2:] == (24, 40)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [CLEAN.shape, (1, 16, 3, 16, 24)], ids=["picture", "video"])
+def test_half_precision_shrinks_too(pack, dtype, shape):
+    clean = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    small, half = (
+        enlarge(pack, {"samples": x}, scale_by=0.5)["samples"] for x in (clean, clean.to(dtype))
+    )
+    assert half.dtype == dtype and half.shape[-2:] == (8, 12)
+    torch.testing.assert_close(half.float(), small, rtol=0, atol=2e-2)
+
+
 def test_a_sampler_without_noise_goes_on_as_image_to_image(pack, loaded):
     """Noise here and none there is the host's own image-to-image with that noise."""
     import comfy.samplers

@@ -16,7 +16,7 @@ def referring(cond, pictures, size=SIZE, method=None):
             max(1, round(side * small / full / 2)) * 2
             for side, small, full in zip(picture.shape[-2:], size, SIZE, strict=True)
         )
-        latent = {"samples": at_size(picture, tuple(sides))}
+        latent = {"samples": at_size(picture.float(), tuple(sides)).to(picture.dtype)}
         cond = call("comfy_extras.nodes_edit_model:ReferenceLatent", cond, latent)
     node = "comfy_extras.nodes_flux:FluxKontextMultiReferenceLatentMethod"
     return cond if method is None else call(node, cond, method)
@@ -30,6 +30,7 @@ REFERENCES = {
     "of the picture's size": [picture(*SIZE)],
     "of another size": [picture(20, 28)],
     "two": [picture(*SIZE), picture(20, 28, 6)],
+    "in half precision": [picture(*SIZE).half()],  # the host's --fp16-intermediates
 }
 
 
