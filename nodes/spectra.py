@@ -49,15 +49,27 @@ def kept_laws() -> dict[str, LatentLaw]:
         ) from error
 
 
-def keep_law(key: str, law: LatentLaw) -> None:
+def keep_law(key: str, law: LatentLaw) -> str:
     """Adds a measured law to the user's, in place of an older one of that name.
+
+    Returns:
+        what an artist is told of it.
 
     Raises:
         ValueError: if the file of the others can't be read. OSError: if it can't be written.
     """
-    laws = {**kept_laws(), key: law}
-    text = json.dumps({name: asdict(one) for name, one in laws.items()}, indent=2)
+    before = kept_laws()
+    text = json.dumps({k: asdict(one) for k, one in {**before, key: law}.items()}, indent=2)
     write_text(kept_file(), text + "\n")
+    instead = ""
+    if key in before:
+        instead = ", in place of the one measured before"
+    elif published := PUBLISHED.get(_VAES.get(key, "")):
+        instead = (
+            f", in place of the one that comes with this pack ({published.source}): take it out of "
+            f"{KEPT_FILE} in ComfyUI's user folder to go back"
+        )
+    return f"kept for models with {key} latents{instead}"
 
 
 def law_of(model: Any) -> tuple[LatentLaw, str]:

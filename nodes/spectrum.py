@@ -172,8 +172,7 @@ class SwDSpectrum(io.ComfyNode):
         found = fit_latents(latents, key, f"measured on {len(latents)} pictures")
         lines = law_table(found, model, tuple(latents.shape[-2:]), sigmas)
         if keep:
-            keep_law(key, found.law)
-            lines.append(f"kept for models with {key} latents")
+            lines.append(keep_law(key, found.law))
         table, plot = "\n".join(lines), spectrum_plot(latents, found.law)
         shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
         return io.NodeOutput(table, plot, ui=shown)

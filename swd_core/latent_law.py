@@ -16,6 +16,8 @@ from .lifts import dct_matrix
 from .spectrum import PowerLaw, fit_power_law
 
 LEAST_PICTURES, LEAST_SIDE = 8, 16
+FLAT = 0.02  # of the usual power; what a VAE makes of one colour isn't quite constant
+MOST_MISFIT = 1.0  # real pictures: .15; of one colour, or small on a white ground: 3 to 5
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ def fit_latents(latents: Tensor, vae: str = "", source: str = "") -> FittedLaw:
         vae, source: for the law.
 
     Raises:
-        ValueError: if there are too few pictures, they are too small, one is flat or broken, or
-            their power does not fall.
+        ValueError: if there are too few different pictures, they are too small, one is flat or
+            broken, or their power is no falling power law.
     """
     if latents.ndim not in (4, 5):
         raise ValueError(
@@ -164,28 +166,43 @@ def fit_latents(latents: Tensor, vae: str = "", source: str = "") -> FittedLaw:
             f"least {LEAST_SIDE} cells a side."
         )
     frequencies, powers = picture_spectra(latents)
+    total = powers.sum(1)
     for number, of_one in enumerate(powers, 1):
-        if not (torch.isfinite(of_one).all() and (of_one > 1e-12).all()):
+        sound = torch.isfinite(of_one).all() and (of_one > 1e-12).all()
+        if not (sound and of_one.sum() >= FLAT * total.nanmedian()):
             raise ValueError(
                 f"Picture {number} of {count} has no detail at some frequencies, or holds NaN: it "
                 "is flat or broken. Take it out."
             )
+    different = len(torch.unique(powers, dim=0))
+    if different < LEAST_PICTURES:
+        raise ValueError(
+            f"Of the {count} pictures only {different} differ{'s' * (different == 1)} from the "
+            f"rest: give at least {LEAST_PICTURES} different ones, better 32."
+        )
     law = fit_power_law(frequencies, powers.mean(0))
     if law.exponent <= 0:
         raise ValueError(
             f"The power of these latents does not fall with frequency (exponent "
             f"{law.exponent:.2f}): they are noise, or no clean latents."
         )
+    fitted = torch.tensor([law.power(float(f)) for f in frequencies]).double()
+    misfit = float((powers.mean(0) / fitted).log().square().mean().sqrt().expm1())
+    if misfit > MOST_MISFIT:
+        raise ValueError(
+            f"The power of these latents is no power law (misfit {misfit:.0%}, at most "
+            f"{MOST_MISFIT:.0%}): pictures of one colour, or small ones on an empty ground, tell "
+            "nothing of yours. Give pictures that are full of what you make."
+        )
     cells = height * width
     rest = (powers.sum(0) - powers) / (count - 1)
     laws = [fit_power_law(frequencies, power) for power in rest]
-    fitted = torch.tensor([law.power(float(f)) for f in frequencies]).double()
     return FittedLaw(
         LatentLaw(_amplitude(law, cells), law.exponent, cells, vae, source),
         _jackknife([math.log(_amplitude(one, cells)) for one in laws]),
         _jackknife([one.exponent for one in laws]),
         _jackknife([math.log(one.frequency(1.0)) for one in laws]),
-        float((powers.mean(0) / fitted).log().square().mean().sqrt().expm1()),
+        misfit,
         count,
     )
 

@@ -99,3 +99,18 @@ def test_sets_that_can_t_be_fitted_are_refused():
         fit_latents(field(1.0, -0.5, 8, 4, 32, 32))
     with pytest.raises(ValueError, match=r"not of \(4, 32, 32\)"):
         fit_latents(good[0])
+    with pytest.raises(ValueError, match="Of the 9 pictures only 7 differ from the rest"):
+        fit_latents(torch.cat([good[:7], good[:2]]))
+
+
+def test_pictures_of_one_colour_are_refused():
+    """What a VAE makes of one isn't quite constant: its borders differ."""
+    good = field(100, 2.0, 12, 4, 32, 32)
+    flat = field(0.2, 2.0, 1, 4, 32, 32)
+    with pytest.raises(ValueError, match="Picture 12 of 12 has no detail"):
+        fit_latents(torch.cat([good[:11], flat]))
+    colours = torch.linspace(-1, 1, 12).view(-1, 1, 1, 1).expand(12, 4, 32, 32).clone()
+    colours[..., 0, :] *= 1.1
+    colours += 1e-3 * field(1.0, 2.0, 12, 4, 32, 32)
+    with pytest.raises(ValueError, match="is no power law .misfit .*full of what you make"):
+        fit_latents(colours)

@@ -44,7 +44,7 @@ def test_the_law_is_that_of_the_latents_in_the_models_own_units(pack, models, fa
     assert "24 pictures" in table and plot.ndim == 4 and plot.std() > 0.05
 
 
-def test_a_kept_law_is_what_the_schedule_goes_by(pack, models):
+def test_a_kept_law_is_what_the_schedule_goes_by(pack, models, user_folder):
     """Latents of next to no power need fine sizes only near the end."""
     model = models["sd35-medium"]
     settings = {"steps": 20, "tolerance": "balanced"}
@@ -52,6 +52,13 @@ def test_a_kept_law_is_what_the_schedule_goes_by(pack, models):
     assert "none is known of this model's VAE (SD3)" in before[2]
     spectrum(pack, model, fields(16, 16, 0.2), keep=False)
     assert growth(pack, model, **settings)[0] == before[0]
+    table, _ = spectrum(pack, model, fields(16, 16, 0.2))
+    assert table.endswith("kept for models with SD3 latents")
+    assert spectrum(pack, model, fields(16, 16, 0.2))[0].endswith("the one measured before")
+    table, _ = spectrum(pack, models["flux"], fields(16, 16))
+    assert "in place of the one that comes with this pack (arXiv 2605.18736" in table
+    assert "take it out of swd_spectra.json" in table
+    (user_folder / "swd_spectra.json").unlink()
     spectrum(pack, model, fields(16, 16, 0.2))
     after = growth(pack, model, **settings)
     assert after[0].law.vae == "SD3" and "measured on 16 pictures" in after[2]
@@ -85,6 +92,8 @@ def test_bad_input_is_one_clear_error(pack, models):
         spectrum(pack, model, fields(3, 16))
     with pytest.raises(ValueError, match="flat"):
         spectrum(pack, model, torch.zeros(8, 16, SIDE, SIDE))
+    with pytest.raises(ValueError, match="only 1 differs from the rest"):
+        spectrum(pack, model, fields(1, 16).expand(9, -1, -1, -1))
     with pytest.raises(ValueError, match="neither"):
         pack["SwDSpectrum"].execute(model=model, keep=True)
     with pytest.raises(ValueError, match="without a VAE"):
