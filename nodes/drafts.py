@@ -159,7 +159,7 @@ class SwDDrafts(io.ComfyNode):
         drafts = LATELY.draft(sampling, drafts, stop_after, batch)
         share = sampling.share(drafts)
         whole = "run at full size" if drafts.stretches else "full run"
-        say(f"{total} drafts, each {share:.3f} of a {whole}; all of them {total * share:.2f}")
+        say(f"{total} drafts, each {share:.3f} of a {whole}; all of them {total * share:.2f} runs")
         images = draft_sheet.decode(drafts, vae, model, batch)
         sheet, shown = draft_sheet.show(drafts, images, cls, share)
         return io.NodeOutput(drafting.to_latent(drafts), images, sheet, ui=shown)

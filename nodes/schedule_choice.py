@@ -105,8 +105,9 @@ def custom_schedule(sizes: str, sigmas: str, frames: str = "") -> ScaleSchedule:
     kind = "timestep" if max(levels) > 1 else "flow"
     if kind == "timestep" and levels[0] < 20:
         raise ValueError(
-            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. For SDXL type "
-            "timesteps up to 1000, such as 1000 800 600 400; the node works out their sigmas."
+            f"custom_sigmas, step 1: {levels[0]:g} is no timestep to begin at. A flow model's "
+            "sigmas are 0 to 1, such as 1 0.8 0.6; for SDXL type timesteps up to 1000, such as "
+            "1000 800 600 400: the node works out their sigmas."
         )
     times = parse_steps(frames, "custom_frames")
     if times and times[-1] > 1:

@@ -135,6 +135,8 @@ def _read_header(header: dict[str, Any]) -> Drafts:
     if texts is None and version == PROMPTS_VERSION:
         raise KeyError("prompts")
     prompts = [""] * len(rows) if texts is None else [_text(text) for text in texts]
+    if len(prompts) != len(rows):
+        raise ValueError(f"it has {len(rows)} drafts and {len(prompts)} prompts.")
     return Drafts(
         GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
         one_line(str(header["model"])),

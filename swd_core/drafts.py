@@ -225,14 +225,17 @@ def check_stop(stop_after: int, drafts: Drafts) -> None:
             "Choose more steps, a larger tolerance or more sizes in SwD Growth Schedule."
         )
     if not drafts.step < stop_after < steps:
-        if drafts.step + 1 >= steps:
+        unit, done = ("size" if drafts.stretches else "step"), drafts.step
+        if done + 1 >= steps:
             raise ValueError(
-                f"stop_after is {stop_after}, but after step {drafts.step} of {steps} only the "
-                "last step is left: nothing to draft."
+                f"stop_after is {stop_after}, but after {unit} {done} of {steps} only the last "
+                f"{unit} is left: nothing to draft."
             )
+        which = f"{done + 1}" + (f" to {steps - 1}" if done + 2 < steps else "")
+        begun = f" They have {done} already; 0 finishes them." if done else ""
         raise ValueError(
-            f"stop_after is {stop_after}; drafts of this {steps}-step schedule stop after step "
-            f"{drafts.step + 1} to {steps - 1}."
+            f"stop_after is {stop_after}; drafts of this schedule of {steps} {unit}s stop after "
+            f"{unit} {which}.{begun}"
         )
 
 

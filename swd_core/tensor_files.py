@@ -73,7 +73,9 @@ def open_tensors(path: Path) -> safe_open:
             raise ValueError(f"its header would have {size} bytes, {MOST_HEADER} are the most")
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}).") from error
+        raise ValueError(
+            f"{path.name} is not a whole safetensors file ({error}). Copy or download it again."
+        ) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -150,7 +150,7 @@ def test_the_sheet_says_what_share_of_a_full_run_it_cost(one, monkeypatch):
     small = first.steps * first.size[0] * first.size[1]
     share = small / ((first.steps + last.steps) * SIDE[0] * SIDE[1])
     assert said == [
-        f"4 drafts, each {share:.3f} of a run at full size; all of them {4 * share:.2f}"
+        f"4 drafts, each {share:.3f} of a run at full size; all of them {4 * share:.2f} runs"
     ]
 
 
@@ -168,5 +168,5 @@ def test_what_cannot_be_drafted_is_said(one):
     with pytest.raises(ValueError, match="stop_after is 3"):
         one.drafts(one.schedule(), stop_after=3)
     drafts = one.drafts(one.schedule())[0]
-    with pytest.raises(ValueError, match="stop after step 2 to 2"):
+    with pytest.raises(ValueError, match="of 3 sizes stop after size 2. They have 1"):
         one.finish(drafts, "1", stop_after=1)
