@@ -31,6 +31,11 @@ function addViews(own) {
   });
 }
 
+// What draws a widget outside its node (favourites; pages that know no hideInPanel) leaves the width of that place on it,
+// which would then be its width in the node for good.
+const keepWide = (widget) =>
+  Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true });
+
 function addView(own, on) {
   let ratio = 1;
   const view = { own };
@@ -56,10 +61,11 @@ function addView(own, on) {
   }));
   const getMinHeight = () => (sheet.root.hidden ? 0 : (on.size[0] - 20) * ratio + sheet.bar());
   const widget = on.addDOMWidget(SHEET, SHEET, sheet.root, {
-    serialize: false, hideOnZoom: false, getMinHeight, getValue: () => "", setValue: () => {},
+    serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
   widget.label = "Drafts"; // where it stands in an app
+  keepWide(widget);
   if (onTray && on.size[0] < 440) on.setSize([440, on.size[1]]); // for its buttons
   if (on !== own.place.node) return view;
   // The host would show the same picture once more.
