@@ -57,7 +57,7 @@ def ways(
     sizes: int = 2,
     fewer: Sequence[int] = (),
 ) -> Iterator[Way]:
-    """All rows; of the deltas that grow after the same steps only the first.
+    """All rows; of the deltas that grow alike only the first.
 
     Args:
         fewer: steps that the published sampler takes, too, beside `steps` in rows of more.

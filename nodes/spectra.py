@@ -27,6 +27,11 @@ def spectrum_key(model: Any) -> str:
     return family if family in PUBLISHED else latent_kind(model)
 
 
+def published_law(key: str) -> LatentLaw | None:
+    """The one that comes with this pack for such latents, if any does."""
+    return PUBLISHED.get(_VAES.get(key, ""))
+
+
 def kept_file() -> Path:
     return Path(folder_paths.get_user_directory()) / KEPT_FILE
 
@@ -64,7 +69,7 @@ def keep_law(key: str, law: LatentLaw) -> str:
     instead = ""
     if key in before:
         instead = ", in place of the one measured before"
-    elif published := PUBLISHED.get(_VAES.get(key, "")):
+    elif published := published_law(key):
         instead = (
             f", in place of the one that comes with this pack ({published.source}): take it out of "
             f"{KEPT_FILE} in ComfyUI's user folder to go back"
@@ -78,7 +83,7 @@ def law_of(model: Any) -> tuple[LatentLaw, str]:
     own = kept_laws().get(key)
     if own is not None:
         return own, f"spectrum: {own.vae or key}, {own.source or 'measured'}"
-    published = PUBLISHED.get(_VAES.get(key, ""))
+    published = published_law(key)
     if published is not None:
         return published, f"spectrum: {published.vae}'s VAE, {published.source}"
     video = model.get_model_object("latent_format").latent_dimensions == 3

@@ -12,12 +12,20 @@ WIDEN = f"() => {{ const node = {DRAFTS}; node.setSize([node.size[0] + 150, node
 MARGINS = 40  # of a widget in its node, both sides, at most
 
 
+# Until the canvas, and what lies on it, has been laid out anew: it draws once in a frame at most.
+DRAWN = """async () => {
+    app.canvas.setDirty(true, true);
+    for (let i = 0; i < 4; i++) await new Promise(requestAnimationFrame);
+}"""
+
+
 @pytest.fixture
-def panel(sheet):
+def panel(sheet, host):
     """The panel's parameters of SwD Drafts, which has a sheet."""
+    version = host.get("/system_stats")["system"]["comfyui_version"]
+    if version.startswith("0.3."):
+        pytest.skip(f"the page of ComfyUI {version} has no properties panel")
     opener = sheet.get_by_role("button", name="Toggle properties panel").first
-    if not opener.count():
-        pytest.skip("this ComfyUI's page has no properties panel")
     opener.click()
     sheet.evaluate(SELECT)
     panel = sheet.get_by_test_id("properties-panel")
@@ -28,12 +36,12 @@ def panel(sheet):
 
 
 def test_the_sheet_stays_as_wide_as_its_node(panel, page, run, look):
-    page.wait_for_timeout(500)  # the canvas is drawn when it likes
+    page.evaluate(DRAWN)
     look("open")
     assert page.evaluate(BESIDE) <= MARGINS
     page.evaluate(WIDEN)
     run()
-    page.wait_for_timeout(500)
+    page.evaluate(DRAWN)
     look("widened")
     assert page.locator(BUTTONS).first.is_visible()
     assert page.evaluate(BESIDE) <= MARGINS
@@ -45,6 +53,6 @@ def test_the_panel_has_no_label_of_a_sheet_that_it_cannot_show(panel):
 
 def test_no_width_that_a_page_leaves_on_the_sheet_narrows_it(sheet):
     """As its list of favourites does, and pages that can't be told to leave it out of the panel."""
-    sheet.evaluate(f"() => {{ {WIDGET}.width = 288; app.canvas.setDirty(true, true); }}")
-    sheet.wait_for_timeout(500)
+    sheet.evaluate(f"() => {{ {WIDGET}.width = 288; }}")
+    sheet.evaluate(DRAWN)
     assert sheet.evaluate(BESIDE) <= MARGINS
