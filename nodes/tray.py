@@ -52,7 +52,7 @@ def waiting(kinds: Sequence[list[Kept]], chosen: int, fitting: int, broken: Sequ
             f"; {others} of another model, size or schedule" if others else "",
             f": kind has 1 to {fitting}" if fitting > 1 else "",
             f"; {older} older ones come when some of these are removed" if older else "",
-            *(f". {reason}" for reason in broken[:3]),
+            *(f". {reason.rstrip('.')}" for reason in broken[:3]),
             f". {len(broken) - 3} more can't be read" if len(broken) > 3 else "",
         ]
     )

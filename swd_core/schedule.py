@@ -76,7 +76,8 @@ def latent_sizes(
         if side < multiple or side % multiple:
             raise ValueError(
                 f"The latent {what} {side} is not a positive multiple of {multiple}, the model's "
-                f"patch. Choose an image side that is a multiple of {multiple} latent cells."
+                f"patch. Choose an image side that is a multiple of {multiple} latent cells "
+                f"({multiple * CELL} pixels where a cell is {CELL})."
             )
 
     def rounded(side: int, scale: float) -> int:

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from ..schedule import ScaleSchedule
 SIDES, SIDE_STEP = (128, 512), 16
 MAX_SEED = 2**64 - 1
 MAX_NOTES = 8
+OWN_SCHEDULE = "scenes-4"
 KEEP = argparse.RawDescriptionHelpFormatter
 
 
@@ -77,6 +80,47 @@ def find_schedule(name: str) -> tuple[ScaleSchedule, Preset | None]:
         raise Refusal(f"The schedule file {name} is not usable: {error}") from error
 
 
+def scene_schedule(name: str) -> ScaleSchedule:
+    """A schedule that the scene student can run; a note says so if it is of another model.
+
+    Raises:
+        Refusal: if `find_schedule` gives none, or it is SDXL's or of a video.
+    """
+    schedule, preset = find_schedule(name)
+    if schedule.sigma_kind != "flow":
+        raise Refusal(
+            f"The schedule {name} holds SDXL's timesteps; the scene student needs noise levels of "
+            "flow matching (0 to 1). Leave out --schedule for its own."
+        )
+    with refusing():
+        schedule.check_picture()
+    if preset and preset.family != "scenes":
+        print(
+            f"note: {name} was made for another model ({preset.title}); the scene student was "
+            f"trained for the sizes and noise levels of {OWN_SCHEDULE}.",
+            file=sys.stderr,
+        )
+    return schedule
+
+
+def chosen_seed(seed: int | None) -> int:
+    """The seed that was given, or a random one.
+
+    Raises:
+        Refusal: if it is none.
+    """
+    if seed is None:
+        return secrets.randbits(32)
+    if not 0 <= seed <= MAX_SEED:
+        raise Refusal(f"--seed {seed} is not possible; seeds are 0 to {MAX_SEED}.")
+    return seed
+
+
+def as_text(prompt: str) -> str:
+    """A prompt that files can hold: bytes of the shell that are no text would break them."""
+    return prompt.encode("utf-8", "replace").decode("utf-8")
+
+
 def default_name(prompt: str, seed: int) -> str:
     """a-fox-7.png; the words of the prompt that make a file name anywhere, and the seed."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())
@@ -107,7 +151,10 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
 def add_student_options(parser: argparse.ArgumentParser) -> None:
     """What every command that runs the student takes."""
     parser.add_argument(
-        "--schedule", default="scenes-4", metavar="NAME|FILE", help="preset or JSON file (scenes-4)"
+        "--schedule",
+        default=OWN_SCHEDULE,
+        metavar="NAME|FILE",
+        help=f"preset or JSON file ({OWN_SCHEDULE})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--weights", metavar="FOLDER", help="other weights than the embedded ones")

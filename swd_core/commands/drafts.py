@@ -13,11 +13,13 @@ from .common import (
     SIDES,
     Refusal,
     add_student_options,
+    as_text,
     check_outputs,
+    chosen_seed,
     default_name,
-    find_schedule,
     parse_size,
     refusing,
+    scene_schedule,
 )
 
 DRAFTS_EXAMPLES = """\
@@ -89,25 +91,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def run_drafts(a: argparse.Namespace) -> None:
-    import secrets
-
     from ..draft_files import SUFFIX, save_drafts
     from ..drafts import MAX_DRAFTS, Draft, Drafts, check_count, check_stop
 
     with refusing():
         check_count(a.count, "--count")
-        seed = secrets.randbits(32) if a.seed is None else a.seed
-        if not 0 <= seed <= MAX_SEED:
-            raise Refusal(f"--seed {seed} is not possible; seeds are 0 to {MAX_SEED}.")
+        seed = chosen_seed(a.seed)
         width, height = parse_size(a.size, *SIDES, SIDE_STEP)
-        schedule, _ = find_schedule(a.schedule)
-        if schedule.sigma_kind != "flow":
-            raise Refusal(
-                f"The schedule {a.schedule} holds SDXL's timesteps; leave out --schedule for the "
-                "student's own."
-            )
-        schedule.check_picture()
-        prompt = a.prompt.encode("utf-8", "replace").decode("utf-8")
+        schedule = scene_schedule(a.schedule)
+        prompt = as_text(a.prompt)
         images = tuple(Draft(seed, i) for i in range(min(a.count, MAX_DRAFTS)))
         size = (height // CELL, width // CELL)
         drafts = Drafts(schedule, "scenes", size, images, prompt=prompt)

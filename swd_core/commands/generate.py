@@ -1,7 +1,6 @@
 """The command `generate`: a prompt to PNG files."""
 
 import argparse
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +9,17 @@ from ..schedule import CELL
 from .common import (
     KEEP,
     MAX_NOTES,
-    MAX_SEED,
     SIDE_STEP,
     SIDES,
     Refusal,
     add_student_options,
+    as_text,
     check_outputs,
+    chosen_seed,
     default_name,
-    find_schedule,
     parse_size,
     refusing,
+    scene_schedule,
 )
 
 if TYPE_CHECKING:
@@ -91,23 +91,14 @@ def plan(a: argparse.Namespace) -> "Job":
         raise Refusal(
             f"--count {a.count} is not possible; ask for 1 to {MAX_COUNT} pictures at a time."
         )
-    seed = secrets.randbits(32) if a.seed is None else a.seed
-    if not 0 <= seed <= MAX_SEED:
-        raise Refusal(f"--seed {seed} is not possible; seeds are 0 to {MAX_SEED}.")
+    seed = chosen_seed(a.seed)
     width, height = parse_size(a.size, *SIDES, SIDE_STEP)
-    schedule, _ = find_schedule(a.schedule)
-    if schedule.sigma_kind != "flow":
-        raise Refusal(
-            f"The schedule {a.schedule} holds SDXL's timesteps; the scene student needs noise "
-            "levels of flow matching (0 to 1). Leave out --schedule for its own."
-        )
-    schedule.check_picture()
+    schedule = scene_schedule(a.schedule)
     if a.strip and schedule.steps > MAX_STRIP:
         raise Refusal(
             f"--strip shows at most {MAX_STRIP} steps; this schedule has {schedule.steps}."
         )
-    # Bytes of the shell that are no text would break the metadata.
-    prompt = a.prompt.encode("utf-8", "replace").decode("utf-8")
+    prompt = as_text(a.prompt)
     out = Path(a.out) if a.out else Path()
     if out.is_dir():
         out = out / default_name(prompt, seed)

@@ -137,9 +137,7 @@ class Bench:
         """
         budget = budget_of(a, variant, seed)
         name, config = name_of(variant, seed, budget), config_of(a, variant, seed)
-        steps = train(
-            self.data, a.run, variant.student, config, name, **budget, **variant.training
-        )
+        steps = train(self.data, a.run, variant.student, config, name, **budget, **variant.training)
         seconds = load_checkpoint(a.run / f"{name}.pt")["seconds"]
         if steps < budget.get("steps", 0) or seconds < 60 * budget.get("minutes", 0):
             raise Stopped(f"{variant.title}, seed {seed}: stopped at step {steps}.")

@@ -59,6 +59,16 @@ def test_one_line_for_what_can_t_be_done(main, tmp_path, arguments, says):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["generate", "drafts"])
+def test_a_schedule_of_another_model_runs_and_says_so(main, tmp_path, command):
+    picture = (command, "cat", "--seed", "3", "--size", "128", "--schedule")
+    code, _, err = main(*picture, "flux-4")
+    assert code == 0 and len(list(tmp_path.iterdir())) > 0
+    assert "flux-4 was made for another model" in err and "scenes-4" in err
+    code, _, err = main(*picture, "scenes-4", "--overwrite")
+    assert code == 0 and "made for another model" not in err
+
+
 @pytest.mark.parametrize("pick", ["3", "2-1", "x", ""])
 def test_bad_picks_leave_the_drafts_alone(main, tmp_path, pick):
     main("drafts", "cat", "--size", "128", "--count", "2", "--out", "d.png")

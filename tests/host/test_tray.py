@@ -142,9 +142,11 @@ def test_a_damaged_file_hides_no_other_draft(server):
     find(prompt, "SwDDrafts")["seed"] = 6320
     put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1-2")
     folder = server.base / "output" / "drafts" / "tray"
-    (folder / "mine.drafts.safetensors").write_bytes(b"no drafts")
+    for name in ("mine", "yours"):
+        (folder / f"{name}.drafts.safetensors").write_bytes(b"no drafts")
     said = said_by_tray(server, shown)
-    assert said.startswith("2 put aside") and "mine.drafts.safetensors" in said
+    assert said.startswith("2 put aside") and ".. " not in said
+    assert "mine.drafts.safetensors" in said and "yours.drafts.safetensors" in said
     server.post(f"{TRAY}/remove", {"names": server.get(TRAY)})
     assert files(server.base) == [], "it can be removed"
 
