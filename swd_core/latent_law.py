@@ -149,6 +149,24 @@ def fit_latents(latents: Tensor, vae: str = "", source: str = "") -> FittedLaw:
         ValueError: if there are too few different pictures, they are too small, one is flat or
             broken, or their power is no falling power law.
     """
+    _check_set(latents)
+    frequencies, powers = picture_spectra(latents)
+    _check_pictures(powers)
+    law, misfit = _falling_law(frequencies, powers.mean(0))
+    count, cells = len(powers), latents.shape[-2] * latents.shape[-1]
+    rest = (powers.sum(0) - powers) / (count - 1)
+    laws = [fit_power_law(frequencies, power) for power in rest]
+    return FittedLaw(
+        LatentLaw(_amplitude(law, cells), law.exponent, cells, vae, source),
+        _jackknife([math.log(_amplitude(one, cells)) for one in laws]),
+        _jackknife([one.exponent for one in laws]),
+        _jackknife([math.log(one.frequency(1.0)) for one in laws]),
+        misfit,
+        count,
+    )
+
+
+def _check_set(latents: Tensor) -> None:
     if latents.ndim not in (4, 5):
         raise ValueError(
             f"A spectrum is taken of latents (B, C, H, W) or (B, C, T, H, W), not of "
@@ -165,8 +183,11 @@ def fit_latents(latents: Tensor, vae: str = "", source: str = "") -> FittedLaw:
             f"Latents of {width}x{height} cells hold too few frequencies; give pictures of at "
             f"least {LEAST_SIDE} cells a side."
         )
-    frequencies, powers = picture_spectra(latents)
-    total = powers.sum(1)
+
+
+def _check_pictures(powers: Tensor) -> None:
+    """Of powers (B, F): none of a flat or broken picture, and enough different ones."""
+    count, total = len(powers), powers.sum(1)
     for number, of_one in enumerate(powers, 1):
         sound = torch.isfinite(of_one).all() and (of_one > 1e-12).all()
         if not (sound and of_one.sum() >= FLAT * total.nanmedian()):
@@ -180,31 +201,25 @@ def fit_latents(latents: Tensor, vae: str = "", source: str = "") -> FittedLaw:
             f"Of the {count} pictures only {different} differ{'s' * (different == 1)} from the "
             f"rest: give at least {LEAST_PICTURES} different ones, better 32."
         )
-    law = fit_power_law(frequencies, powers.mean(0))
+
+
+def _falling_law(frequencies: Tensor, power: Tensor) -> tuple[PowerLaw, float]:
+    """The law of powers (F,) at `frequencies`, and by what share it typically misses them."""
+    law = fit_power_law(frequencies, power)
     if law.exponent <= 0:
         raise ValueError(
             f"The power of these latents does not fall with frequency (exponent "
             f"{law.exponent:.2f}): they are noise, or no clean latents."
         )
     fitted = torch.tensor([law.power(float(f)) for f in frequencies]).double()
-    misfit = float((powers.mean(0) / fitted).log().square().mean().sqrt().expm1())
+    misfit = float((power / fitted).log().square().mean().sqrt().expm1())
     if misfit > MOST_MISFIT:
         raise ValueError(
             f"The power of these latents is no power law (misfit {misfit:.0%}, at most "
             f"{MOST_MISFIT:.0%}): pictures of one colour, or small ones on an empty ground, tell "
             "nothing of yours. Give pictures that are full of what you make."
         )
-    cells = height * width
-    rest = (powers.sum(0) - powers) / (count - 1)
-    laws = [fit_power_law(frequencies, power) for power in rest]
-    return FittedLaw(
-        LatentLaw(_amplitude(law, cells), law.exponent, cells, vae, source),
-        _jackknife([math.log(_amplitude(one, cells)) for one in laws]),
-        _jackknife([one.exponent for one in laws]),
-        _jackknife([math.log(one.frequency(1.0)) for one in laws]),
-        misfit,
-        count,
-    )
+    return law, misfit
 
 
 def _amplitude(law: PowerLaw, cells: int) -> float:
