@@ -120,32 +120,38 @@ def summed_up(wanted: Sequence[Way], parts: Parts) -> dict[str, Any]:
         painted = [Painted.of(way, parts, distance_to) for way in there]
         if not painted:
             continue
-        full, cut = painted[0], next((p for p in painted if p.way.cut), None)
-        if full.way.lift != FULL or full.way.cut:
+        if painted[0].way.lift != FULL or painted[0].way.cut:
             raise SystemExit(f"The row {run} at full size is missing: paint it first.")
         for mine in painted:
-            row = rows[mine.way.name] = {
-                "cost": round(mine.row["cost"], 3),
-                "time": round(mine.seconds / full.seconds, 4),
-                "seconds": round(mine.seconds, 5),
-                "detail": round(mine.row["detail"] / about["detail"], 4),
-                "right": mean(mine.found["right"]).rounded(),
-                "right more": mine.more_right(full),
-                "frechet": mine.frechet.rounded(),
-                "frechet more": mine.farther(full),
-            }
-            if "distance" in mine.found:
-                row["distance"] = mean(mine.found["distance"]).rounded()
-            if cut and mine.way.lift != FULL:
-                row["frechet more than cut"] = mine.farther(cut)
-            if peer := as_costly(mine, painted):
-                row["than published"] = {
-                    "delta": peer.way.delta,
-                    "steps": peer.way.cut or peer.way.steps,
-                    "right more": mine.more_right(peer),
-                    "frechet more": mine.farther(peer),
-                }
+            rows[mine.way.name] = compared(mine, painted, about["detail"])
     return rows
+
+
+def compared(mine: Painted, painted: Sequence[Painted], real_detail: float) -> dict[str, Any]:
+    """A row's measures, beside the full run that comes first of `painted`, fewer steps and peer."""
+    full, cut = painted[0], next((p for p in painted if p.way.cut), None)
+    row = {
+        "cost": round(mine.row["cost"], 3),
+        "time": round(mine.seconds / full.seconds, 4),
+        "seconds": round(mine.seconds, 5),
+        "detail": round(mine.row["detail"] / real_detail, 4),
+        "right": mean(mine.found["right"]).rounded(),
+        "right more": mine.more_right(full),
+        "frechet": mine.frechet.rounded(),
+        "frechet more": mine.farther(full),
+    }
+    if "distance" in mine.found:
+        row["distance"] = mean(mine.found["distance"]).rounded()
+    if cut and mine.way.lift != FULL:
+        row["frechet more than cut"] = mine.farther(cut)
+    if peer := as_costly(mine, painted):
+        row["than published"] = {
+            "delta": peer.way.delta,
+            "steps": peer.way.cut or peer.way.steps,
+            "right more": mine.more_right(peer),
+            "frechet more": mine.farther(peer),
+        }
+    return row
 
 
 def text(rows: dict[str, Any], count: int, size: int) -> str:
