@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,6 +50,20 @@ def patch_multiple(model: Any) -> int:
         if patch is not None:
             return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
     return 2
+
+
+def check_positions(model: Any, size: Sequence[int]) -> None:
+    """Raises ValueError if a side of (..., H, W) has more patches than the model has positions."""
+    most = model.model.model_config.unet_config.get("pos_embed_max_size")
+    if most is None:
+        return
+    largest, cell = most * patch_multiple(model), cell_pixels(model)
+    if max(size[-2:]) > largest:
+        height, width = (side * cell for side in size[-2:])
+        raise ValueError(
+            f"The latent is of {width} x {height} pixels, and this model has positions for sides "
+            f"of at most {largest * cell}. Choose a smaller size."
+        )
 
 
 def noise_table(model: Any) -> Any:

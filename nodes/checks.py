@@ -36,6 +36,7 @@ def check_run(
     _host_latent.plain_samples({"samples": noise})
     patcher = guider.model_patcher
     _host_latent.check_channels(noise, patcher)
+    _host_model.check_positions(patcher, noise.shape)
     if noise.ndim == 4:
         schedule.check_picture()
     else:

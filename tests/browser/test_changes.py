@@ -10,6 +10,15 @@ ANOTHER = {**GRAPH, "id": "00000000-0000-4000-8000-000000000000"}
 WIDGET = """([type, name]) => app.graph.nodes.find((n) => n.type === type)
   .widgets.find((w) => w.name === name).value"""
 SHOWN = "() => document.querySelectorAll('.swd-sheet:not([hidden])').length"
+DRAFTS = "app.graph.nodes.find((n) => n.type === 'SwDDrafts')"
+HEIGHT = f"() => {DRAFTS}.size[1]"
+# The sheet's own, and what the host has put on its node beside it in one of its two editors.
+PICTURES = f"""() => {{
+  const {{ id, widgets }} = {DRAFTS};
+  const here = [...document.querySelectorAll(`[data-node-id="${{id}}"] img`)];
+  return 1 + here.filter((one) => !one.closest(".swd-sheet")).length
+    + widgets.filter((one) => one.name === "$$canvas-image-preview").length;
+}}"""
 # A negative, which guidance needs, for the quick start's sampler.
 GUIDED = """(cfg) => {
   const find = (type) => app.graph.nodes.find((n) => n.type === type);
@@ -140,6 +149,41 @@ def test_a_key_on_a_sheet_never_deletes_its_node(sheet):
         page.keyboard.press(key)
     page.wait_for_timeout(500)
     assert page.evaluate("() => app.graph.nodes.some((n) => n.type === 'SwDDrafts')")
+
+
+def test_undo_and_another_tab_leave_one_picture_and_what_can_be_done_again(sheet, look):
+    """The page draws the graph and the pictures it knows before it has asked for the sheet."""
+    page = sheet
+    height = page.evaluate(HEIGHT)
+    for number in (2, 4):
+        page.locator(BUTTONS).nth(number).click()
+        page.wait_for_timeout(500)
+    page.evaluate("() => document.activeElement.blur()")
+    command = "(id) => app.extensionManager.command.execute(id)"
+    page.evaluate(
+        """() => {
+          const { changeTracker } = app.extensionManager.workflow.activeWorkflow;
+          (changeTracker.captureCanvasState ?? changeTracker.checkState).call(changeTracker);
+        }"""
+    )
+    page.evaluate(command, "Comfy.Undo")
+    page.wait_for_function(f"() => !({PICK})().startsWith('3,5 @') && ({SHOWN})() === 1")
+    page.wait_for_timeout(1500)  # for what the page draws
+    look("undone")
+    assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
+    page.evaluate(command, "Comfy.Redo")
+    page.wait_for_function(f"() => ({PICK})().startsWith('3,5 @') && ({SHOWN})() === 1")
+    page.wait_for_timeout(1500)
+    assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
+    assert marked(page) == ["Draft 3", "Draft 5"]
+    page.evaluate(command, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("() => app.graph.nodes.length === 0")
+    page.evaluate(command, "Workspace.PreviousOpenedWorkflow")
+    page.wait_for_function(f"() => ({SHOWN})() === 1")
+    page.wait_for_timeout(1500)
+    look("back")
+    assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
+    assert marked(page) == ["Draft 3", "Draft 5"]
 
 
 def test_a_graph_that_was_left_meanwhile_shows_no_sheet(sheet):

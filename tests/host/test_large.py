@@ -70,8 +70,28 @@ def table_sizes(table: str) -> list[tuple[int, int]]:
     return [(int(height) // 8, int(width) // 8) for width, _, height in rows]
 
 
+@pytest.mark.parametrize("size", [(16, 226), (226, 16)])
+def test_a_side_beyond_the_model_s_positions_is_refused_before_it_runs(pack, small, models, size):
+    model = models["sd35-medium"].clone()
+    calls = []
+    model.set_model_unet_function_wrapper(lambda apply, given: calls.append(1))
+    latent = {"samples": torch.zeros(1, 16, *size)}
+    schedule, sigmas, _ = schedule_for(pack, model, latent, "stretch")
+    with pytest.raises(ValueError, match=r"(1808 x 128|128 x 1808) pixels.*at most 1792\."):
+        run_both(pack, model, guided(small, "sd35-medium"), latent, schedule, sigmas)
+    with pytest.raises(ValueError, match=r"at most 1792\."):
+        pack["SwDDrafts"].execute(
+            model=[model], positive=[guided(small, "sd35-medium")], latent_image=[latent],
+            schedule=[schedule], seed=[1], count=[2], stop_after=[1], batch=[2], cfg=[1.0],
+            upscale_method=["bicubic"],
+        )  # fmt: skip
+    assert not calls
+
+
 @pytest.mark.parametrize(("mode", "multiple", "size", "sizes"), CASES, ids=str)
-def test_sizes_are_those_of_the_table(pack, small, models, mode, multiple, size, sizes):
+def test_sizes_are_those_of_the_table(
+    pack, small, models, monkeypatch, mode, multiple, size, sizes
+):
     """A cheap stand-in answers for the model: 65,000 tokens of attention take a CPU too long."""
     for family in [name for name, m in MULTIPLES.items() if m == multiple]:
         seen = []
@@ -82,6 +102,9 @@ def test_sizes_are_those_of_the_table(pack, small, models, mode, multiple, size,
 
         model = models[family].clone()
         model.set_model_unet_function_wrapper(answer)
+        if family == "sd35-medium":  # as many as the published one has
+            config = model.model.model_config.unet_config
+            monkeypatch.setitem(config, "pos_embed_max_size", 384)
         latent = {"samples": torch.zeros(1, small.KINDS[family].channels, *size)}
         schedule, sigmas, table = schedule_for(pack, model, latent, mode)
         assert table_sizes(table) == sizes

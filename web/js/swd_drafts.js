@@ -67,11 +67,27 @@ function addView(own, on) {
   widget.label = "Drafts"; // where it stands in an app
   keepWide(widget);
   if (onTray && on.size[0] < 440) on.setSize([440, on.size[1]]); // for its buttons
-  if (on !== own.place.node) return view;
-  // The host would show the same picture once more.
-  on.hideOutputImages = true;
-  on.onDrawBackground = undefined;
+  if (on === own.place.node) hidePicture(on);
   return view;
+}
+
+// The host would show the same picture once more.
+function hidePicture(node) {
+  node.hideOutputImages = true;
+  node.onDrawBackground = undefined;
+}
+
+// What the page itself remembers of a node's last run, over an undo or while another tab is in front.
+function remembered({ node }) {
+  const { rootGraph = app.graph, nodeOutputs } = app;
+  return nodeOutputs?.[node.graph === rootGraph ? node.id : `${node.graph?.id}:${node.id}`];
+}
+
+// Before the page draws it: a sheet only comes back once the host has been asked.
+function hidePictures() {
+  for (const place of allPlaces()) {
+    if (WITH_SHEET.includes(place.node.type) && remembered(place)?.swd_sheet) hidePicture(place.node);
+  }
 }
 
 // Shows a place's sheet in these views of its.
@@ -148,7 +164,7 @@ async function restore() {
   // Another graph may have been opened meanwhile.
   for (const own of bare().filter(({ node }) => asked.has(node)).map(ownOf)) {
     const run = ours.find((r) => r.outputs?.[own.path]?.swd_sheet);
-    show(own, run?.outputs[own.path], run?.prompt[1]);
+    show(own, run?.outputs[own.path] ?? remembered(own.place), run?.prompt[1]);
   }
 }
 
@@ -199,7 +215,9 @@ app.registerExtension({
     if (!parts.some(([id]) => String(id).endsWith(`:${node.id}:${SHEET}`))) return;
     for (const place of allPlaces()) if (place.node === node) addViews(ownOf(place));
   },
+  onNodeOutputsUpdated: hidePictures,
   afterConfigureGraph() {
+    hidePictures();
     restore().catch((error) => console.warn("SwD: the contact sheets could not be restored", error));
   },
 });
