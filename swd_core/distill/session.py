@@ -52,6 +52,11 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
             f"{settings.data.prepared} was prepared for the scales {scales}, not "
             f"{list(wanted.scales)}. Run prepare again."
         )
+    if (side := index.get("side", settings.data.size)) != settings.data.size:
+        raise ValueError(
+            f"{settings.data.prepared} was prepared at size {side}, and [data] size is "
+            f"{settings.data.size}. Run prepare again, or set it back."
+        )
     if settings.train.mmd_per_batch and world.size > 1:
         raise ValueError("[train] mmd_per_batch needs the whole batch in one process.")
     if settings.train.accumulate > 1 and settings.train.mmd_per_batch:

@@ -153,6 +153,14 @@ def test_data_of_another_schedule_is_refused(place):
     assert not (place / "other").exists()
 
 
+def test_data_of_another_size_is_refused(place):
+    """An edited size was taken no notice of: the training went on with what was prepared."""
+    settings = runs.changed(runs.settings_of(place, "sized"), "data", size=48)
+    with pytest.raises(ValueError, match=r"prepared at size 64, .* size is 48\. Run prepare again"):
+        session.train(settings)
+    assert not (place / "sized").exists()
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(place):
     """A limit on the size of files stands in for the full disk; the command says it in a line."""
     runs.train(place, "full", steps=2)
