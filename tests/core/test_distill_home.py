@@ -61,6 +61,15 @@ def test_other_settings_are_named_and_nothing_is_trained(place, change, says):
     runs.train(place, run.name, resume=True, steps=3, **change)  # they are its settings now
 
 
+@pytest.mark.parametrize("name", ["samples", "Samples", "checkpoint.pt", "losses.jsonl"])
+def test_a_name_that_the_run_has_for_itself_is_refused_before_a_step(place, name):
+    """The first save of a student called samples failed, after all the steps before it."""
+    settings = runs.changed(runs.settings_of(place, "named", steps=1), "output", name=name)
+    with pytest.raises(ValueError, match=rf"name is '{name}', .* Choose another name"):
+        session.train(settings)
+    assert not (place / "named").exists()
+
+
 def test_another_rank_is_refused_either_way(place):
     run = begun(place, "rank")
     other = runs.changed(runs.settings_of(place, "rank", steps=2), "model", rank=3)
