@@ -47,9 +47,10 @@ class Trainer:
 
     Args:
         extra: losses beside the config's, by name.
-        between: called before every batch; what it raises ends the training there. `step` and
-            `fake_done`, the fake score's steps of the next one, then say what is done, and saving
-            and resuming give what an uninterrupted training gives.
+        between: called before every batch, and every group of pictures that `taught` makes; what it
+            raises ends the training there. `step` and `fake_done`, the fake score's steps of the
+            next one, then say what is done, and saving and resuming give what an uninterrupted
+            training gives.
         taught: what the losses compare with instead of the batches' own pictures.
         last: how many steps there are in all, if that is known: no batch is drawn beyond.
     """
@@ -222,7 +223,7 @@ class Trainer:
         if self.taught is not None:
             total = count * self.world.size
             part = self.world.part(total)
-            real, text = self.taught.draw(self.step, interval, total, part, draws)
+            real, text = self.taught.draw(self.step, interval, total, part, draws, self.between)
         with adapter(self.model.module, "student"):
             if simulated:
                 with torch.no_grad():
