@@ -329,7 +329,8 @@ class Trainer:
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.fake_done, self._sums = int(state.get("fake_done", 0)), state.get("sums", {})
-        log.info("resumed at step %d, %.1f min", self.step, self.seconds / 60)
+        spent = f", {self.seconds / 60:.1f} min" if self.seconds else ""  # counted by some callers
+        log.info("resumed at step %d%s", self.step, spent)
 
     def averaged_student(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The EMA of the student's adapter: layer name -> (down, up)."""
