@@ -79,7 +79,7 @@ def read_prompts(path: Path, where: str = "[teacher] prompts") -> list[str]:
 
 def prompts_alone(source: Path) -> bool:
     """Whether a training's source is a file of prompts, without pictures."""
-    return source.suffix == CAPTION
+    return source.suffix.lower() == CAPTION
 
 
 def find_prompts(source: Path) -> list[Sample]:

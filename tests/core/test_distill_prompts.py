@@ -15,7 +15,7 @@ from swd_core.distill import session, teachers
 from swd_core.distill.config import parse_settings
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.draws import Draws
-from swd_core.distill.sources import find_prompts
+from swd_core.distill.sources import find_prompts, prompts_alone
 from swd_core.distill.taught import Teaching
 from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.world import World
@@ -49,6 +49,11 @@ def test_prepared_are_the_prompts_in_their_order_and_nothing_else(place, random_
     assert torch.equal(tensors["context"], text.context.half())
     assert torch.equal(tensors["pooled"], text.pooled.half())
     assert PreparedBatches(place / "prepared").first(2).captions == ("a fox", "happy dog")
+
+
+def test_a_files_ending_may_be_written_large(tmp_path):
+    """PROMPTS.TXT was called neither a folder nor a tar."""
+    assert prompts_alone(tmp_path / "PROMPTS.TXT") and not prompts_alone(tmp_path / "pictures")
 
 
 def test_what_the_student_sees_is_what_it_made_itself(place):
