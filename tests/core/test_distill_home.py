@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from swd_core.commands import main
 from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.conditioning import Conditioning
@@ -68,6 +69,16 @@ def test_a_name_that_the_run_has_for_itself_is_refused_before_a_step(place, name
     with pytest.raises(ValueError, match=rf"name is '{name}', .* Choose another name"):
         session.train(settings)
     assert not (place / "named").exists()
+
+
+def test_a_run_without_a_folder_is_refused(place, tmp_path, monkeypatch, capsys):
+    """An empty name was where the command was given, in the pack's own folder."""
+    monkeypatch.chdir(tmp_path)
+    text = (place / "config.toml").read_text().replace(f'run = "{place}/run"', 'run = ""')
+    (tmp_path / "config.toml").write_text(text)
+    assert main(["distill", "--config", "config.toml", "--steps", "1"]) == 2
+    assert "[output] run is missing" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
 def test_another_rank_is_refused_either_way(place):
