@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, save_all
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.families import FAMILIES
-from ..swd_core.files import check_name
+from ..swd_core.files import check_name, held
 from ..swd_core.presets import presets
 from . import _host, _host_latent, _host_model
 from .host_model import HostModel
@@ -268,8 +269,37 @@ def train(
 def _train(
     model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
-    options, name = settings.model, settings.output.name
     home = home_of(model, data, settings)  # the weights are the bare teacher's only by now
+    with alone(home.checkpoint.parent, settings.output.name):
+        return _train_at(home, model, data, settings, vae, resume)
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Holds a training's folder. Raises ValueError if another ComfyUI does."""
+    made = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(folder))
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another ComfyUI trains {name} now. Wait for its end, or choose another "
+                    "lora_name."
+                ) from error
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
+def _train_at(
+    home: Home, model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
+) -> tuple[Path, Image.Image]:
+    """`train` in a folder that nobody else trains in."""
+    options, name = settings.model, settings.output.name
     teacher = HostModel(
         model,
         options.rank,

@@ -154,10 +154,14 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
     if len(data) > most:
         raise ValueError(f"{path} has more than {most / 2**20:g} MB.")
     try:
-        # What Windows' editors and shells write.
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}.") from error
+
+
+def encoding_of(data: bytes) -> str:
+    """UTF-8, or UTF-16 where its byte order mark says so, as Windows' editors and shells write."""
+    return "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> Any:

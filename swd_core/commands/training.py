@@ -156,6 +156,7 @@ def _distill(a: argparse.Namespace) -> None:
             print(lines(estimate_settings(settings)))
             return
         _need(settings.data.prepared, "[data] prepared")
+        _need(settings.output.run, "[output] run")
         from ..distill.session import train as run_training
 
         try:

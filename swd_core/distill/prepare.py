@@ -120,7 +120,8 @@ def prepare(
 
     Raises:
         ValueError: if captions are missing, pictures are smaller than the smallest scale, nothing
-            is usable, or the schedule doesn't fit the VAE. OSError: if the disk is full.
+            is usable, the schedule doesn't fit the VAE, or what is encoded isn't finite.
+        OSError: if the disk is full.
     """
     check_schedule(schedule, side, encoder.factor, encoder.multiple)
     alone = prompts_alone(source)
@@ -172,7 +173,10 @@ def prepare(
     for old in folder.iterdir():
         if SHARD.fullmatch(old.name) and old.name not in kept_names and _header(old):
             old.unlink()
-    _write(folder / EMPTY, encoder.unconditional().map(_halved).parts)
+    empty = encoder.unconditional().map(_halved).parts
+    for part in empty.values():
+        _check_finite(part, "encoding", ["the empty prompt"])
+    _write(folder / EMPTY, empty)
     if alone:
         settings["pictures"] = False
     index = {**settings, "side": side, "factor": encoder.factor, "multiple": encoder.multiple}
@@ -274,6 +278,17 @@ def _halved(part: Tensor) -> Tensor:
     return part.half() if part.is_floating_point() else part
 
 
+def _check_finite(part: Tensor, what: str, names: list[str]) -> None:
+    """Raises ValueError for the first row that isn't, in half precision as it is stored."""
+    good = part.isfinite().flatten(1).all(1).tolist()
+    if not all(good):
+        raise ValueError(
+            f"{names[good.index(False)]}: its {what} would hold NaN or infinity, from which "
+            "nothing can be learned. Where [model] dtype is float16, try bfloat16; otherwise look "
+            "at this picture and its caption, and whether the weights in [model] base are whole."
+        )
+
+
 @torch.inference_mode()
 def _encode_shard(
     path: Path,
@@ -303,10 +318,14 @@ def _encode_shard(
         if not prompts:
             continue
         whole = torch.stack(pictures) if pictures else None
+        encoded = names[-len(prompts) :]
         for h, w in dict.fromkeys(sizes) if pictures else ():
             small = shrink(whole, (h * encoder.factor, w * encoder.factor))
-            parts[f"latent_{h}x{w}"].append(encoder.latents(small).half())
+            latents = encoder.latents(small).half()
+            _check_finite(latents, "latent", encoded)
+            parts[f"latent_{h}x{w}"].append(latents)
         for name, part in encoder.text(prompts).map(_halved).parts.items():
+            _check_finite(part, "encoded caption", encoded)
             parts[name].append(part)
     header = {
         **identity,

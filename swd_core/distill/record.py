@@ -14,6 +14,7 @@ from ..pictures import write_png
 log = logging.getLogger(__name__)
 LOSSES = "losses.jsonl"
 SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
 MOST_RECORD = 1 << 30  # bytes
 
 
@@ -28,7 +29,7 @@ class Record:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+                self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=step)
             except ImportError:
                 log.info("tensorboard is not installed; the losses are in %s", self.path)
 

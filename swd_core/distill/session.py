@@ -22,7 +22,7 @@ from .evaluation import grid, measures, student_latents
 from .home import MARK, Home, check_own, claim, identity
 from .interface import Shown
 from .origin import check_source
-from .record import Record
+from .record import LOSSES, SAMPLES, TENSORBOARD, Record
 from .stopping import stop_if, stoppable
 from .taught import Taught, Teaching
 from .teachers import device_of, load_decoder, load_model, publisher, schedule_sigmas
@@ -31,6 +31,7 @@ from .world import World, join_world, sharing_world
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
+OWN = (CHECKPOINT, LOSSES, SAMPLES, TENSORBOARD)  # what lies beside the LoRA
 
 
 def build_trainer(settings: Settings, world: World) -> Trainer:
@@ -51,6 +52,11 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         raise ValueError(
             f"{settings.data.prepared} was prepared for the scales {scales}, not "
             f"{list(wanted.scales)}. Run prepare again."
+        )
+    if (side := index.get("side", settings.data.size)) != settings.data.size:
+        raise ValueError(
+            f"{settings.data.prepared} was prepared at size {side}, and [data] size is "
+            f"{settings.data.size}. Run prepare again, or set it back."
         )
     if settings.train.mmd_per_batch and world.size > 1:
         raise ValueError("[train] mmd_per_batch needs the whole batch in one process.")
@@ -185,6 +191,11 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
     """
     output, run = settings.output, Path(settings.output.run)
     checkpoint, prepared = run / CHECKPOINT, Path(settings.data.prepared)
+    if output.name.lower() in OWN:
+        raise ValueError(
+            f"[output] name is {output.name!r}, but a run's folder has a {output.name.lower()} of "
+            "its own beside the LoRA. Choose another name."
+        )
     if checkpoint.is_file() and not resume:
         raise ValueError(
             f"{checkpoint} exists already. Give --resume to go on with it, or another [output] run."

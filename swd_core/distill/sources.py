@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
 
-from ..files import read_text
+from ..files import encoding_of, read_text
 
 MOST_PROMPTS = 1 << 28  # bytes
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -79,7 +79,7 @@ def read_prompts(path: Path, where: str = "[teacher] prompts") -> list[str]:
 
 def prompts_alone(source: Path) -> bool:
     """Whether a training's source is a file of prompts, without pictures."""
-    return source.suffix == CAPTION
+    return source.suffix.lower() == CAPTION
 
 
 def find_prompts(source: Path) -> list[Sample]:
@@ -170,4 +170,5 @@ def _stem(name: str) -> str:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8-sig", "replace").strip()
+    """A caption in UTF-8, or in UTF-16 with a byte order mark."""
+    return data.decode(encoding_of(data), "replace").strip()

@@ -1,5 +1,7 @@
 """The teacher's pictures made while a training goes on: what prompts alone are compared with."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +18,7 @@ from .objective import Objective
 from .scalewise import Interval, shifted
 from .world import World
 
+log = logging.getLogger(__name__)
 Size = tuple[int, int]
 
 
@@ -122,18 +125,37 @@ class Taught:
         return range(first, first + -(-self.pool // self.teaching.total))
 
     def draw(
-        self, step: int, interval: Interval, count: int, part: slice, draws: Draws
+        self,
+        step: int,
+        interval: Interval,
+        count: int,
+        part: slice,
+        draws: Draws,
+        between: Callable[[], None] = lambda: None,
     ) -> tuple[Tensor, Conditioning]:
-        """Latents at the interval's size and their text: of a batch of `count` the rows `part`."""
+        """Latents at the interval's size and their text: of a batch of `count` the rows `part`.
+
+        Args:
+            between: called before each group that is made; what it raises ends it there.
+        """
         if list(numbers := self.numbers(step)) != list(self._groups):
-            known = self._groups
-            self._groups = {i: known.get(i) or self.teaching.group(i) for i in numbers}
+            if not self._groups and self.teaching.world.is_first:
+                pictures = len(numbers) * self.teaching.total
+                log.info("the teacher first makes %d pictures to compare with", pictures)
+            self._groups = {i: self._group(i, between) for i in numbers}
             groups = self._groups.values()
             latents = _joined([group.latents for group in groups])
             self._all = Group(latents, joined(group.text for group in groups))
         latents, text = self._all.latents[interval.size], self._all.text
         chosen = torch.randint(len(latents), (count,), generator=draws.generator)[part].tolist()
         return picked(latents, chosen), text.rows(chosen).sent(latents.device)
+
+    def _group(self, number: int, between: Callable[[], None]) -> Group:
+        """One of the pool, or made now."""
+        if number in self._groups:
+            return self._groups[number]
+        between()
+        return self.teaching.group(number)
 
 
 def _joined(parts: list[dict[Size, Tensor]]) -> dict[Size, Tensor]:

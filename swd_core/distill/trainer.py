@@ -47,9 +47,10 @@ class Trainer:
 
     Args:
         extra: losses beside the config's, by name.
-        between: called before every batch; what it raises ends the training there. `step` and
-            `fake_done`, the fake score's steps of the next one, then say what is done, and saving
-            and resuming give what an uninterrupted training gives.
+        between: called before every batch, and every group of pictures that `taught` makes; what it
+            raises ends the training there. `step` and `fake_done`, the fake score's steps of the
+            next one, then say what is done, and saving and resuming give what an uninterrupted
+            training gives.
         taught: what the losses compare with instead of the batches' own pictures.
         last: how many steps there are in all, if that is known: no batch is drawn beyond.
     """
@@ -222,7 +223,7 @@ class Trainer:
         if self.taught is not None:
             total = count * self.world.size
             part = self.world.part(total)
-            real, text = self.taught.draw(self.step, interval, total, part, draws)
+            real, text = self.taught.draw(self.step, interval, total, part, draws, self.between)
         with adapter(self.model.module, "student"):
             if simulated:
                 with torch.no_grad():
@@ -328,7 +329,8 @@ class Trainer:
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.fake_done, self._sums = int(state.get("fake_done", 0)), state.get("sums", {})
-        log.info("resumed at step %d, %.1f min", self.step, self.seconds / 60)
+        spent = f", {self.seconds / 60:.1f} min" if self.seconds else ""  # counted by some callers
+        log.info("resumed at step %d%s", self.step, spent)
 
     def averaged_student(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The EMA of the student's adapter: layer name -> (down, up)."""

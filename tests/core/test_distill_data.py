@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.prepare import prepare
+from swd_core.distill.sources import find_samples
 from swd_core.distill.teachers import SceneEncoder
 from swd_core.schedule import ScaleSchedule
 
@@ -185,6 +186,41 @@ def test_missing_captions_are_one_error(source, tmp_path, encoder):
     with pytest.raises(ValueError, match=r"2 of 6 .* no caption: 1\.png, 4\.png"):
         run(source, tmp_path / "out", encoder)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["latent", "encoded caption", "encoding"])
+def test_what_half_precision_cannot_hold_is_refused_by_its_name(
+    source, tmp_path, encoder, monkeypatch, part
+):
+    """It was stored as infinity, and the training that met it blamed its rate."""
+
+    def overflowing(made, when):
+        return lambda given: made(given).map(lambda x: x * 1e9) if when(given) else made(given)
+
+    if part == "latent":
+        latents = encoder.latents
+        monkeypatch.setattr(encoder, "latents", lambda pictures: latents(pictures) * 1e9)
+    else:
+        prompt = {"encoded caption": "happy dog", "encoding": ""}[part]
+        monkeypatch.setattr(
+            encoder, "text", overflowing(encoder.text, lambda prompts: prompt in prompts)
+        )
+    with pytest.raises(ValueError, match=rf"\w: its {part} would hold NaN or infinity.*bfloat16"):
+        run(source, tmp_path / "out", encoder)
+    assert not (tmp_path / "out" / "prepared.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_captions_are_read_as_windows_writes_them(source, encoding):
+    """One in UTF-16 became letters with nothing between them, and was trained as that."""
+    data = "a fox\r\nbeside Müller's café\r\n".encode(encoding)
+    (source / "1.txt").write_bytes(data)
+    pack = source.with_suffix(".tar")
+    with tarfile.open(pack, "w") as tar:
+        tar.add(source, ".")
+    for samples in (find_samples(source), find_samples(pack)):
+        [caption] = [s.caption for s in samples if s.name.endswith("1.png")]
+        assert caption == "a fox\r\nbeside Müller's café"
 
 
 def test_too_small_pictures_are_one_error_or_left_out(source, tmp_path, encoder):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from swd_core.commands import main
 from swd_core.distill import session
 from swd_core.distill.checkpoint import load_checkpoint
 from swd_core.distill.conditioning import Conditioning
@@ -59,6 +60,25 @@ def test_other_settings_are_named_and_nothing_is_trained(place, change, says):
     session.train(runs.settings_of(place, run.name, steps=2, **change), resume=True, changed=True)
     assert [line["step"] for line in runs.losses(run)] == [1, 2]
     runs.train(place, run.name, resume=True, steps=3, **change)  # they are its settings now
+
+
+@pytest.mark.parametrize("name", ["samples", "Samples", "checkpoint.pt", "losses.jsonl"])
+def test_a_name_that_the_run_has_for_itself_is_refused_before_a_step(place, name):
+    """The first save of a student called samples failed, after all the steps before it."""
+    settings = runs.changed(runs.settings_of(place, "named", steps=1), "output", name=name)
+    with pytest.raises(ValueError, match=rf"name is '{name}', .* Choose another name"):
+        session.train(settings)
+    assert not (place / "named").exists()
+
+
+def test_a_run_without_a_folder_is_refused(place, tmp_path, monkeypatch, capsys):
+    """An empty name was where the command was given, in the pack's own folder."""
+    monkeypatch.chdir(tmp_path)
+    text = (place / "config.toml").read_text().replace(f'run = "{place}/run"', 'run = ""')
+    (tmp_path / "config.toml").write_text(text)
+    assert main(["distill", "--config", "config.toml", "--steps", "1"]) == 2
+    assert "[output] run is missing" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
 def test_another_rank_is_refused_either_way(place):

@@ -1,6 +1,7 @@
 """A training from prompts alone: no picture is there, the student's own chain gives its inputs."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from swd_core.distill import session, teachers
 from swd_core.distill.config import parse_settings
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.draws import Draws
-from swd_core.distill.sources import find_prompts
+from swd_core.distill.sources import find_prompts, prompts_alone
+from swd_core.distill.taught import Teaching
 from swd_core.distill.teachers import SceneEncoder
 from swd_core.distill.world import World
 
@@ -47,6 +49,11 @@ def test_prepared_are_the_prompts_in_their_order_and_nothing_else(place, random_
     assert torch.equal(tensors["context"], text.context.half())
     assert torch.equal(tensors["pooled"], text.pooled.half())
     assert PreparedBatches(place / "prepared").first(2).captions == ("a fox", "happy dog")
+
+
+def test_a_files_ending_may_be_written_large(tmp_path):
+    """PROMPTS.TXT was called neither a folder nor a tar."""
+    assert prompts_alone(tmp_path / "PROMPTS.TXT") and not prompts_alone(tmp_path / "pictures")
 
 
 def test_what_the_student_sees_is_what_it_made_itself(place):
@@ -184,6 +191,24 @@ def test_with_a_pool_it_goes_on_as_if_uninterrupted(taught):
     runs.assert_same(taught / "halved", taught / "run")
     names = {name for line in runs.losses(taught / "run") for name in line}
     assert {"mmd", "dmd", "gan", "fake", "head"} <= names
+
+
+def test_stopped_while_the_pool_is_made_it_stops_at_the_next_group(taught, monkeypatch, capsys):
+    """The whole pool, which takes minutes, was made before Ctrl-C was heeded; nothing said so."""
+    made, group = [], Teaching.group
+
+    def make_and_stop(teaching, number):
+        made.append(number)
+        signal.raise_signal(signal.SIGINT)
+        return group(teaching, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teaching, "group", make_and_stop)
+        assert main(["distill", "--config", "config.toml", "--run", "halted"]) == 0
+    assert made == [0] and "stopped at step 0; --resume goes on" in capsys.readouterr().out
+    assert main(["distill", "--config", "config.toml", "--run", "halted", "--resume"]) == 0
+    assert main(["distill", "--config", "config.toml"]) == 0
+    runs.assert_same(taught / "halted", taught / "run")
 
 
 def test_another_pool_is_another_training(taught, capsys):

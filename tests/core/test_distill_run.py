@@ -143,6 +143,14 @@ def test_another_rank_and_a_damaged_checkpoint_are_refused(place, straight):
         runs.train(place, "bad", resume=True)
 
 
+def test_time_that_nobody_counted_is_not_told(place, caplog):
+    """Hours of training were resumed as 0.0 min of it."""
+    runs.train(place, "timed", steps=1)
+    with caplog.at_level("INFO"):
+        runs.train(place, "timed", resume=True, steps=2)
+    assert "resumed at step 1" in caplog.messages
+
+
 def test_data_of_another_schedule_is_refused(place):
     settings = runs.settings_of(place, "other")
     schedule = {"scales": [0.5, 1.0], "sigmas": [1.0, 0.7]}
@@ -151,6 +159,14 @@ def test_data_of_another_schedule_is_refused(place):
     with pytest.raises(FileNotFoundError, match="Nothing is prepared"):
         session.train(runs.changed(settings, "data", prepared=str(place / "nowhere")))
     assert not (place / "other").exists()
+
+
+def test_data_of_another_size_is_refused(place):
+    """An edited size was taken no notice of: the training went on with what was prepared."""
+    settings = runs.changed(runs.settings_of(place, "sized"), "data", size=48)
+    with pytest.raises(ValueError, match=r"prepared at size 64, .* size is 48\. Run prepare again"):
+        session.train(settings)
+    assert not (place / "sized").exists()
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(place):

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from swd_core.files import held
+
 VALUES = {
     "steps": 1, "rank": 2, "lr": 1e-3, "batch_tokens": 16, "mmd": 1.0, "dmd": 0.0, "gan": 0.0,
     "guidance": 1.0, "fake_steps": 1, "seed": 0, "resume": True,
@@ -103,6 +105,17 @@ def test_the_same_training_goes_on_or_begins_anew(train):
     assert step_of(train("mine", steps=3, resume=False)) == 3
     anew = load_file(folder / "adapter_model.safetensors")
     assert all(torch.equal(gone_on[k], anew[k]) for k in anew), "as if uninterrupted"
+
+
+def test_two_at_once_in_one_place_are_not_begun(train, loras):
+    """The later one wrote its checkpoint over the other's, and only then was it refused."""
+    train.output.joinpath("swd_distill", "mine").mkdir(parents=True)
+    with held(train.output / "swd_distill" / "mine"):
+        with pytest.raises(ValueError, match="Another ComfyUI trains mine now"):
+            train("mine")
+        train("other")
+    assert not (loras / "mine").exists() and (loras / "other").exists()
+    train("mine")
 
 
 def test_nothing_to_train_is_said(train, monkeypatch):
