@@ -71,7 +71,7 @@ def test_interrupted_then_run_again_goes_on(server):
 
     client = uuid.uuid4().hex
     socket = websocket.create_connection(
-        f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=120
+        f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=600
     )
     result = {}
     runner = threading.Thread(

@@ -26,7 +26,7 @@ class Listener:
     def __init__(self, server):
         self.client = uuid.uuid4().hex
         self.socket = websocket.create_connection(
-            f"ws://127.0.0.1:{server.port}/ws?clientId={self.client}", timeout=120
+            f"ws://127.0.0.1:{server.port}/ws?clientId={self.client}", timeout=600
         )
         self.progress, self.previews, self.texts, self.ended = [], [], {}, None
         self.on_progress = lambda value: None
@@ -54,7 +54,7 @@ class Listener:
                 self.ended = message["type"]
 
     def wait(self) -> None:
-        self.thread.join(120)
+        self.thread.join(600)
         self.socket.close()
 
 
