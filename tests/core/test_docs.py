@@ -108,7 +108,7 @@ def test_the_served_translations_are_the_nodes(tmp_path):
         assert file.read_bytes() == made.read_bytes(), f"{file} is written by `make locales`"
 
 
-@pytest.mark.parametrize("runs", ["ablation.json", "ablation_earlier.json"])
+@pytest.mark.parametrize("runs", ["ablation.json", "ablation_small.json", "ablation_earlier.json"])
 def test_the_ablations_tables_are_those_of_their_runs(runs):
     rows = json.loads((ROOT / "docs" / runs).read_text(encoding="utf-8"))
     assert table(rows) in page("docs/ABLATION.md")
