@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,30 +36,42 @@ CHECKPOINT = "checkpoint.pt"
 OWN = (CHECKPOINT, LOSSES, SAMPLES, TENSORBOARD)  # what lies beside the LoRA
 
 
+def check_prepared(index: Mapping[str, Any], settings: Settings) -> None:
+    """Raises ValueError if a config isn't the one that its data was prepared with.
+
+    Args:
+        index: what `read_index` gives.
+    """
+    folder, family, data = settings.data.prepared, settings.family, settings.data
+    if index["family"] != family.encoders:
+        raise ValueError(
+            f"{folder} was prepared for {index['family']}, not {family.encoders}. "
+            "Give another folder in [data] prepared."
+        )
+    scales, wanted = list(index["schedule"]["scales"]), list(settings.scale_schedule().scales)
+    if scales != wanted:
+        raise ValueError(
+            f"{folder} was prepared for the scales {scales}, not {wanted}. Run prepare again."
+        )
+    made = {"size": (index.get("side", data.size), data.size)}
+    tokens = re.search(r"-(\d+)$", index.get("encoder", ""))  # as its encoder's fingerprint ends
+    if tokens and family.architecture.text_tokens and not family.embedded:
+        made["text_tokens"] = (int(tokens[1]), data.text_tokens)
+    for name, (before, now) in made.items():
+        if before != now:
+            raise ValueError(
+                f"{folder} was prepared with [data] {name} {before}, and it is {now} now. Run "
+                "prepare again, or set it back."
+            )
+
+
 def build_trainer(settings: Settings, world: World) -> Trainer:
     """The trainer of a config on its prepared data.
 
     Raises:
-        ValueError: if the data was prepared for another model, schedule or size.
+        ValueError: if the data was prepared with other settings.
     """
-    index, wanted = read_index(Path(settings.data.prepared)), settings.scale_schedule()
-    if index["family"] != settings.family.encoders:
-        raise ValueError(
-            f"{settings.data.prepared} was prepared for {index['family']}, not "
-            f"{settings.family.encoders}. "
-            "Give another folder in [data] prepared."
-        )
-    scales = list(index["schedule"]["scales"])
-    if scales != list(wanted.scales):
-        raise ValueError(
-            f"{settings.data.prepared} was prepared for the scales {scales}, not "
-            f"{list(wanted.scales)}. Run prepare again."
-        )
-    if (side := index.get("side", settings.data.size)) != settings.data.size:
-        raise ValueError(
-            f"{settings.data.prepared} was prepared at size {side}, and [data] size is "
-            f"{settings.data.size}. Run prepare again, or set it back."
-        )
+    check_prepared(read_index(Path(settings.data.prepared)), settings)
     if settings.train.mmd_per_batch and world.size > 1:
         raise ValueError("[train] mmd_per_batch needs the whole batch in one process.")
     if settings.train.accumulate > 1 and settings.train.mmd_per_batch:

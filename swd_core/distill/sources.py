@@ -97,7 +97,7 @@ def find_samples(source: Path) -> list[Sample]:
 
     Raises:
         FileNotFoundError: if it isn't there. ValueError: if it holds no pictures, or captions are
-            missing; names the first of them.
+            missing or no text; names the first of them.
     """
     if not source.exists():
         raise FileNotFoundError(
@@ -142,7 +142,7 @@ def _in_folder(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.rglob("*")):
         if _is_picture(path) and path.is_file():
             caption = path.with_suffix(CAPTION)
-            text = _text(caption.read_bytes()) if caption.is_file() else None
+            text = _text(caption.read_bytes(), str(caption)) if caption.is_file() else None
             yield Sample(path.relative_to(folder).as_posix(), path, text)
 
 
@@ -152,7 +152,7 @@ def _in_tar(path: Path) -> Iterator[Sample]:
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar.getmembers() if m.isfile()]
             captions = {
-                _stem(m.name): _text(tar.extractfile(m).read())
+                _stem(m.name): _text(tar.extractfile(m).read(), f"{path.name}/{m.name}")
                 for m in members
                 if m.name.lower().endswith(CAPTION)
             }
@@ -169,6 +169,9 @@ def _stem(name: str) -> str:
     return str(path.with_name(path.name.split(".")[0]))
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes, name: str) -> str:
     """A caption in UTF-8, or in UTF-16 with a byte order mark."""
-    return data.decode(encoding_of(data), "replace").strip()
+    try:
+        return data.decode(encoding_of(data)).strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not text in UTF-8: {error}. Save it in UTF-8.") from error

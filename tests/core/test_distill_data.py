@@ -223,6 +223,17 @@ def test_captions_are_read_as_windows_writes_them(source, encoding):
         assert caption == "a fox\r\nbeside Müller's café"
 
 
+def test_captions_that_are_no_text_are_refused_by_name(source):
+    """One in Latin-1 was trained with marks in place of its accents."""
+    (source / "1.txt").write_bytes("a café".encode("latin-1"))
+    pack = source.with_suffix(".tar")
+    with tarfile.open(pack, "w") as tar:
+        tar.add(source, ".")
+    for given in (source, pack):
+        with pytest.raises(ValueError, match=r"1\.txt is not text in UTF-8.*Save it in UTF-8"):
+            find_samples(given)
+
+
 def test_too_small_pictures_are_one_error_or_left_out(source, tmp_path, encoder):
     picture(7, 60, 60).save(source / "small.png")
     (source / "small.txt").write_text("rocket")

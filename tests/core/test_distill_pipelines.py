@@ -167,6 +167,16 @@ def test_the_teachers_pictures_read_as_much_of_a_prompt_as_the_training(made):
     assert worst[30] <= 1 < worst[60]
 
 
+@pytest.mark.parametrize("made", [n for n in small.BUILDERS if n != "sdxl"], indirect=True)
+def test_other_text_tokens_than_were_prepared_are_refused(made):
+    text = (made.place / "config.toml").read_text()
+    edited = text.replace("size = 64", "size = 64\ntext_tokens = 30").replace('"run"', '"edited"')
+    (made.place / "edited.toml").write_text(edited)
+    code, written = run(made.place, "distill", "--config", "edited.toml")
+    assert code != 0 and "with [data] text_tokens 512, and it is 30 now" in written
+    assert not (made.place / "edited").exists()
+
+
 def test_pictures_made_together_are_those_made_one_by_one(made):
     """The three above were made in one call: but for rounding, each is what its own call makes."""
     text = (made.place / "config.toml").read_text()

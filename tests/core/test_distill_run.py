@@ -164,7 +164,7 @@ def test_data_of_another_schedule_is_refused(place):
 def test_data_of_another_size_is_refused(place):
     """An edited size was taken no notice of: the training went on with what was prepared."""
     settings = runs.changed(runs.settings_of(place, "sized"), "data", size=48)
-    with pytest.raises(ValueError, match=r"prepared at size 64, .* size is 48\. Run prepare again"):
+    with pytest.raises(ValueError, match=r"with \[data\] size 64, and it is 48 now\. Run prepare"):
         session.train(settings)
     assert not (place / "sized").exists()
 
