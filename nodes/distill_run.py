@@ -2,8 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from ..swd_core.distill import loop
 from ..swd_core.distill.config import Settings, parse_settings
 from ..swd_core.distill.data import PreparedBatches
 from ..swd_core.distill.evaluation import grid, student_latents
-from ..swd_core.distill.home import Home, claim, identity
+from ..swd_core.distill.home import Home, alone, claim, identity
 from ..swd_core.distill.interface import Shown
 from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, save_all
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.families import FAMILIES
-from ..swd_core.files import check_name, held
+from ..swd_core.files import check_name
 from ..swd_core.presets import presets
 from . import _host, _host_latent, _host_model
 from .host_model import HostModel
@@ -270,29 +269,10 @@ def _train(
     model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
     home = home_of(model, data, settings)  # the weights are the bare teacher's only by now
-    with alone(home.checkpoint.parent, settings.output.name):
+    name = settings.output.name
+    refusal = f"Another ComfyUI trains {name} now. Wait for its end, or choose another lora_name."
+    with alone(home.checkpoint.parent, refusal):
         return _train_at(home, model, data, settings, vae, resume)
-
-
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Holds a training's folder. Raises ValueError if another ComfyUI does."""
-    made = not folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(held(folder))
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"Another ComfyUI trains {name} now. Wait for its end, or choose another "
-                    "lora_name."
-                ) from error
-            yield
-    finally:
-        if made:
-            with suppress(OSError):  # there is something in it
-                folder.rmdir()
 
 
 def _train_at(

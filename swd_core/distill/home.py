@@ -3,14 +3,15 @@
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..files import PART, check_writable
+from ..files import PART, check_writable, held
 from ..lora_files import WEIGHTS_NAME
 from ..tensor_files import open_tensors
 from .checkpoint import load_checkpoint
@@ -40,6 +41,32 @@ class Home:
     def record(self) -> dict[str, Any]:
         """For the checkpoint."""
         return {"identity": self.identity, "mark": self.mark}
+
+
+@contextmanager
+def alone(folder: Path, refusal: str, *, holds: bool = True) -> Iterator[None]:
+    """Makes a training's folder and holds it while the body runs; if it stays empty, it goes again.
+
+    Args:
+        holds: False in processes that another one writes for.
+
+    Raises:
+        ValueError: `refusal`, if another process holds it.
+    """
+    made = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            if holds:
+                try:
+                    stack.enter_context(held(folder))
+                except BlockingIOError as error:
+                    raise ValueError(refusal) from error
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
 
 def identity(settings: Settings, content: Mapping[str, Any]) -> dict[str, Any]:

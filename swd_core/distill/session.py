@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from ..families import SD3
-from ..files import held
 from ..lora import schedule_header
 from ..lora_files import write_hosts, write_peft
 from . import loop
@@ -21,7 +19,7 @@ from .checkpoint import load_checkpoint
 from .config import Settings, check_prompts_alone
 from .data import PreparedBatches, fingerprint, kind_of, read_index
 from .evaluation import grid, measures, student_latents
-from .home import MARK, Home, check_own, claim, identity
+from .home import MARK, Home, alone, check_own, claim, identity
 from .interface import Shown
 from .origin import check_source
 from .record import LOSSES, SAMPLES, TENSORBOARD, Record
@@ -226,27 +224,9 @@ def train(settings: Settings, *, resume: bool = False, changed: bool = False) ->
         "on with other settings.",
         changed=changed,
     )
-    made = not run.is_dir()
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with ExitStack() as stack:
-            if sharing_world().is_first:  # which writes for all
-                _hold(run, stack)
-            return _train(settings, home)
-    finally:
-        if made:
-            with suppress(OSError):  # there is something in it
-                run.rmdir()
-
-
-def _hold(run: Path, stack: ExitStack) -> None:
-    """Holds a run's folder until `stack` is closed. Raises ValueError if another process does."""
-    try:
-        stack.enter_context(held(run))
-    except BlockingIOError as error:
-        raise ValueError(
-            f"Another process trains in {run}. Wait for its end, or give another [output] run."
-        ) from error
+    refusal = f"Another process trains in {run}. Wait for its end, or give another [output] run."
+    with alone(run, refusal, holds=sharing_world().is_first):  # which writes for all
+        return _train(settings, home)
 
 
 def _train(settings: Settings, home: Home) -> tuple[Path, int]:

@@ -151,22 +151,23 @@ def _in_tar(path: Path) -> Iterator[Sample]:
     try:
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar.getmembers() if m.isfile()]
+            pictures = [m for m in members if _is_picture(PurePosixPath(m.name))]
+            wanted = {_stem(m.name) for m in pictures}  # what else is written there is no caption
             captions = {
                 _stem(m.name): _text(tar.extractfile(m).read(), f"{path.name}/{m.name}")
                 for m in members
-                if m.name.lower().endswith(CAPTION)
+                if m.name.lower().endswith(CAPTION) and _stem(m.name) in wanted
             }
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is not a whole uncompressed tar ({error}).") from error
-    for member in members:
-        if _is_picture(PurePosixPath(member.name)):
-            name = f"{path.name}/{member.name}"
-            yield Sample(name, member, captions.get(_stem(member.name)), path)
+    for member in pictures:
+        name = f"{path.name}/{member.name}"
+        yield Sample(name, member, captions.get(_stem(member.name)), path)
 
 
 def _stem(name: str) -> str:
     path = PurePosixPath(name)
-    return str(path.with_name(path.name.split(".")[0]))
+    return str(path.parent / path.name.split(".")[0])
 
 
 def _text(data: bytes, name: str) -> str:

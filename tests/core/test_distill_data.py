@@ -234,6 +234,17 @@ def test_captions_that_are_no_text_are_refused_by_name(source):
             find_samples(given)
 
 
+@pytest.mark.parametrize("name", ["._1.txt", "LICENCE.txt"])
+def test_other_texts_in_a_folder_or_tar_are_left_alone(source, name):
+    """macOS' notes on a caption are no text, nor need what comes with a set be."""
+    (source / name).write_bytes(b"\x00\x05\xe9\xff of M\xfcller")
+    pack = source.with_suffix(".tar")
+    with tarfile.open(pack, "w") as tar:
+        tar.add(source, ".")
+    folder, packed = find_samples(source), find_samples(pack)
+    assert [s.caption for s in packed] == [s.caption for s in folder]
+
+
 def test_too_small_pictures_are_one_error_or_left_out(source, tmp_path, encoder):
     picture(7, 60, 60).save(source / "small.png")
     (source / "small.txt").write_text("rocket")

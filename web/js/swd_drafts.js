@@ -158,8 +158,7 @@ async function restore() {
   const asked = new Set(bare().map(({ node }) => node));
   if (!asked.size) return;
   const reply = await api.fetchApi("/history?max_items=64");
-  if (!reply.ok) return;
-  const runs = Object.values(await reply.json()).sort((a, b) => b.prompt[0] - a.prompt[0]);
+  const runs = Object.values(reply.ok ? await reply.json() : {}).sort((a, b) => b.prompt[0] - a.prompt[0]);
   const ours = runs.filter((r) => r.prompt[3]?.extra_pnginfo?.workflow?.id === graph.id);
   // Another graph may have been opened meanwhile.
   for (const own of bare().filter(({ node }) => asked.has(node)).map(ownOf)) {
