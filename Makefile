@@ -104,6 +104,7 @@ endif
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/vulture
 
 pictures: $(VENV)/dev.stamp

@@ -1,5 +1,6 @@
 """SwDDistillData and SwDDistillTrain: a scale-wise student of one's own, made in the graph."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,17 @@ from ..swd_core.distill.buckets import shrink
 from ..swd_core.distill.conditioning import Conditioning
 from ..swd_core.distill.memory import MemoryData
 from ..swd_core.families import ARCHITECTURES
+from ..swd_core.files import check_name
 from ..swd_core.lora_files import read_lora
 from ..swd_core.pictures import pixels_of
 from ..swd_core.schedule import ScaleSchedule
 from ._host import CATEGORY, FIXED, Schedule, io, supported
 from ._host_lora import apply_lora
 from .fitting import check_vae
-from .inputs import checked
+from .inputs import as_typed, checked
 
 DistillData = io.Custom("SWD_DISTILL_DATA")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def encode_text(clip: Any, text: str) -> Conditioning:
@@ -175,6 +178,16 @@ class SwDDistillData(io.ComfyNode):
         return io.NodeOutput(data)
 
 
+def check_lora_name(name: str) -> None:
+    """Raises ValueError if no folder can have the name on every system."""
+    if NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"lora_name {name[:40]!r} can't name a folder: use letters, digits, _ . and -, and "
+            "begin with a letter or digit."
+        )
+    check_name(name, "lora_name")
+
+
 class SwDDistillTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -320,6 +333,10 @@ class SwDDistillTrain(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, lora_name: Any) -> bool | str:
+        return as_typed(check_lora_name, lora_name)
+
+    @classmethod
     @checked()
     def execute(
         cls,
@@ -336,6 +353,7 @@ class SwDDistillTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         from .distill_run import settings_for, train  # the trainer; it would slow every start
 
+        check_lora_name(lora_name)
         check_vae(vae, model)
         options = {
             "rank": rank,

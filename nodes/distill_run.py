@@ -1,7 +1,6 @@
 """The training behind SwDDistillTrain: the loaded teacher, live plot and previews, interruption."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,12 @@ from ..swd_core.distill.memory import MemoryBatches, MemoryData
 from ..swd_core.distill.session import CHECKPOINT, restore, save_all
 from ..swd_core.distill.trainer import Trainer
 from ..swd_core.families import FAMILIES
-from ..swd_core.files import check_name
 from ..swd_core.presets import presets
 from . import _host, _host_latent, _host_model
 from .host_model import HostModel
 from .trainable import check_trainable, context_width, pooled_width, weights_mark
 from .twin import training_mode
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TrainingData = MemoryData | PreparedBatches
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
 WIDTH, HEIGHT, SAMPLES = 768, 320, 4
@@ -45,15 +42,13 @@ def settings_for(
         options: of ModelConfig. train: of TrainConfig.
 
     Raises:
-        ValueError: if the name can't be a folder's, a value is out of range, the model can't be
-            distilled, or the data is for another one.
+        ValueError: if a value is out of range, the model can't be distilled, or the data is for
+            another one.
     """
-    if NAME.fullmatch(name) is None:
+    if not any(train[name] for name in ("mmd", "dmd", "gan")):
         raise ValueError(
-            f"lora_name {name[:40]!r} can't name a folder: use letters, digits, _ . and -, and "
-            "begin with a letter or digit."
+            "mmd, dmd and gan are all 0: there is nothing to learn from. Give one of them a weight."
         )
-    check_name(name, "lora_name")
     family = check_trainable(model)
     check_data(model, data)
     schedule = data.schedule

@@ -14,7 +14,7 @@ from ..swd_core.files import check_name
 from . import draft_sheet, drafting, offered
 from ._host import CATEGORY, io, supported
 from .fitting import check_decodes
-from .inputs import checked
+from .inputs import as_typed, checked
 
 PREFIX = "drafts/swd"
 SHEET_BATCH = 16
@@ -155,13 +155,7 @@ class SwDLoadDrafts(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: Any) -> bool | str:
-        if file is None:  # linked, so not known yet: execute looks
-            return True
-        try:
-            saved_file(file)
-        except ValueError as error:
-            return str(error)
-        return True
+        return as_typed(saved_file, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> float:

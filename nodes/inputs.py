@@ -77,6 +77,21 @@ def _make_printable(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+def as_typed(check: Callable[[Any], object], value: Any) -> bool | str:
+    """What `validate_inputs` answers of a widget, before anything runs.
+
+    Args:
+        check: raises ValueError if the value can't be. value: None if it is linked and so not known
+            yet; `execute` looks at that.
+    """
+    try:
+        if value is not None:
+            check(value)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
 def _checked(entry: Any, value: Any) -> Any:
     """The value of one input, a number as Python's own.
 

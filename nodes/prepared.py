@@ -12,7 +12,7 @@ from ..swd_core.distill.prepare import INDEX
 from . import offered
 from ._host import CATEGORY, Schedule, io, say, supported
 from .distill import DistillData
-from .inputs import checked
+from .inputs import as_typed, checked
 
 
 def prepared_folders() -> list[str]:
@@ -64,13 +64,7 @@ class SwDLoadPrepared(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: Any) -> bool | str:
-        if folder is None:  # linked, so not known yet: execute looks
-            return True
-        try:
-            prepared_folder(folder)
-        except ValueError as error:
-            return str(error)
-        return True
+        return as_typed(prepared_folder, folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_: Any) -> float:

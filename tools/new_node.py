@@ -1,6 +1,6 @@
 """Begins a node: its file, its help page, its translations to fill in, its row in the README.
 
-    make node NAME=SwDSharpen DOES="more detail without another size"
+make node NAME=SwDSharpen DOES="more detail without another size"
 """
 
 import argparse

@@ -11,7 +11,7 @@ NAMES = [path.stem for path in (Path(__file__).resolve().parents[2] / "subgraphs
 [STUDENT] = [name for name in NAMES if name.endswith("student)")]
 HOLDER = "app.graph.nodes.find((n) => n.title === name)"
 SAVED = """([name, count]) => {
-  const holder = %s;
+  const holder = HOLDER;
   holder.pos = [300, 150];
   holder.widgets.find((w) => w.name === "count").value = count;
   const saver = LiteGraph.createNode("SaveImage");
@@ -19,16 +19,16 @@ SAVED = """([name, count]) => {
   saver.pos = [800, 150];
   holder.connect(0, saver, 0);
   return holder.subgraph.nodes.map((n) => n.type);
-}""" % HOLDER  # noqa: UP031  braces are JavaScript's
+}""".replace("HOLDER", HOLDER)
 ENTER = """async (name) => {
-  const { subgraph } = %s;
+  const { subgraph } = HOLDER;
   app.canvas.setGraph(subgraph);
   // The page fits the view to what it enters; then what is asked for here.
   for (let i = 0; i < 8; i++) await new Promise(requestAnimationFrame);
   const { pos } = subgraph.nodes.find((n) => n.type === "SwDDrafts");
   app.canvas.ds.scale = 0.75;
   app.canvas.ds.offset = [300 - pos[0], 250 - pos[1]];
-}""" % HOLDER  # noqa: UP031
+}""".replace("HOLDER", HOLDER)
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ SAID = """() => app.graph.nodes.find((n) => n.type === "SwDSample")
 SEEN = """() => {
   window.seen = [];
   app.api.addEventListener("progress_text", () =>
-    requestAnimationFrame(() => window.seen.push(...(%s)())));
-}""" % SAID  # noqa: UP031  braces are JavaScript's
+    requestAnimationFrame(() => window.seen.push(...(SAID)())));
+}""".replace("SAID", SAID)
 
 
 def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host, posted, look):

@@ -158,5 +158,5 @@ def test_64_drafts_moved_and_zoomed(page, host):
             rows[kind].append(moved(page))
     for kind, turns in rows.items():
         for what, of in (("RunTask", ""), ("FunctionCall", ""), ("FunctionCall", "swd_")):
-            log.info("%s: longest %s %s (clock, processor): %s", kind, what, of,
-                     sorted(longest(events, what, of) for events in turns))
+            found = sorted(longest(events, what, of) for events in turns)
+            log.info("%s: longest %s %s (clock, processor): %s", kind, what, of, found)

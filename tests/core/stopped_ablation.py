@@ -35,7 +35,15 @@ ablation.test_of = lambda _: None
 if __name__ == "__main__":
     ablation.run_ablation(
         argparse.Namespace(
-            run=Path("none"), scenes=None, out=None, minutes=1.0, steps=None, train_seeds=1,
-            variants=[v.name for v in ablation.VARIANTS], count=1, batch_tokens=1, jobs=2,
-        )  # fmt: skip
+            run=Path("none"),
+            scenes=None,
+            out=None,
+            minutes=1.0,
+            steps=None,
+            train_seeds=1,
+            variants=[v.name for v in ablation.VARIANTS],
+            count=1,
+            batch_tokens=1,
+            jobs=2,
+        )
     )

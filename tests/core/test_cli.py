@@ -19,10 +19,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_picture_is_the_sampler_s_with_the_named_seed(main, tmp_path, random_weights):
-    assert (
-        main("generate", "a fox", "--seed", "7", "--size", "160x128", "--out", "fox.png")[0]
-        == 0
-    )
+    assert main("generate", "a fox", "--seed", "7", "--size", "160x128", "--out", "fox.png")[0] == 0
     student, schedule = SceneStudent.load(random_weights), presets()[PRESET].schedule
     like = torch.zeros(1, 16, 16, 20)
     state = sample_scalewise(

@@ -197,9 +197,8 @@ def killed_on_its_way(command: str, config: Path, made: Path, moments: list[int]
 
 def whole(path: Path) -> bool:
     """A shard, or a picture or caption with the other."""
-    return path.with_suffix(".png").is_file() and path.with_suffix(".txt").is_file() or (
-        path.suffix == ".safetensors"
-    )
+    pair = all(path.with_suffix(suffix).is_file() for suffix in (".png", ".txt"))
+    return pair or path.suffix == ".safetensors"
 
 
 def test_killed_while_making_pictures_and_encoding_them(tmp_path, random_weights):

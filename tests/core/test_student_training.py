@@ -1,6 +1,5 @@
 """Training the embedded student: beginning from a shipped student, detail by way of the decoder."""
 
-
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -180,6 +180,19 @@ def test_names_that_are_none_everywhere(train, loras, name):
     assert not list(loras.iterdir()) and not list(train.output.iterdir())
 
 
+def test_a_name_that_is_none_is_said_as_the_run_is_asked_for(pack):
+    """Before pictures are encoded; a linked one isn't known by then."""
+    node = pack["SwDDistillTrain"]
+    assert node.validate_inputs("my_student") is True and node.validate_inputs(None) is True
+    assert "lora_name 'a/b' can't name a folder" in node.validate_inputs("a/b")
+
+
+def test_nothing_to_learn_from_is_told_by_the_widgets_names(train, loras):
+    with pytest.raises(ValueError, match="^mmd, dmd and gan are all 0.*Give one of them a weight"):
+        train("idle", mmd=0.0)
+    assert not list(loras.iterdir())
+
+
 @pytest.mark.parametrize("where", ["checkpoint", "lora"])
 def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(train, monkeypatch, where):
     """A file system that takes nothing more stands in for it."""

@@ -118,9 +118,7 @@ def test_a_list_of_pictures_and_captions_is_one_training_as_a_batch_is(host):
         used = {key: part for key, part in graph.items() if key != "folder" or name == "folder"}
         entry = host.run(used)
         assert entry.get("status", {}).get("status_str") == "success", entry
-        found.append(
-            load_file(host.base / "models" / "loras" / name / "adapter_model.safetensors")
-        )
+        found.append(load_file(host.base / "models" / "loras" / name / "adapter_model.safetensors"))
     assert any(value.abs().max() > 0 for key, value in found[0].items() if "lora_B" in key)
     for other in found[1:]:
         assert all(torch.equal(value, other[key]) for key, value in found[0].items())

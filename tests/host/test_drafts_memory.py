@@ -108,8 +108,12 @@ def test_one_more_prompt_and_one_more_batch_draft_only_what_is_new(one):
     # Another batch rounds otherwise, so that those four are no part of it.
     drafted([conds[0]], count=3)
     assert calls[4:] == [3]
-    for changed in ({"seed": 1}, {"latent_image": {"samples": torch.zeros(1, 4, 32, 32)}},
-                    {"stop_after": 2}, {"upscale_method": "bilinear", "stop_after": 2}):
+    for changed in (
+        {"seed": 1},
+        {"latent_image": {"samples": torch.zeros(1, 4, 32, 32)}},
+        {"stop_after": 2},
+        {"upscale_method": "bilinear", "stop_after": 2},
+    ):
         calls.clear()
         drafted([conds[0]], **{"count": 4, **changed})
         assert calls and set(calls) == {4}, changed

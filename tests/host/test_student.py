@@ -52,9 +52,7 @@ def test_strength_zero_is_the_teacher(pack, own):
     assert all(torch.equal(weights[k], v) for k, v in expected.items())
 
 
-@pytest.mark.parametrize(
-    "prompt", ["a fox", "", "(happy:1.3) dog", "Äpfel 林檎", "rocket " * 5000]
-)
+@pytest.mark.parametrize("prompt", ["a fox", "", "(happy:1.3) dog", "Äpfel 林檎", "rocket " * 5000])
 def test_clip_text_encode_gives_our_conditioning(loaded, own, prompt):
     clip = loaded[1]
     [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
