@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from sheets import BUTTONS, CELLS, PICK, SET, STATUS, cached, marked, node_id, numbers, small_graph
 
 GRAPH = small_graph()
@@ -35,6 +36,20 @@ SEEN = """() => {
   app.api.addEventListener("progress_text", () =>
     requestAnimationFrame(() => window.seen.push(...(SAID)())));
 }""".replace("SAID", SAID)
+
+
+COMMAND = "(id) => app.extensionManager.command.execute(id)"
+
+
+def capture(page) -> None:
+    """Lets the page take the graph as it is for what an undo undoes."""
+    page.evaluate("() => document.activeElement.blur()")
+    page.evaluate(
+        """() => {
+          const { changeTracker } = app.extensionManager.workflow.activeWorkflow;
+          (changeTracker.captureCanvasState ?? changeTracker.checkState).call(changeTracker);
+        }"""
+    )
 
 
 def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host, posted, look):
@@ -158,32 +173,39 @@ def test_undo_and_another_tab_leave_one_picture_and_what_can_be_done_again(sheet
     for number in (2, 4):
         page.locator(BUTTONS).nth(number).click()
         page.wait_for_timeout(500)
-    page.evaluate("() => document.activeElement.blur()")
-    command = "(id) => app.extensionManager.command.execute(id)"
-    page.evaluate(
-        """() => {
-          const { changeTracker } = app.extensionManager.workflow.activeWorkflow;
-          (changeTracker.captureCanvasState ?? changeTracker.checkState).call(changeTracker);
-        }"""
-    )
-    page.evaluate(command, "Comfy.Undo")
+    capture(page)
+    page.evaluate(COMMAND, "Comfy.Undo")
     page.wait_for_function(f"() => !({PICK})().startsWith('3,5 @') && ({SHOWN})() === 1")
     page.wait_for_timeout(1500)  # for what the page draws
     look("undone")
     assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
-    page.evaluate(command, "Comfy.Redo")
+    page.evaluate(COMMAND, "Comfy.Redo")
     page.wait_for_function(f"() => ({PICK})().startsWith('3,5 @') && ({SHOWN})() === 1")
     page.wait_for_timeout(1500)
     assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
     assert marked(page) == ["Draft 3", "Draft 5"]
-    page.evaluate(command, "Comfy.NewBlankWorkflow")
+    page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
     page.wait_for_function("() => app.graph.nodes.length === 0")
-    page.evaluate(command, "Workspace.PreviousOpenedWorkflow")
+    page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
     page.wait_for_function(f"() => ({SHOWN})() === 1")
     page.wait_for_timeout(1500)
     look("back")
     assert page.evaluate(HEIGHT) == height and page.evaluate(PICTURES) == 1
     assert marked(page) == ["Draft 3", "Draft 5"]
+
+
+@pytest.mark.parametrize("history", [{"status": 500}, {"json": {}}], ids=["unread", "cleared"])
+def test_a_sheet_outlives_an_undo_where_the_host_tells_nothing_of_its_runs(sheet, history):
+    page = sheet
+    page.locator(BUTTONS).nth(2).click()
+    page.wait_for_function(f"() => ({PICK})().startsWith('3 @')")
+    capture(page)
+    page.route("**/history?*", lambda route: route.fulfill(**history))
+    with page.expect_response("**/history?*"):
+        page.evaluate(COMMAND, "Comfy.Undo")
+    page.wait_for_function(f"() => !({PICK})() && ({SHOWN})() === 1")
+    page.unroute("**/history?*")
+    assert page.locator(BUTTONS).count() == 16 and page.evaluate(PICTURES) == 1
 
 
 def test_a_graph_that_was_left_meanwhile_shows_no_sheet(sheet):
