@@ -65,6 +65,7 @@ def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host
     for node, values in later.items():
         page.evaluate(SET, [node, values])
     page.locator(BUTTONS).nth(6).click()
+    page.evaluate(SET, ["SwDDrafts", {"seed": 99}])
     known = set(host.get("/history"))
     page.keyboard.press("Control+Enter")
     while not (new := [e for k, e in host.get("/history").items() if k not in known]):
@@ -76,6 +77,8 @@ def test_what_is_clicked_is_finished_whatever_was_changed_since(sheet, run, host
     assert upstream <= cached(entry), "nothing of the sheet runs again"
     asked = posted[-1]["prompt"]
     assert all(asked[k]["inputs"] == made[k]["inputs"] for k in upstream)
+    assert asked[node_id(page, "SwDDrafts")]["inputs"]["seed"] != 99
+    later["SwDDrafts"]["seed"] = 99
     for node, values in later.items():
         for name, value in values.items():
             assert page.evaluate(WIDGET, [node, name]) == value, "what was typed stays"

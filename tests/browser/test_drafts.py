@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sheets import BUTTONS, ONE_EDITOR, PICK, SEED, SET_SEED, cached, marked, node_id, numbers
+from sheets import (
+    BUTTONS,
+    ONE_EDITOR,
+    PICK,
+    SEED,
+    SET_SEED,
+    STATUS,
+    cached,
+    marked,
+    node_id,
+    numbers,
+)
 
 
 def test_click_two_run_again_reload(sheet, run, look):
@@ -55,6 +66,8 @@ def test_what_was_clicked_is_finished_though_the_seed_rolls(sheet, run, host):
     page.wait_for_timeout(1000)
     page.get_by_title("Draft 5", exact=True).click()
     assert page.evaluate(SEED) == [4321, "fixed"], "the sheet's, and it stays"
+    said = page.locator(STATUS).inner_text()
+    assert said == "The seed is that of these drafts again: 4321"
     entry = run()
     clicked = picture(host, entry, node_id(page, "SaveImage"))
     assert node_id(page, "SwDDrafts") in cached(entry)

@@ -9,11 +9,12 @@ import { fixSeed, picked, write } from "./swd_picks.js";
 // change: what makes of the numbers picked so far those picked now.
 export function repick(own, change) {
   const { cells, place } = own;
-  fixSeed(place, cells.seed);
+  const back = fixSeed(place, cells.seed);
   for (const finisher of finishers(place)) {
     write(finisher, change(picked(pickOf(finisher).value, cells)), cells, sheets());
   }
-  say(own); // what was refused no longer holds
+  // What was refused no longer holds.
+  say(own, back ? `The seed is that of these drafts again: ${cells.seed}` : own.said);
   app.canvas.setDirty(true, true);
   refresh();
 }
@@ -34,7 +35,6 @@ export async function finish(own, one) {
   queueing = true;
   own.queued = own.said = "";
   if (one) repick(own, () => new Set(numbers));
-  else fixSeed(place, cells.seed);
   // The page tells a widget that it was sent; what it answers us is always no on older hosts.
   let sent = false;
   const widget = behind[0].node.widgets.find((w) => w.name === "pick");
@@ -42,6 +42,7 @@ export async function finish(own, one) {
   let putBackWidgets;
   try {
     putBackWidgets = await setBack(place, own.run);
+    fixSeed(place, cells.seed); // where the host doesn't tell of that run
     await app.queuePrompt(0, 1, results);
     if (sent) {
       own.queued = numbers.join(", ");

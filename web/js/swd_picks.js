@@ -30,17 +30,18 @@ export function write(finisher, numbers, { count, sheet }, others = []) {
   widget.callback?.(widget.value);
 }
 
-// What is clicked is what is finished: the seed goes back to the sheet's and stays.
+// What is clicked is what is finished: the seed goes back to the sheet's and stays. Gives whether it was another one.
 export function fixSeed(place, seed) {
   if (place.node.type === "SwDDrafts") {
     keepSeed(place.node);
     const widget = widgetOf(place, "seed");
     // One that is linked, or has more digits than a page can count, is left to the check of the sheet.
-    if (widget && Number.isSafeInteger(seed)) widget.value = seed;
-    return;
+    if (!widget || !Number.isSafeInteger(seed) || widget.value === seed) return false;
+    widget.value = seed;
+    return true;
   }
   const source = drafterOf(place);
-  if (source) fixSeed(source, seed);
+  return Boolean(source) && fixSeed(source, seed);
 }
 
 export function keepSeed(node) {
