@@ -9,6 +9,8 @@ FIGURES := runs/fluent-emoji-3d/package/assets
 SCENES := runs/scenes
 STUDENTS := runs/students
 PICTURES ?= 24000
+COUNT ?= 5000
+NEW ?= 512
 TIME := $(if $(MINUTES),--minutes $(MINUTES))
 STUDENT := $(RUN) -m swd_core.lab.train_student --scenes $(SCENES) --run $(STUDENTS)
 PAIRED := --pairs $(STUDENTS) --first 0.2 --gan 0 --fake-steps 1 --ema 0.98 --lr 3e-4 \
@@ -42,20 +44,22 @@ help:
 	@echo "make node               begins a node: NAME=SwDThing DOES=\"what it does, in a line\""
 	@echo "make locales            what the host serves, from the translations of each node"
 	@echo "make graphs             the groups of workflows/, and of those graphs the blueprints in subgraphs/"
-	@echo "make bench              all benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
+	@echo "make bench              these benchmarks into benchmarks/RESULTS.md: under an hour on two idle"
 	@echo "                        cores; one by bench-NAME: $(BENCHES)"
 	@echo "                        (BENCH=\"--runs 1 --small\" only tries them and writes nothing)"
 	@echo "make bench-growth       quality against cost of growing, on the teacher in $(SCENES): an hour for"
 	@echo "                        each 16 pictures a row on one core (BENCH=\"--count 1000 --device cuda\")"
-	@echo "make evaluate           the model card's table, measured on the embedded weights; COUNT=n pictures a row"
-	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes"
+	@echo "make evaluate           the model card's table of the embedded weights, measured anew: COUNT=n pictures a"
+	@echo "                        row, NEW=n never trained on; where there is no classifier it trains one, an hour"
+	@echo "make faithfulness       what drafts of the embedded student promise: a few minutes, with a classifier"
 	@echo "make pictures           the README's and the model card's pictures, from the embedded weights;"
 	@echo "                        editor-pictures: those of graphs, in a real browser"
 	@echo "make data               fetch the figures and paint the first training pictures"
 	@echo "make train-autoencoder  then train-teacher, train-classifier and train-student: the embedded"
 	@echo "                        student from nothing, in $(SCENES) and $(STUDENTS); train-decoder: the"
 	@echo "                        decoder, on what they make. Each goes on where it was stopped (MINUTES=n)"
-	@echo "make ablation           the paper's ablation on the scene teacher: three hours (STEPS=n each)"
+	@echo "make ablation           the paper's ablation on the scene teacher, which it trains if there is none:"
+	@echo "                        three hours (STEPS=n each)"
 	@echo "make prompts-alone      students from prompts alone beside those from pictures, MINUTES=n of the"
 	@echo "                        clock each; make eta: shares of predicted noise in the sampler"
 
@@ -147,10 +151,11 @@ bench-scenes: $(VENV)/dev.stamp
 bench-distill: $(VENV)/dev.stamp
 	$(RUN) benchmarks/distill.py $(BENCH)
 
-# The classifier that measures is trained on the spot; it is not among the embedded weights.
+# The classifier that measures is trained on the spot; it is not among the embedded weights. Rows that are
+# in the file stay, so that a stopped run goes on.
 evaluate: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
-		--count $(or $(COUNT),5000) --out docs/scenes.json --nearest docs/images/nearest.jpg
+		--count $(COUNT) --new $(NEW) --out $(SCENES)/evaluated_$(COUNT).json --nearest $(SCENES)/nearest.jpg
 
 faithfulness: $(VENV)/dev.stamp $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.faithfulness --scenes $(SCENES) --out docs/faithfulness.json
@@ -205,11 +210,14 @@ $(SCENES)/scenes_vae.safetensors:
 $(SCENES)/scenes_classifier.safetensors:
 	$(MAKE) train-classifier MINUTES=
 
-ablation: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+$(SCENES)/teacher.pt:
+	$(MAKE) train-teacher MINUTES=
+
+ablation: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/teacher.pt $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.ablation $(FIGURES) --scenes $(SCENES) $(if $(STEPS),--steps $(STEPS))
 
 # Two trainings at a time, one of each kind: they share the machine alike.
-prompts-alone: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
+prompts-alone: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/teacher.pt $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.ablation $(FIGURES) --scenes $(SCENES) --variants all prompts --jobs 2 \
 		--minutes $(or $(MINUTES),15)
 

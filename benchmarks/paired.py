@@ -31,10 +31,10 @@ sys.path.append(str(ROOT))
 
 HEADER = """# Benchmarks
 
-Every section is written by the command it names; `make bench` runs them all. The sides of a
-comparison take turns in one process, every other round backwards, after a warm-up that is not
-counted. A figure is the median of the rounds, with the smallest and the largest in brackets; a
-ratio is taken in each round.
+Every section is written by the command it names; `make bench` runs all but those of growing and
+those with options. The sides of a comparison take turns in one process, every other round
+backwards, after a warm-up that is not counted. A figure is the median of the rounds, with the
+smallest and the largest in brackets; a ratio is taken in each round.
 """
 
 log = logging.getLogger("bench")

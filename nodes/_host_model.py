@@ -108,7 +108,8 @@ def check_prediction(model: Any, schedule: AnySchedule) -> None:
             ("sigmas in 0..1", "timesteps") if flow else ("timesteps up to 1000", "flow sigmas")
         )
         raise ValueError(
-            f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto."
+            f"This model needs {kind}, but the schedule {schedule.name} has {other}. Choose auto, "
+            "or for a model that is no student SwD Growth Schedule."
         )
 
 

@@ -1,4 +1,4 @@
-"""SwDLoraLoader: a published SwD student on top of its base model."""
+"""SwDLoraLoader: a SwD student on top of its base model."""
 
 import os
 from pathlib import Path
@@ -70,9 +70,9 @@ class SwDLoraLoader(io.ComfyNode):
             node_id="SwDLoraLoader",
             display_name="Load SwD LoRA",
             category=CATEGORY,
-            description="Puts a published SwD student (a LoRA) on its base model: SD3.5, FLUX or "
-            "SDXL. Every layer of the file must find its place, or nothing is applied and the node "
-            "says why.",
+            description="Puts a SwD student (a LoRA), a published one or your own, on its base. "
+            "Every layer of the file must find its place, or nothing is applied and the node says "
+            "why.",
             inputs=[
                 io.Model.Input("model", tooltip="The base that the student was distilled from."),
                 io.Combo.Input(

@@ -48,7 +48,7 @@ class SwDScaleSchedule(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="The target-size latent, for the table and the plot only. "
+                    tooltip="The target-size latent, for the table, the plot and extend. "
                     "Without it they show the preset's own size.",
                 ),
                 io.Combo.Input(

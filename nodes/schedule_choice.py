@@ -142,15 +142,18 @@ def choose(
             return usual.schedule, usual
         raise ValueError(
             "There is no SwD preset for this model. Choose one of "
-            f"{', '.join(known)} if the model is one of these students, or custom."
+            f"{', '.join(known)} if the model is one of these students, or custom; for a model "
+            "that is no student put SwD Growth Schedule in this node's place."
         )
     schedule, meant, entry = named_schedule(preset)
     unknown = (family, meant) == ("wan-other", "wan")
     unknown |= family == "sd3" and meant.startswith("sd35-")
     if meant not in ("", family) and not unknown:
+        students = any(entry.auto and entry.family == family for entry in known.values())
         raise ValueError(
             f"The preset {schedule.name} is for {meant} models; the loaded model is "
-            f"{family or 'of no family that has SwD students'}. Choose auto."
+            f"{family or 'of no family that has SwD students'}. "
+            + ("Choose auto." if students else "Put SwD Growth Schedule in this node's place.")
         )
     return schedule, entry
 

@@ -102,7 +102,9 @@ def _header_of(path: Path) -> dict[str, Any]:
         with open_tensors(path) as file:
             text = (file.metadata() or {}).get(_HEADER)
     except FileNotFoundError as error:
-        raise ValueError(f"There is no drafts file {path.name}.") from error
+        raise ValueError(
+            f"There is no drafts file {path.name}. Name one that drafts were saved to."
+        ) from error
     if not text:
         raise ValueError(f"{path.name} holds no drafts; choose a file that SwD saved drafts to.")
     header = parse_json(text, f"The header of the drafts file {path.name}")
@@ -236,6 +238,7 @@ def latest(folder: Path) -> Path:
     files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
     if not files:
         raise ValueError(
-            f"There is no drafts file (*{SUFFIX}) in {folder}. Make one with the drafts command."
+            f"There is no drafts file (*{SUFFIX}) in {folder.resolve()}. Make one with the drafts "
+            "command, or name one elsewhere."
         )
     return files[-1]

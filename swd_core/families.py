@@ -3,7 +3,7 @@
 A new family is a record here and a few lines in nodes/_host_families.py: how the host tells it and,
 for a new architecture, holds it. To be trained by the command line too, an architecture needs a
 class in distill/diffusers_models.py, how diffusers' is called, and a prompt encoder in
-distill/teachers.py.
+distill/encoders.py.
 """
 
 from dataclasses import dataclass, field

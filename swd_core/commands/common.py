@@ -73,6 +73,10 @@ def find_schedule(name: str) -> tuple[ScaleSchedule, Preset | None]:
         )
     try:
         return ScaleSchedule.from_dict(read_json(path)), None
+    except FileNotFoundError as error:
+        raise Refusal(
+            f"There is no schedule file {name}. Name one, or a preset: {', '.join(presets())}."
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise Refusal(f"The schedule file {name} can't be read: {reason}.") from error

@@ -87,6 +87,8 @@ def run_schedule(a: argparse.Namespace) -> None:
         trained = (preset.target if preset else 1024) // CELL
         with refusing():
             schedule = extend_schedule(schedule, height, width, trained)
+        if a.size is None:
+            raise Refusal("--extend needs the --size of the target, such as --size 2048.")
     sizes = schedule.sizes(height, width, multiple)
     times = latent_frames(schedule.time, frames) if frames else None
     costs = schedule.step_costs(height, width, multiple, frames)

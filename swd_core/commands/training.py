@@ -63,9 +63,9 @@ def _settings(a: argparse.Namespace) -> "Settings":
     return read_settings(Path(a.config))
 
 
-def _need(value: str, where: str) -> None:
+def _need(value: str, where: str, what: str = "folder") -> None:
     if not value:
-        raise ValueError(f"{where} is missing in the config: name a folder.")
+        raise ValueError(f"{where} is missing in the config: name a {what}.")
 
 
 def _bar(unit: str, world: "World") -> Callable[[int, int], None]:
@@ -89,6 +89,7 @@ def _sample(a: argparse.Namespace) -> None:
     with refusing():
         settings = _settings(a)
         _need(settings.data.source, "[data] source")
+        _need(settings.teacher.prompts, "[teacher] prompts", "file with a prompt a line")
         from ..distill.sample_teacher import sample_teacher
         from ..distill.sources import prompts_alone
         from ..distill.world import sharing_world
@@ -141,6 +142,8 @@ def _prepare(a: argparse.Namespace) -> None:
 
 def _distill(a: argparse.Namespace) -> None:
     with refusing():
+        if a.changed and not a.resume:
+            raise ValueError("--changed goes on with a checkpoint: give --resume, too.")
         settings = _settings(a)
         if a.steps is not None:
             if a.steps < 1:

@@ -168,7 +168,11 @@ def prepare(
     kept = sum(counts[i] for i in there)
     encoded = sum(counts) - kept
     if not files:
-        raise ValueError(f"None of the {len(samples)} pictures in {source} could be used.")
+        name, why = next(iter(skipped.items()))
+        raise ValueError(
+            f"None of the {len(samples)} pictures in {source} could be used ({name}: {why}, and so "
+            "on). Name another folder in [data] source, or a smaller [data] size for small ones."
+        )
     kept_names = {f["file"] for f in files}
     for old in folder.iterdir():
         if SHARD.fullmatch(old.name) and old.name not in kept_names and _header(old):

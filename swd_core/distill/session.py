@@ -253,7 +253,7 @@ def _train(settings: Settings, home: Home) -> tuple[Path, int]:
 
     def each(step: int) -> None:
         bar.update()
-        if step % output.log_every == 0:
+        if step % output.log_every == 0 or step == config.steps:
             means = world.mean(trainer.means())
             if record is not None:
                 record.losses(step, means)

@@ -50,7 +50,7 @@ def _loading(kind: str, base: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"[model] base {base!r} can't be loaded as a {kind} ({str(error).splitlines()[0]}). "
-            "Give a folder in diffusers' layout or a hub id that you have access to."
+            "Give a folder in diffusers' layout, or a hub id that you have access to from here."
         ) from error
 
 

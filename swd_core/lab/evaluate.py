@@ -269,7 +269,7 @@ def main() -> None:
         load_classifier(a.scenes / CLASSIFIER_FILE, a.device),
         a.count,
         a.new,
-        a.run / f"real_{a.size}_{a.count}.pt",
+        a.scenes / f"real_{a.size}_{a.count}.pt",
     )
     rows = mixed_ways(a.eta) if a.eta else ways(a.guidance, a.size // FACTOR)
     if not a.eta:

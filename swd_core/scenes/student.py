@@ -31,6 +31,7 @@ INSTALL = (
     "Install the pack again, with ComfyUI's manager or by checking it out anew: its weights come "
     "with it."
 )
+ELSEWHERE = f"A folder of weights has {MODEL_FILE}, {VAE_FILE}, {TEXT_FILE} and {LORA_FOLDER}."
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read(path)[0]
 
 
+def _way_out(path: Path) -> str:
+    """What to do about weights that are missing or damaged, the pack's own or others."""
+    return INSTALL if path.parent == WEIGHTS else ELSEWHERE
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a weights file."""
     try:
         return read_tensors(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The weights file {path} is missing. {INSTALL}") from error
+        raise FileNotFoundError(f"The weights file {path} is missing. {_way_out(path)}") from error
     except ValueError as error:
-        raise ValueError(f"The weights file {path} is damaged ({error}). {INSTALL}") from error
+        raise ValueError(
+            f"The weights file {path} is damaged ({error}). {_way_out(path)}"
+        ) from error
 
 
 def read_student(folder: Path) -> SwDLora:
@@ -70,7 +78,9 @@ def read_student(folder: Path) -> SwDLora:
     try:
         return read_lora(folder)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The weights in {folder} are missing. {INSTALL}") from error
+        raise FileNotFoundError(
+            f"The weights in {folder} are missing. {_way_out(folder)}"
+        ) from error
 
 
 def load_text_encoder(path: Path) -> tuple[SceneTokenizer, SceneTextEncoder]:

@@ -49,8 +49,8 @@ def test_finish_takes_the_newest_drafts_and_varies_details(main, tmp_path):
         (["drafts", "cat", "--size", "100"], "Size 100"),
         (["drafts", "cat", "--schedule", "sdxl-4"], "timesteps"),
         (["drafts", "cat", "--out", "a.jpg"], ".png"),
-        (["finish", "--pick", "1"], "no drafts file"),
-        (["finish", "gone", "--pick", "1"], "no drafts file gone"),
+        (["finish", "--pick", "1"], "or name one elsewhere"),
+        (["finish", "gone", "--pick", "1"], "no drafts file gone. Name one"),
     ],
 )
 def test_one_line_for_what_can_t_be_done(main, tmp_path, arguments, says):

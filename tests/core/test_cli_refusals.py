@@ -47,7 +47,7 @@ BAD_ARGUMENTS = [
     (["--out", "nowhere/fox.png"], ["nowhere", "does not exist"]),
     (["--out", f"{'a' * 300}.png"], ["too long"]),
     (["--schedule", "sd99"], ["'sd99'", "scenes-4"]),
-    (["--schedule", "gone.json"], ["gone.json"]),
+    (["--schedule", "gone.json"], ["There is no schedule file gone.json. Name", "scenes-4"]),
     (["--schedule", "sdxl-4"], ["timesteps"]),
     (["--colour", "red"], ["--colour"]),
 ]
@@ -161,7 +161,8 @@ def test_bad_weights(run_here, tmp_path, random_weights, damage):
 
 
 def test_no_weights_folder(run_here):
-    assert_refused(run_here("generate", "cat", "--weights", "gone"), "gone", "missing")
+    done = run_here("generate", "cat", "--weights", "gone")
+    assert_refused(done, "gone", "missing", f"A folder of weights has {MODEL_FILE}")
 
 
 def test_bad_input_has_no_traceback_and_exit_code_2(run_cli, tmp_path):

@@ -21,6 +21,9 @@ def test_schedule_refuses_a_size_the_model_can_t_have(capsys):
     assert commands.main(["schedule", "--preset", "sdxl-4", "--size", "1000"]) == 2
     assert "multiple of 32" in capsys.readouterr().err
     assert commands.main(["schedule", "--size", "1024"]) == 2
+    capsys.readouterr()
+    assert commands.main(["schedule", "--preset", "flux-4", "--extend"]) == 2
+    assert "--extend needs the --size" in capsys.readouterr().err
 
 
 def test_schedule_of_a_video_shows_its_frames(capsys):

@@ -180,6 +180,14 @@ def test_broken_pictures_are_skipped_and_listed(source, tmp_path, encoder):
     assert again.encoded == 0 and set(again.skipped) == {"x.png", "y.png"}
 
 
+def test_pictures_that_are_all_broken_are_told_with_one_of_them(tmp_path, encoder):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"not a picture")
+    (tmp_path / "bad" / "x.txt").write_text("rocket")
+    with pytest.raises(ValueError, match=r"None of the 1 pictures .*x\.png: broken.* Name another"):
+        run(tmp_path / "bad", tmp_path / "out", encoder)
+
+
 def test_missing_captions_are_one_error(source, tmp_path, encoder):
     for name in ("1.txt", "4.txt"):
         (source / name).unlink()

@@ -81,6 +81,18 @@ def test_a_run_without_a_folder_is_refused(place, tmp_path, monkeypatch, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
+def test_a_short_training_has_its_last_losses(place):
+    settings = runs.changed(runs.settings_of(place, "short", steps=3), "output", log_every=2)
+    session.train(settings)
+    assert [line["step"] for line in runs.losses(place / "short")] == [2, 3]
+
+
+def test_changed_alone_is_refused(place, capsys):
+    config = str(place / "config.toml")
+    assert main(["distill", "--config", config, "--changed"]) == 2
+    assert "give --resume, too" in capsys.readouterr().err
+
+
 def test_another_rank_is_refused_either_way(place):
     run = begun(place, "rank")
     other = runs.changed(runs.settings_of(place, "rank", steps=2), "model", rank=3)

@@ -47,6 +47,16 @@ def test_pictures_of_other_settings_are_not_taken_for_these(made):
     assert (made / "pictures" / "000001.png").read_bytes() == before
 
 
+def test_prompts_that_no_config_names_are_asked_for(made):
+    lines = (made / "config.toml").read_text().splitlines()
+    rest = [line for line in lines if not line.startswith("prompts =")]
+    assert len(rest) == len(lines) - 1
+    (made / "none.toml").write_text("\n".join(rest))
+    code, written = run(made, "sample-teacher", "--config", "none.toml")
+    assert code == 2
+    assert written.splitlines()[-1].startswith("error: [teacher] prompts is missing in the config")
+
+
 def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch):
     """A file system that takes nothing more stands in for it."""
     text = (made / "config.toml").read_text().replace('"pictures"', '"full"')

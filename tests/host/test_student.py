@@ -192,7 +192,8 @@ def test_missing_weights_are_said_in_words_of_a_graph(pack, tmp_path, monkeypatc
     for name in names.values():
         if name != names[gone]:
             (tmp_path / name).symlink_to(core.WEIGHTS / name)
-    monkeypatch.setattr(node, "WEIGHTS", tmp_path)
+    for module in (node, core):
+        monkeypatch.setattr(module, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="Install the pack again") as error:
         pack["SwDSceneStudent"].execute(strength=1.0)
     assert names[gone] in str(error.value) and "--" not in str(error.value)
