@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import comfy.model_base
 import comfy.model_sampling
 import torch
 from torch import Tensor
@@ -49,7 +50,9 @@ def patch_multiple(model: Any) -> int:
         patch = config.get(name, getattr(net, name, None))
         if patch is not None:
             return int(patch[-1] if isinstance(patch, (tuple, list)) else patch)
-    return 2
+    if hasattr(net, "patchifier"):  # LTX-Video
+        return int(net.patchifier.patch_size[-1])
+    return 1 if isinstance(model.model, comfy.model_base.StableCascade_C) else 2
 
 
 def check_positions(model: Any, size: Sequence[int]) -> None:

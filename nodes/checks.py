@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..swd_core.growth import AnySchedule
@@ -49,6 +50,7 @@ def check_run(
         return  # one size throughout
     _refuse_momentum(guider.model_options)
     _refuse_supir(guider.model_options)
+    _refuse_infinite_talk(patcher)
     if getattr(guider, "uncond_inner", None) is not None:
         raise ValueError(
             "Dual Model CFG Guider fits its negative to the finished size only, and can't follow "
@@ -100,6 +102,16 @@ def _refuse_supir(model_options: dict[str, Any]) -> None:
             raise ValueError(
                 "SUPIR encodes its picture once, at the finished size, and can't follow to smaller "
                 "ones. Take Apply SUPIR Patch out of the graph."
+            )
+
+
+def _refuse_infinite_talk(patcher: Any) -> None:
+    """Its frames of the video before, and its masks of who speaks, have the finished size."""
+    for wrapper in patcher.get_all_wrappers(WrappersMP.OUTER_SAMPLE):
+        if type(wrapper).__name__ == "InfiniteTalkOuterSampleWrapper":
+            raise ValueError(
+                "WanInfiniteTalkToVideo's motion frames have the finished size, and can't follow "
+                "to smaller ones. Sample at one size, or take that node out of the graph."
             )
 
 

@@ -12,21 +12,27 @@ from torch import Tensor
 from ..swd_core import resample
 from ..swd_core.growth import AnySchedule
 from ._host import supported
-from ._host_model import cell_pixels, patch_multiple
+from ._host_model import patch_multiple
 
 # What process_conds must not touch a second time: it would set hook keyframes back to the first one
 # and make ControlNets load again. Neither depends on the size.
 _ONCE = ("hooks", "control")
+HOST_CELL = 8  # pixels of a latent cell by which the host tells any model its picture's size
 # Of a video: one entry per latent frame (Wan image-to-video), or pictures without a place in time.
 _BY_FRAME = {"concat_latent_image", "concat_mask", "mask"}
 _REFERENCES = {"reference_latents", "time_dim_concat"}
-# Inputs of the target's sides that the host leaves as they are.
+_IN_CONTEXT = {"context_latents"}  # Bernini's source videos, which have the video's frames
+# The same of other models: HunyuanVideo's and Kandinsky's first picture.
+_FIRST_PICTURES = {"ref_latent", "time_dim_replace"}
+# Inputs of the target's sides that the host leaves as they are; LTX-Video's guides among them,
+# whose places are counted in cells, and SeedVR2's video.
 _FULL_SIZE = {
     "vace_frames", "vace_mask", "camera_conditions", "control_video", "pose_video_latent",
+    "keyframe_idxs", "guide_attention_entries", "generated_keyframes", "condition",
 }  # fmt: skip
 _WITHOUT_TIME = {
-    *_BY_FRAME, *_REFERENCES, "cross_attn", "pooled_output", "attention_mask", "area",
-    "unclip_conditioning", "conditioning_llama3", "t5xxl_ids", "t5xxl_weights", "guidance",
+    *_BY_FRAME, *_REFERENCES, *_FIRST_PICTURES, "cross_attn", "pooled_output", "attention_mask",
+    "area", "unclip_conditioning", "conditioning_llama3", "t5xxl_ids", "t5xxl_weights", "guidance",
 }  # fmt: skip
 
 
@@ -110,9 +116,11 @@ def _scale_video_inputs(entry: dict[str, Any], size: Sequence[int], target: Sequ
             entry[key] = resample.pick_frames(value, size[0], -3)
 
 
-def _scale_references(entry: dict[str, Any], size: Sequence[int], target: Sequence[int]) -> None:
-    """Shrinks pictures of the target's sides, which Wan takes for frames beside the video's own."""
-    for key in _REFERENCES & entry.keys():
+def _scale_references(
+    entry: dict[str, Any], keys: set[str], size: Sequence[int], target: Sequence[int]
+) -> None:
+    """Shrinks pictures of the target's sides, which stand beside a video's own frames."""
+    for key in keys & entry.keys():
         value = entry[key]
         fitting = [
             resample.downscale(x, size[-2:]) if tuple(x.shape[-2:]) == tuple(target[-2:]) else x
@@ -160,7 +168,7 @@ def resolve_conds(
     """The guider's conditioning for the size of `like` (B, C, H, W) or (B, C, T, H, W).
 
     Masks, areas, boxes, reference and concatenated latents then mean the same place of the picture
-    as at the target size; size conditioning (SDXL) keeps the target's.
+    as at the target size; size conditioning (SDXL, PixArt) keeps the target's.
 
     Args:
         target: the finished latent's (H, W) or (T, H, W).
@@ -176,13 +184,13 @@ def resolve_conds(
                 entry["area"] = scaled_area(entry["area"], size, target)
             if "gligen" in entry:
                 entry["gligen"] = _scaled_boxes(entry["gligen"], size, target)
-            if isinstance(guider.inner_model, comfy.model_base.SDXL):
-                pixels = cell_pixels(guider.model_patcher)
-                entry.setdefault("width", target[1] * pixels)
-                entry.setdefault("height", target[0] * pixels)
+            if len(size) == 2:  # as the host fills it in, for SDXL, PixArt and others
+                entry.setdefault("width", target[1] * HOST_CELL)
+                entry.setdefault("height", target[0] * HOST_CELL)
             if isinstance(guider.inner_model, comfy.model_base.WAN21):
-                _scale_references(entry, size, target)
+                _scale_references(entry, _REFERENCES | _IN_CONTEXT, size, target)
             else:
+                _scale_references(entry, _FIRST_PICTURES, size, target)
                 _scale_picture_references(entry, size, target, guider)
             if len(size) == 3:
                 _scale_video_inputs(entry, size, target)

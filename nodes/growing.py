@@ -60,7 +60,12 @@ class GrowthWay:
     vae: Any = None
 
     def __post_init__(self) -> None:
-        own = [s for part in self.stretches for s in part.sigmas[:-1]] + self.levels[-1:]
+        # HunyuanImage's distilled model reads there where a step goes to: at its end each stretch
+        # goes to a level of its own. What else reads it counts the steps.
+        net = self.sized.guider.inner_model.diffusion_model
+        whole = self.spectral and getattr(net, "time_r_in", None) is not None
+        parts = [part.sigmas if whole else part.sigmas[:-1] for part in self.stretches]
+        own = [s for part in parts for s in part] + ([] if whole else self.levels[-1:])
         options = self.sized.extra_args.setdefault("model_options", {})
         options.setdefault("transformer_options", {})["sample_sigmas"] = torch.tensor(
             own, device=self.begin.device

@@ -152,6 +152,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
             return model.noise
 
         try:
+            sized.begin_after(stretches[: self.state.stretches])
             state = sample_growing(
                 way.solve,
                 stretches,

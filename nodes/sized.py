@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..swd_core import resample
+from ..swd_core.stretches import Stretch
 from .conditioning import control_windows, mask_at, move_windows, resolve_conds
+from .hooked import keyframes_of, pass_keyframes
 from .kept import begin_anew
 
 
@@ -42,6 +44,7 @@ class SizedModel:
         self.guider, self.level = model.inner_model, level
         self.full_conds = self.guider.conds
         self.controls = control_windows(self.full_conds)
+        self.keyframes = keyframes_of(self.full_conds)
         self.size: tuple[int, ...] | None = None
         self.mask: Tensor | None = None
 
@@ -70,9 +73,26 @@ class SizedModel:
             move_windows(self.guider.conds, partial(self.level, size=size))
         for control, window in self.controls:
             control.timestep_range = tuple(self.level(sigma, size) for sigma in window)
+        self._move_keyframes(size)
+
+    def begin_after(self, stretches: Sequence[Stretch]) -> None:
+        """Brings what goes by the calls before to where it is after these stretches of a run."""
+        if not self.keyframes:
+            return
+        for part in stretches:
+            self._move_keyframes(part.size)
+            level = partial(self.level, size=part.size)
+            options = self.extra_args.get("model_options", {})
+            pass_keyframes(self.guider, part.sigmas[:-1], level, options)
+
+    def _move_keyframes(self, size: tuple[int, ...]) -> None:
+        for keyframe, start in self.keyframes:
+            keyframe.start_t = self.level(start, size)
 
     def restore(self) -> None:
         """Gives the guider its conditioning back."""
         self.guider.conds = self.full_conds
         for control, window in self.controls:
             control.timestep_range = window
+        for keyframe, start in self.keyframes:
+            keyframe.start_t = start

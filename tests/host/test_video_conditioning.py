@@ -201,7 +201,8 @@ IN_TIME = {
 }  # fmt: skip
 IN_SIZE = {
     "vace_frames": [torch.zeros(1, 32, *TARGET)], "camera_conditions": TENSOR,
-    "control_video": TENSOR, "pose_video_latent": TENSOR,
+    "control_video": TENSOR, "pose_video_latent": TENSOR, "keyframe_idxs": torch.zeros(1, 3, 64, 2),
+    "condition": TENSOR,
 }  # fmt: skip
 
 

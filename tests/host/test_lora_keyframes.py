@@ -1,0 +1,110 @@
+"""LoRA hooks with keyframes: at the step they are set to, at every size, and after a stop."""
+
+import pytest
+import torch
+from chain import call, hosted, sized
+from grown import growth, sample, sampler_of
+from paper import SEED, guided, schedule_of
+from test_patches import lora_of
+
+SIDE = (32, 48)
+STRENGTHS = (0.0, 0.3, 0.6, 1.0)
+
+
+@pytest.fixture
+def model(models):
+    return models["sdxl"]
+
+
+@pytest.fixture
+def hooked(small, model):
+    """Conditioning with a LoRA whose strength changes at shares of the run."""
+    nodes = "comfy_extras.nodes_hooks:"
+
+    def make(*starts: float) -> list:
+        import comfy.hooks
+
+        frames = None
+        for strength, start in zip(STRENGTHS, starts, strict=True):
+            frames = call(nodes + "CreateHookKeyframe", strength, start, frames)
+        hooks = comfy.hooks.create_hook_lora(lora_of(model), 1.0, 0.0)
+        hooks = call(nodes + "SetHookKeyframes", hooks, frames)
+        return [[c, {**more, "hooks": hooks}] for c, more in sized(guided(small, "sdxl"), SIDE)]
+
+    return make
+
+
+@pytest.fixture
+def strengths(monkeypatch):
+    """Of the LoRA in every call of the model, in order."""
+    import comfy.hooks
+
+    seen = []
+    group = comfy.hooks.HookKeyframeGroup
+    plain = group.prepare_current_keyframe
+
+    def spied(self, curr_t, transformer_options):
+        changed = plain(self, curr_t, transformer_options)
+        seen.append(self.strength)
+        return changed
+
+    monkeypatch.setattr(group, "prepare_current_keyframe", spied)
+    return seen
+
+
+def straight(pack, model, cond, schedule):
+    return pack["SwDSample"].execute(
+        model=model, positive=cond, latent_image={"samples": torch.zeros(1, 4, *SIDE)},
+        schedule=schedule, seed=SEED, cfg=1.0, upscale_method="bicubic",
+    ).args[0]["samples"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop", "starts"),
+    [("student", 2, (0.0, 0.05, 0.1, 0.15)), ("growth", 1, (0.0, 0.1, 0.3, 0.5))],
+)
+def test_a_finished_draft_goes_on_with_the_strength_of_the_whole_run(
+    pack, model, hooked, strengths, kind, stop, starts
+):
+    """The host holds each keyframe for a step, counted from where the sampler begins."""
+    cond = hooked(*starts)
+    if kind == "student":
+        schedule, _ = schedule_of(pack, model, "sdxl-4")
+    else:
+        schedule = growth(pack, model, torch.zeros(1, 4, *SIDE), steps=8, custom_tolerance=0.3)[0]
+    whole = straight(pack, model, cond, schedule)
+    of_whole = strengths[:]
+    assert len(set(of_whole)) > 2
+    strengths.clear()
+    drafts = hosted(
+        pack["SwDDrafts"], model=model, positive=cond, schedule=schedule, seed=SEED, count=1,
+        latent_image={"samples": torch.zeros(1, 4, *SIDE)}, stop_after=stop, batch=1, cfg=1.0,
+        upscale_method="bicubic",
+    ).args[0]  # fmt: skip
+    drafted = len(strengths)
+    finished = hosted(
+        pack["SwDFinishDrafts"], model=model, positive=cond, drafts=drafts, pick="1",
+        detail_seed=0, variations=1, stop_after=0, batch=1, cfg=1.0,
+    ).args[0]  # fmt: skip
+    finished = finished[0] if isinstance(finished, list) else finished
+    ahead = len(of_whole) - drafted
+    assert strengths[:drafted] == of_whole[:drafted]
+    assert strengths[-ahead:] == of_whole[drafted:]
+    assert torch.equal(finished["samples"], whole)
+
+
+def test_a_keyframe_holds_from_the_same_step_on_where_the_run_grows(pack, model, hooked, strengths):
+    """As a prompt's range does: a small size is asked at lower levels than the schedule shows."""
+    empty, cond = torch.zeros(1, 4, *SIDE), hooked(0.0, 0.2, 0.6, 0.8)
+    one, sigmas, *_ = growth(pack, model, empty, steps=10, sizes=1)
+    sample(model, sampler_of(pack, one), sigmas, cond, empty)
+    at_full_size = strengths[:]
+    strengths.clear()
+    grown = growth(pack, model, empty, steps=10, custom_tolerance=0.9)[0]
+    assert len({part.size for part in grown.stretches(*SIDE, 1)}) == 2
+    sample(model, sampler_of(pack, grown), sigmas, cond, empty)
+    assert strengths == at_full_size and len(set(strengths)) == 4
+    keyframes = cond[0][1]["hooks"].hooks[0].hook_keyframe.keyframes
+    sampling = model.get_model_object("model_sampling")
+    for keyframe, start in zip(keyframes, (0.0, 0.2, 0.6, 0.8), strict=True):
+        assert keyframe.start_t == sampling.percent_to_sigma(start), "as the host left it"
