@@ -221,10 +221,16 @@ def train(
     device: torch.device | str = "cpu",
     workers: int = 1,
 ) -> None:
-    """Trains on the painted shards for `minutes` of wall time in all; resumes where it stopped."""
+    """Trains on the painted shards for `minutes` of wall time in all; resumes where it stopped.
+
+    Raises:
+        FileNotFoundError: if nothing is painted yet.
+    """
     shards = 0
     while picture_path(out, shards).is_file():
         shards += 1
+    if not shards:
+        raise FileNotFoundError(f"There are no painted pictures in {out}: make train-classifier.")
     device = torch.device(device)
     small = torch.cat([shrunk(load_pictures(out, i).to(device), SIDE) for i in range(shards)])
     truth = Labels.of([scene_of(seed, i) for i in range(SHARD * shards)]).to(device)

@@ -160,9 +160,15 @@ def distil(
 
 
 def begin_run(run: Path, scenes: Path) -> None:
-    """Gives a folder without a teacher the present one of a training, with its autoencoder."""
+    """Gives a folder without a teacher the present one of a training, with its autoencoder.
+
+    Raises:
+        FileNotFoundError: if there is no teacher or no autoencoder yet.
+    """
     run.mkdir(parents=True, exist_ok=True)
     if not (run / MODEL_FILE).is_file():
+        if not (scenes / VAE_FILE).is_file():
+            raise FileNotFoundError(f"There is no {scenes / VAE_FILE}: make train-autoencoder.")
         shutil.copy(scenes / VAE_FILE, run / VAE_FILE)
         export(load_teacher(scenes), run)
 
