@@ -155,7 +155,7 @@ bench-distill: $(VENV)/dev.stamp
 # in the file stay, so that a stopped run goes on.
 evaluate: $(VENV)/dev.stamp $(FIGURES) $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.evaluate $(FIGURES) --scenes $(SCENES) --run swd_core/scenes/weights \
-		--count $(COUNT) --new $(NEW) --out $(SCENES)/evaluated_$(COUNT).json --nearest $(SCENES)/nearest.jpg
+		--count $(COUNT) --new $(NEW) --out $(SCENES)/evaluated_$(COUNT)_$(NEW).json --nearest $(SCENES)/nearest.jpg
 
 faithfulness: $(VENV)/dev.stamp $(SCENES)/scenes_classifier.safetensors
 	$(RUN) -m swd_core.lab.faithfulness --scenes $(SCENES) --out docs/faithfulness.json

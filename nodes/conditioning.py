@@ -31,7 +31,7 @@ _FULL_SIZE = {
     "keyframe_idxs", "guide_attention_entries", "generated_keyframes", "condition",
 }  # fmt: skip
 _WITHOUT_TIME = {
-    *_BY_FRAME, *_REFERENCES, *_FIRST_PICTURES, "cross_attn", "pooled_output", "attention_mask",
+    *_BY_FRAME, *_REFERENCES, "ref_latent", "cross_attn", "pooled_output", "attention_mask",
     "area", "unclip_conditioning", "conditioning_llama3", "t5xxl_ids", "t5xxl_weights", "guidance",
 }  # fmt: skip
 

@@ -64,8 +64,14 @@ class GrowthWay:
         # goes to a level of its own. What else reads it counts the steps.
         net = self.sized.guider.inner_model.diffusion_model
         whole = self.spectral and getattr(net, "time_r_in", None) is not None
-        parts = [part.sigmas if whole else part.sigmas[:-1] for part in self.stretches]
-        own = [s for part in parts for s in part] + ([] if whole else self.levels[-1:])
+        own: list[float] = []
+        for part in self.stretches:
+            own += part.sigmas[:-1]
+            after = part.step + part.steps  # its end, and where a step from there would go
+            if whole and after < len(self.levels) - 1:
+                beyond = self.schedule.own(self.levels[after + 1], self._ratio(part.size))
+                own += (part.sigmas[-1], beyond)
+        own += self.levels[-1:]
         options = self.sized.extra_args.setdefault("model_options", {})
         options.setdefault("transformer_options", {})["sample_sigmas"] = torch.tensor(
             own, device=self.begin.device

@@ -25,14 +25,27 @@ def pass_keyframes(
 ) -> None:
     """Has the host's hook keyframes go through model calls that a run before has made.
 
-    Each holds for a call at least (`guarantee_steps`), so they can't be entered in the middle.
+    Each holds for a call at least (`guarantee_steps`), so they can't be entered in the middle. A
+    solver that calls the model several times a step has passed more calls than are counted here.
 
     Args:
         guider: with resolved conditioning. sigmas: of those calls, at their own size. level: what a
             level of the full size is there. model_options: of the run.
     """
-    entries = [entry for entries in guider.conds.values() for entry in entries]
-    hooked = [entry for entry in entries if entry.get("hooks") is not None]
+    # The host asks nothing of a negative at cfg 1, nor of a default that others cover.
+    without = getattr(guider, "cfg", None) == 1.0
+    without &= not model_options.get("disable_cfg1_optimization", False)
+    hooked = [
+        entry
+        for name, entries in guider.conds.items()
+        for entry in entries
+        if not (without and name == "negative")
+        and entry.get("hooks") is not None
+        and not entry.get("default")
+    ]
+    for entry in hooked:
+        for hook in entry["hooks"].hooks:  # the host's reset leaves it at the last call's
+            hook.hook_keyframe._curr_t = -1.0
     for sigma in sigmas:
         asked = torch.tensor([sigma], dtype=torch.float32)
         for entry in hooked:

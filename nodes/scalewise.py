@@ -131,8 +131,9 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         say_if_small(stretches[0].size)
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         sized = SizedModel(
-            call, model, extra_args, target, start, denoise_mask, **self._at_size(target)
-        )
+            call, model, extra_args, target, start, denoise_mask, first=levels[0],
+            **self._at_size(target),
+        )  # fmt: skip
         finite = FiniteCheck(levels[:-1], [s.size for s in stretches for _ in range(s.steps)])
 
         def report(step: int, x0: Tensor, x_t: Tensor) -> None:

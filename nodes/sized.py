@@ -1,5 +1,6 @@
 """What the host's model is given, at any size of the same picture."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ class SizedModel:
         start: the clean latent that the run begins with, if any, and mask: what of it may change,
             both of the target's size. shrink: how that latent gets to smaller sizes.
         level: `level(sigma, size)`, what a noise level of the full size is at a smaller one.
+        first: the level of the full size that the run begins at.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class SizedModel:
         mask: Tensor | None,
         shrink: Callable[[Tensor, Sequence[int]], Tensor] = resample.downscale,
         level: Callable[[float, Sequence[int]], float] = lambda sigma, size: sigma,
+        first: float = math.inf,
     ):
         self.call, self.model, self.extra_args = call, model, extra_args
         self.target, self.start, self.full_mask, self.shrink = target, start, mask, shrink
-        self.guider, self.level = model.inner_model, level
+        self.guider, self.level, self.first = model.inner_model, level, first
         self.full_conds = self.guider.conds
         self.controls = control_windows(self.full_conds)
         self.keyframes = keyframes_of(self.full_conds)
@@ -86,8 +89,14 @@ class SizedModel:
             pass_keyframes(self.guider, part.sigmas[:-1], level, options)
 
     def _move_keyframes(self, size: tuple[int, ...]) -> None:
+        """The host holds none for a step whose start lies above all levels of the run."""
+        if not self.keyframes:
+            return
+        options = self.extra_args.get("model_options", {}).get("transformer_options", {})
+        largest = float(options["sample_sigmas"].max()) if "sample_sigmas" in options else math.inf
         for keyframe, start in self.keyframes:
-            keyframe.start_t = self.level(start, size)
+            above = start > self.first
+            keyframe.start_t = start if above else min(self.level(start, size), largest)
 
     def restore(self) -> None:
         """Gives the guider its conditioning back."""

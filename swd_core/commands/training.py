@@ -89,7 +89,6 @@ def _sample(a: argparse.Namespace) -> None:
     with refusing():
         settings = _settings(a)
         _need(settings.data.source, "[data] source")
-        _need(settings.teacher.prompts, "[teacher] prompts", "file with a prompt a line")
         from ..distill.sample_teacher import sample_teacher
         from ..distill.sources import prompts_alone
         from ..distill.world import sharing_world
@@ -99,6 +98,7 @@ def _sample(a: argparse.Namespace) -> None:
                 "[data] source is prompts alone, so there are no pictures to make: prepare it as "
                 "it is, or name a folder for pictures."
             )
+        _need(settings.teacher.prompts, "[teacher] prompts", "file with a prompt a line")
         check_writable(Path(settings.data.source))
         world = sharing_world()
         made = sample_teacher(settings, _bar("picture", world), world)

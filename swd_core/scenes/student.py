@@ -65,7 +65,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"The weights file {path} is missing. {_way_out(path)}") from error
     except ValueError as error:
         raise ValueError(
-            f"The weights file {path} is damaged ({error}). {_way_out(path)}"
+            f"The weights file {path} is damaged ({error}). "
+            + (INSTALL if path.parent == WEIGHTS else "Make it again, or copy it anew.")
         ) from error
 
 

@@ -61,7 +61,11 @@ def straight(pack, model, cond, schedule):
 
 @pytest.mark.parametrize(
     ("kind", "stop", "starts"),
-    [("student", 2, (0.0, 0.05, 0.1, 0.15)), ("growth", 1, (0.0, 0.1, 0.3, 0.5))],
+    [
+        ("student", 1, (0.0, 0.05, 0.1, 0.15)),
+        ("student", 2, (0.0, 0.05, 0.1, 0.15)),
+        ("growth", 1, (0.0, 0.1, 0.3, 0.5)),
+    ],
 )
 def test_a_finished_draft_goes_on_with_the_strength_of_the_whole_run(
     pack, model, hooked, strengths, kind, stop, starts
@@ -91,6 +95,43 @@ def test_a_finished_draft_goes_on_with_the_strength_of_the_whole_run(
     assert strengths[:drafted] == of_whole[:drafted]
     assert strengths[-ahead:] == of_whole[drafted:]
     assert torch.equal(finished["samples"], whole)
+
+
+def test_a_negative_that_isn_t_asked_passes_no_keyframes(pack, model, hooked, strengths):
+    """At cfg 1 the host leaves it out, whose keyframes the positive shares from the middle on."""
+    positive, negative = hooked(0.0, 0.05, 0.1, 0.15), hooked(0.0, 0.05, 0.1, 0.15)
+    negative[0][1]["hooks"] = positive[0][1]["hooks"]
+    positive[0][1].update(start_percent=0.05, end_percent=1.0)
+    schedule, _ = schedule_of(pack, model, "sdxl-4")
+    empty = {"samples": torch.zeros(1, 4, *SIDE)}
+    given = {"model": model, "positive": positive, "negative": negative, "cfg": 1.0}
+    pack["SwDSample"].execute(
+        latent_image=empty, schedule=schedule, seed=SEED, upscale_method="bicubic", **given
+    )
+    of_whole = strengths[:]
+    drafts = hosted(
+        pack["SwDDrafts"], schedule=schedule, seed=SEED, count=1, latent_image=empty,
+        stop_after=2, batch=1, upscale_method="bicubic", **given,
+    ).args[0]  # fmt: skip
+    strengths.clear()
+    hosted(
+        pack["SwDFinishDrafts"], drafts=drafts, pick="1", detail_seed=0, variations=1,
+        stop_after=0, batch=1, **given,
+    )  # fmt: skip
+    assert len(of_whole) >= 3 and strengths[-2:] == of_whole[-2:]
+
+
+def test_keyframes_before_the_run_are_passed_over_where_it_grows(pack, model, hooked, strengths):
+    """A run begun in the middle, as the second half of SIGMAS is, holds none of them for a step."""
+    empty, cond = torch.zeros(1, 4, *SIDE), hooked(0.0, 0.3, 0.35, 0.4)
+    one, sigmas, *_ = growth(pack, model, empty, steps=10, sizes=1)
+    latent = torch.ones(1, 4, *SIDE)
+    sample(model, sampler_of(pack, one), sigmas[5:], cond, latent)
+    at_full_size = strengths[:]
+    strengths.clear()
+    grown = growth(pack, model, empty, steps=10, custom_tolerance=0.9)[0]
+    sample(model, sampler_of(pack, grown), sigmas[5:], cond, latent)
+    assert strengths == at_full_size
 
 
 def test_a_keyframe_holds_from_the_same_step_on_where_the_run_grows(pack, model, hooked, strengths):
