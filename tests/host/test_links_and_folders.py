@@ -22,6 +22,7 @@ VALIDATED = {
     },
     "SwDLoadDrafts": {"file": ("none.drafts.safetensors", "no drafts file")},
     "SwDLoadPrepared": {"folder": ("none", "no prepared folder")},
+    "SwDDistillTrain": {"lora_name": ("a/b", "can't name a folder")},
 }
 GOOD = {
     "SwDScaleSchedule": {
@@ -30,6 +31,7 @@ GOOD = {
     },
     "SwDLoadDrafts": {"file": "sheets/a.drafts.safetensors [output]"},
     "SwDLoadPrepared": {"folder": "sets/pets"},
+    "SwDDistillTrain": {"lora_name": "my_student"},
 }  # fmt: skip
 LINKS = [(node, widget) for node, widgets in VALIDATED.items() for widget in widgets]
 
