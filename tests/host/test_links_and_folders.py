@@ -138,6 +138,8 @@ def run(pack, node, **values):
         [inputs["model"], *_] = pack["SwDSceneStudent"].execute(strength=1.0).args
     if node == "SwDLoadDrafts":
         inputs["vae"] = object()
+    if node == "SwDDistillTrain":
+        inputs |= {"model": object(), "data": object(), "rank": 4, "resume": False}
     return pack[node].execute(**inputs)
 
 
