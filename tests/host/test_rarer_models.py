@@ -10,6 +10,13 @@ from grown import growth, own_level, sample, sampler_of
 from torch import nn
 
 MADE = {"operations": nn, "device": "cpu", "dtype": torch.float32}
+HUNYUAN = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 48, "context_in_dim": 48,
+    "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
+    "axes_dim": [8, 12, 12], "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True,
+    "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
+    "vision_in_dim": None, "meanflow_sum": False,
+}  # fmt: skip
 
 
 def built(config_class, config, net):
@@ -54,24 +61,32 @@ def ltxv(pack):
     return built("LTXV", {"image_model": "ltxv", **config}, network.LTXVModel(**config, **MADE))
 
 
+def hunyuan_of(config_class, **changes):
+    """A small one of the HunyuanVideo network's models, by what this ComfyUI knows of it."""
+    import comfy.ldm.hunyuan_video.model as network
+
+    config = HUNYUAN | changes
+    known = network.HunyuanVideoParams.__dataclass_fields__
+    config = {key: value for key, value in config.items() if key in known}
+    net = network.HunyuanVideo(**config, **MADE)
+    return built(config_class, {"image_model": "hunyuan_video", **config}, net)
+
+
 @pytest.fixture(scope="module")
 def meanflow(pack):
-    import comfy.ldm.hunyuan_video.model as network
     import comfy.supported_models
 
     if not hasattr(comfy.supported_models, "HunyuanImage21"):
         pytest.skip("this ComfyUI has no HunyuanImage 2.1")
-    config = {
-        "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "context_in_dim": 48,
-        "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
-        "axes_dim": [16, 16], "theta": 256, "patch_size": [1, 1], "qkv_bias": True,
-        "guidance_embed": True, "byt5": False, "meanflow": True, "use_cond_type_embedding": False,
-        "vision_in_dim": None, "meanflow_sum": False,
-    }  # fmt: skip
-    known = network.HunyuanVideoParams.__dataclass_fields__
-    config = {key: value for key, value in config.items() if key in known}
-    net = network.HunyuanVideo(**config, **MADE)
-    return built("HunyuanImage21", {"image_model": "hunyuan_video", **config}, net)
+    return hunyuan_of(
+        "HunyuanImage21", in_channels=64, out_channels=64, vec_in_dim=None, axes_dim=[16, 16],
+        patch_size=[1, 1], meanflow=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hunyuan(pack):
+    return hunyuan_of("HunyuanVideo")
 
 
 def test_the_refiner_is_told_the_finished_size(pack, refiner, monkeypatch):
@@ -141,21 +156,24 @@ def test_a_step_of_a_mean_flow_goes_where_the_run_goes(pack, meanflow, monkeypat
         assert torch.allclose(given, there, atol=2e-3), level
 
 
-@pytest.fixture(scope="module")
-def hunyuan(pack):
-    import comfy.ldm.hunyuan_video.model as network
+def test_no_call_of_a_mean_flow_goes_backwards(pack, meanflow):
+    """Heun's second one at the end of a size was told the next size's higher level."""
+    pairs, patched = [], meanflow.clone()
 
-    config = {
-        "in_channels": 16, "out_channels": 16, "vec_in_dim": 48, "context_in_dim": 48,
-        "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
-        "axes_dim": [8, 12, 12], "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True,
-        "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
-        "vision_in_dim": None, "meanflow_sum": False,
-    }  # fmt: skip
-    known = network.HunyuanVideoParams.__dataclass_fields__
-    config = {key: value for key, value in config.items() if key in known}
-    net = network.HunyuanVideo(**config, **MADE)
-    return built("HunyuanVideo", {"image_model": "hunyuan_video", **config}, net)
+    def spied(apply, given):
+        told = given["c"]["transformer_options"]
+        [found, *_] = torch.where(told["sigmas"][0] == told["sample_sigmas"])[0].tolist()
+        pairs.append((float(told["sigmas"][0]), float(told["sample_sigmas"][found + 1])))
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    patched.set_model_unet_function_wrapper(spied)
+    empty = torch.zeros(1, 64, 32, 32)
+    schedule, sigmas, *_ = growth(
+        pack, patched, empty, steps=8, custom_tolerance=0.2, sampler_name="heun"
+    )
+    assert len(schedule.stretches(32, 32, 1)) == 2
+    sample(patched, sampler_of(pack, schedule), sigmas, text(48, 48), empty)
+    assert len(pairs) > 8 and all(after < level for level, after in pairs)
 
 
 @pytest.fixture(scope="module")
