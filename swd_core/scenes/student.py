@@ -52,9 +52,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read(path)[0]
 
 
-def _way_out(path: Path) -> str:
+def _way_out(path: Path, elsewhere: str = ELSEWHERE) -> str:
     """What to do about weights that are missing or damaged, the pack's own or others."""
-    return INSTALL if path.parent == WEIGHTS else ELSEWHERE
+    return INSTALL if path.parent == WEIGHTS else elsewhere
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -64,10 +64,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The weights file {path} is missing. {_way_out(path)}") from error
     except ValueError as error:
-        raise ValueError(
-            f"The weights file {path} is damaged ({error}). "
-            + (INSTALL if path.parent == WEIGHTS else "Make it again, or copy it anew.")
-        ) from error
+        way_out = _way_out(path, "Make it again, or copy it anew.")
+        raise ValueError(f"The weights file {path} is damaged ({error}). {way_out}") from error
 
 
 def read_student(folder: Path) -> SwDLora:
