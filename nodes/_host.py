@@ -21,6 +21,8 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
+from ..swd_core.noise import plain_seed, stream_seed
+
 __all__ = ["ComfyExtension", "io", "ui"]
 
 Schedule = io.Custom("SWD_SCHEDULE")
@@ -52,6 +54,14 @@ def free_memory(model: Any, device: torch.device) -> int:
     return getattr(model, "get_free_memory", comfy.model_management.get_free_memory)(device)
 
 
+def seed_nodes(seed: int, step: int = 0) -> None:
+    """Has patches that draw from torch's own generator (HyperTile, ToMe) draw by seed and step.
+
+    The host seeds it where a run begins; what goes on at a later step must draw as the whole run.
+    """
+    torch.manual_seed(stream_seed(seed, 0, step) if step else plain_seed(seed))
+
+
 def check_cfg(cfg: float, negative: Any, model: Any) -> None:
     """Says what guidance costs.
 
@@ -73,6 +83,19 @@ def check_cfg(cfg: float, negative: Any, model: Any) -> None:
             "A patch of the model, such as NAG, reads the negative conditioning at cfg 1.0 too: "
             f"every step runs the model twice.{nothing}"
         )
+    elif negative is None and _overrides_cfg(model):
+        raise ValueError(
+            "CFG Override guides in some of the steps, but there is no negative conditioning. "
+            "Connect one, or take that node off the model."
+        )
+
+
+def _overrides_cfg(model: Any) -> bool:
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    return any(
+        getattr(wrapper, "__qualname__", "").startswith("CFGOverride.")
+        for wrapper in model.get_all_wrappers(kind)
+    )
 
 
 def running_server() -> Any:

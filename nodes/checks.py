@@ -12,8 +12,8 @@ from torch import Tensor
 from ..swd_core.growth import AnySchedule
 from . import _host_latent, _host_model
 from ._host import say
-from .conditioning import refuse_unscalable
 from .fitting import check_conditioning
+from .video_inputs import refuse_unscalable
 
 LEAST_SIDE = 8  # the smallest first step of the published schedules at a quarter of their size
 
@@ -48,7 +48,9 @@ def check_run(
     _refuse_shuffled_noise(guider.model_options, noise)
     if not (schedule.grows or schedule.frames):
         return  # one size throughout
-    _refuse_momentum(guider.model_options)
+    refuse_momentum(
+        guider.model_options, "steps of different sizes, which can't work scale by scale"
+    )
     _refuse_supir(guider.model_options)
     _refuse_infinite_talk(patcher)
     if getattr(guider, "uncond_inner", None) is not None:
@@ -82,15 +84,19 @@ def _check_sigmas(sigmas: Sequence[float], largest: float) -> None:
         )
 
 
-def _refuse_momentum(model_options: dict[str, Any]) -> None:
-    """APG's running average keeps the size of the step before; it can't be resized from outside."""
+def refuse_momentum(model_options: dict[str, Any], over: str) -> None:
+    """Raises ValueError for APG's running average, which can't be resized or kept from outside.
+
+    Args:
+        over: what it averages over.
+    """
     for function in model_options.get("sampler_pre_cfg_function", []):
         if getattr(function, "__qualname__", "").startswith("APG."):
             momentum = inspect.getclosurevars(function).nonlocals.get("momentum", 0)
             if momentum != 0:
                 raise ValueError(
-                    f"Adaptive Projected Guidance with momentum {momentum:g} averages over steps "
-                    "of different sizes, which can't work scale by scale. Set its momentum to 0."
+                    f"Adaptive Projected Guidance with momentum {momentum:g} averages over {over}. "
+                    "Set its momentum to 0."
                 )
 
 

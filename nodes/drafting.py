@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..swd_core.growth import AnySchedule, GrowthSchedule
 from ..swd_core.noise import plain_seed
 from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
-from .checks import check_run
+from .checks import check_run, refuse_momentum
 from .growth_sampler import sampler_of
 from .preview import LiveSheet
 from .prompts import Texts
@@ -49,6 +50,7 @@ def begin(
     Raises:
         ValueError: if the latent is a batch, or does not fit the model.
     """
+    _check_batches(model)
     latent = _host_latent.check_latent(latent_image, model)
     samples, mask = latent["samples"], latent.get("noise_mask")
     if samples.shape[0] != 1:
@@ -67,6 +69,15 @@ def begin(
         mask=mask,
         stretches=_stretches_of(model, schedule, tuple(samples.shape[2:]), vae),
     )
+
+
+def _check_batches(model: Any) -> None:
+    """Raises ValueError if a batch of the model is one video."""
+    if isinstance(model.model, comfy.model_base.SVD_img2vid):
+        raise ValueError(
+            "To Stable Video Diffusion a batch is the frames of one video, so that it has no "
+            "drafts. Use SwD Sample, which takes all its frames."
+        )
 
 
 def _stretches_of(model: Any, schedule: AnySchedule, size: tuple[int, ...], vae: Any) -> int:
@@ -95,10 +106,14 @@ class Sampling:
     vae: Any = None
 
     def check(self, drafts: Drafts) -> None:
+        _check_batches(self.model)
         drafts.check_model(model_name(self.model))
         if drafts.samples is not None:
             _host_latent.check_channels(drafts.samples, self.model)
         _host_model.check_prediction(self.model, drafts.schedule)
+        refuse_momentum(
+            self.model.model_options, "the steps of one run, which a finished draft has not seen"
+        )
         for _, negative in self.texts.values():
             _host.check_cfg(self.cfg, negative, self.model)
 
@@ -207,6 +222,7 @@ class Sampling:
         guider = _host.cfg_guider(self.model, positive, negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
         _host.make_room_for(guider, max((stretch.size for stretch in ahead), key=math.prod))
+        _host.seed_nodes(drafts.images[0].seed)
         guider.sample(
             noise,
             latent,

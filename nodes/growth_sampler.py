@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..swd_core.growing import shrunk
 from ..swd_core.growth import AnySchedule, GrowthSchedule
-from ..swd_core.lifts import size_ratio
+from ..swd_core.lifts import regrid, size_ratio
 from ..swd_core.process import Process
 from ..swd_core.stretches import Stretch
 from .growing import GrowthWay
@@ -71,12 +71,15 @@ class GrowthSampler(ScaleWiseSampler):
     def _cut(self, model: Any) -> dict[str, Any]:
         return {"shortest": shortest(self.solver)}
 
-    def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
+    def _at_size(self, target: tuple[int, ...], first: float, noise: Tensor) -> dict[str, Any]:
         if self.schedule.lift != "spectral":
             return {}
         level = self.schedule.own
+        # A latent to which AddNoise has added the highest level: as strong noise on every grid.
+        given = self.noise is None and self.schedule.is_top(first)
+        noisy = given and not bool(noise.any())
         return {
-            "shrink": shrunk,
+            "shrink": regrid if noisy else shrunk,
             "level": lambda sigma, size: level(sigma, size_ratio(size, target)),
         }
 

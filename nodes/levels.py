@@ -24,8 +24,14 @@ def model_levels(model: Any) -> ModelLevels:
     """What a MODEL's noise levels are.
 
     Raises:
-        ValueError: if it doesn't start from noise.
+        ValueError: if it doesn't start from noise, or makes sound.
     """
+    kind = latent_kind(model)
+    if "Audio" in kind:  # ACE-Step's have rows and columns as a picture has
+        raise ValueError(
+            f"This model makes sound ({kind} latents), which can't be scaled step by step. Use a "
+            "model of pictures or video."
+        )
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, _host.FROM_PICTURES):
         raise ValueError(

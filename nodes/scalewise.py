@@ -15,7 +15,7 @@ from ..swd_core.process import Process
 from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
 from ..swd_core.transfer import sent
-from . import _host_latent, _host_model
+from . import _host, _host_latent, _host_model
 from .checks import FiniteCheck, check_run, say_if_small
 from .sized import SizedModel
 from .ways import Report, StudentWay, Way
@@ -132,7 +132,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         sized = SizedModel(
             call, model, extra_args, target, start, denoise_mask, first=levels[0],
-            **self._at_size(target),
+            **self._at_size(target, levels[0], noise),
         )  # fmt: skip
         finite = FiniteCheck(levels[:-1], [s.size for s in stretches for _ in range(s.steps)])
 
@@ -146,6 +146,11 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         process = _host_model.HostProcess(guider.inner_model.model_sampling, pure)
         way = self._way(sized, process, stretches, levels, noise, report)
 
+        def solve(x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
+            if stretch.step:
+                _host.seed_nodes(extra_args.get("seed") or 0, stretch.step)
+            return way.solve(x_t, stretch)
+
         def noise_of(step: int, shape: Sequence[int]) -> Tensor:
             fresh = way.noise(step, shape)
             # The host's inpainting covers what a mask keeps with the same noise.
@@ -155,7 +160,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         try:
             sized.begin_after(stretches[: self.state.stretches])
             state = sample_growing(
-                way.solve,
+                solve,
                 stretches,
                 self.state,
                 noise_of,
@@ -172,8 +177,12 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         finite.raise_if_broken()
         return way.finish(state)
 
-    def _at_size(self, target: tuple[int, ...]) -> dict[str, Any]:
-        """What of `SizedModel` is not as for a student."""
+    def _at_size(self, target: tuple[int, ...], first: float, noise: Tensor) -> dict[str, Any]:
+        """What of `SizedModel` is not as for a student.
+
+        Args:
+            first: the level that the run begins at. noise: as the guider gives it.
+        """
         return {}
 
     def _way(

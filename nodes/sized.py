@@ -76,6 +76,7 @@ class SizedModel:
             move_windows(self.guider.conds, partial(self.level, size=size))
         for control, window in self.controls:
             control.timestep_range = tuple(self.level(sigma, size) for sigma in window)
+            control.cond_hint = None  # of a video, the host doesn't see that the width is another
         self._move_keyframes(size)
 
     def begin_after(self, stretches: Sequence[Stretch]) -> None:

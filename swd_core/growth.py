@@ -184,9 +184,13 @@ class GrowthSchedule:
 
     def own(self, sigma: float, ratio: float) -> float:
         """A noise level of the full size, on a grid whose side is `ratio` times smaller."""
-        if self.lift != "spectral" or sigma >= self.top * (1 - 1e-5):
+        if self.lift != "spectral" or self.is_top(sigma):
             return sigma  # pure noise is pure noise on every grid
         return self.levels.gain(sigma, 1 / ratio) * sigma
+
+    def is_top(self, sigma: float) -> bool:
+        """Whether a noise level is pure noise to the model."""
+        return sigma >= self.top * (1 - 1e-5)
 
     def full(self, own: Any, ratio: float) -> Any:
         """The noise level of the full size that a grid's own one stands for; also of a tensor."""

@@ -18,14 +18,19 @@ FAMILIES = {"sd35-medium": "sd35-medium-4", "flux": "flux-4", "sdxl": "sdxl-4"}
 SIZE = (32, 48)  # latent height and width of most tests; quarters fall on cells at every scale
 
 
-def call(node: Any, *inputs: Any, **named: Any) -> Any:
-    """The first output of a host node given as class, or "module:Class" of comfy_extras."""
+def outputs(node: Any, *inputs: Any, **named: Any) -> tuple:
+    """Of a host node given as class, or "module:Class" of comfy_extras."""
     if isinstance(node, str):
         module, _, name = node.partition(":")
         node = getattr(importlib.import_module(module), name)
     run = node.execute if hasattr(node, "execute") else getattr(node(), node.FUNCTION)
     out = run(*inputs, **named)
-    return getattr(out, "args", out)[0]
+    return getattr(out, "args", out)
+
+
+def call(node: Any, *inputs: Any, **named: Any) -> Any:
+    """The first of its `outputs`."""
+    return outputs(node, *inputs, **named)[0]
 
 
 def hosted(node: Any, several: Sequence[str] = (), **named: Any) -> Any:

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from chain import call
+from chain import call, cfg_guider
 from grown import growth, own_level, sample, sampler_of
-from paper import guided
+from paper import guided, relative
 
 SIZE = (32, 24)
 
@@ -80,3 +80,29 @@ def test_the_table_says_which_sizes_rounding_makes_alike_and_that_none_is_used(p
     assert "sizes: 5 of 8; rounding makes the others alike" in table(sizes=8)
     assert "no step is run smaller" in table(custom_tolerance=0.0001)
     assert "no step" not in table() and "no step" not in table(sizes=1)
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_noise_may_come_in_the_latent(pack, small, models, begin):
+    """AddNoise, and a sampler without noise after it: the picture of RandomNoise, as the host's.
+
+    Not of a flow, whose first level leaves nothing of a latent.
+    """
+    nodes = "comfy_extras.nodes_custom_sampler:"
+    model, cond = models["sdxl"], guided(small, "sdxl")
+    latent = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(3)) * (begin > 0)
+    schedule, sigmas, *_ = growth(pack, model, latent, steps=8, custom_tolerance=0.5)
+    sigmas = sigmas[begin:]
+    assert len(schedule.stretches(16, 24, 4, sigmas=sigmas.tolist())) == 2
+
+    def run(noise, given):
+        guider = cfg_guider(model, cond)
+        sampler = sampler_of(pack, schedule)
+        given = {"samples": given}
+        return call(nodes + "SamplerCustomAdvanced", noise, guider, sampler, sigmas, given)
+
+    drawn = call(nodes + "RandomNoise", 5)
+    noised = call(nodes + "AddNoise", model, drawn, sigmas, {"samples": latent})["samples"]
+    theirs = run(drawn, latent)["samples"]
+    ours = run(call(nodes + "DisableNoise"), noised)["samples"]
+    assert relative(ours, theirs) < 5e-3

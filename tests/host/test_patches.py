@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from chain import FAMILIES, call, cfg_guider, host_chain, scalewise, sized
+from chain import FAMILIES, SIZE, call, cfg_guider, host_chain, hosted, scalewise, sized
 from paper import HALF, guided, relative, schedule_of
+
+from swd_core.schedule import ScaleSchedule
 
 FLOW = ["sd35-medium", "flux"]
 
@@ -91,7 +93,6 @@ PATCHES = {
     "APG without momentum": (
         list(FAMILIES), lambda m: call("comfy_extras.nodes_apg:APG", m, 0.8, 5.0, 0.0),
     ),
-    "tomesd": (["sdxl"], lambda m: call("comfy_extras.nodes_tomesd:TomePatchModel", m, 0.3)),
 }  # fmt: skip
 
 
@@ -102,12 +103,7 @@ def test_model_patches(compare, small, models, name, family):
     patched = PATCHES[name][1](models[family])
     positive, negative = sized(guided(small, family, 1)), sized(guided(small, family, 2))
 
-    def guider_at(step, size):
-        if name == "tomesd":  # it draws from the global generator
-            torch.manual_seed(0)
-        return cfg_guider(patched, positive, negative, 3.0)
-
-    compare(family, guider_at, tolerance=1e-4)
+    compare(family, lambda step, size: cfg_guider(patched, positive, negative, 3.0), tolerance=1e-4)
 
 
 def perp_neg(model, conds):
@@ -147,3 +143,33 @@ def test_apg_with_momentum_is_refused_by_name(pack, small, models, family):
     with pytest.raises(ValueError, match="Adaptive Projected Guidance.*momentum -0.5"):
         scalewise(pack, FAMILIES[family], cfg_guider(patched, cond, cond, 2.0))
     assert not calls, "said before the first model call"
+
+
+def test_a_draft_with_apg_s_momentum_is_refused_at_any_size(pack, small, models):
+    """Its average is over the steps of one run: a finished draft has seen the last of them only."""
+    patched = call("comfy_extras.nodes_apg:APG", models["flux"], 1.0, 5.0, -0.5)
+    cond = sized(guided(small, "flux"))
+    schedule = ScaleSchedule((1.0, 1.0), (1.0, 0.6))
+    given = {
+        "model": patched, "positive": cond, "negative": cond, "cfg": 3.0, "schedule": schedule,
+        "latent_image": {"samples": torch.zeros(1, 16, *SIZE)}, "upscale_method": "bicubic",
+    }  # fmt: skip
+    pack["SwDSample"].execute(**given, seed=1)
+    with pytest.raises(ValueError, match="momentum -0.5 averages over the steps of one run"):
+        hosted(pack["SwDDrafts"], **given, seed=1, count=1, stop_after=1, batch=1)
+
+
+def test_cfg_override_asks_for_a_negative(pack, small, models):
+    nodes = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    if not hasattr(nodes, "CFGOverride"):
+        pytest.skip("this ComfyUI has no CFG Override")
+    patched = call(nodes.CFGOverride, models["flux"], 3.0, 0.0, 1.0)
+    given = {
+        "model": patched, "positive": sized(guided(small, "flux")), "seed": 1, "cfg": 1.0,
+        "schedule": schedule_of(pack, models["flux"], FAMILIES["flux"])[0],
+        "latent_image": {"samples": torch.zeros(1, 16, *SIZE)}, "upscale_method": "bicubic",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="CFG Override guides .* no negative conditioning"):
+        pack["SwDSample"].execute(**given)
+    other = sized(guided(small, "flux", 2))
+    pack["SwDSample"].execute(**given, negative=other)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chain import call
+from chain import call, hosted
 from grown import growth, own_level, sample, sampler_of
 from torch import nn
 
@@ -129,7 +129,7 @@ def test_guides_of_ltx_are_refused_by_name(pack, ltxv):
     given = module.LTXVAddGuide.execute(cond, cond, vae, {"samples": empty}, picture, 16, 1.0)
     positive, _, latent = getattr(given, "args", given)
     grown, sigmas, *_ = growth(pack, ltxv, latent["samples"])
-    with pytest.raises(ValueError, match="'keyframe_idxs', which can't follow a video that grows"):
+    with pytest.raises(ValueError, match="'keyframe_idxs' of LTXVAddGuide, which can't follow"):
         sample(ltxv, sampler_of(pack, grown), sigmas, positive, latent["samples"])
 
 
@@ -230,3 +230,49 @@ def test_infinite_talk_is_refused_where_a_video_grows(pack, wan):
     grown = growth(pack, patched, empty)[0]
     with pytest.raises(ValueError, match="WanInfiniteTalkToVideo's motion frames"):
         sample(patched, sampler_of(pack, grown), sigmas, text(32, 48), empty)
+
+
+def test_a_video_whose_batch_is_its_frames_has_no_drafts(pack):
+    """Stable Video Diffusion's: a sheet would be the frames of one video."""
+    import comfy.ldm.modules.diffusionmodules.openaimodel as unet
+    import comfy.ops
+
+    config = {
+        "image_size": 32, "in_channels": 8, "out_channels": 4, "model_channels": 64,
+        "num_res_blocks": [1, 1], "channel_mult": (1, 2), "num_head_channels": 64, "num_heads": -1,
+        "use_spatial_transformer": True, "transformer_depth": [1, 1], "context_dim": 64,
+        "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4, "legacy": False,
+        "use_linear_in_transformer": True, "adm_in_channels": 768, "num_classes": "sequential",
+        "use_checkpoint": False, "use_temporal_attention": True, "use_temporal_resblock": True,
+        "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_factor": 0.0,
+        "merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1],
+    }  # fmt: skip
+    made = {**MADE, "operations": comfy.ops.disable_weight_init}
+    svd = built("SVD_img2vid", config, unet.UNetModel(**config, **made))
+    more = {"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
+    cond = text(64, 64, concat_latent_image=torch.ones(1, 4, 16, 16), **more)
+    cond[0][0] = cond[0][0][:, :1]
+    empty = torch.zeros(4, 4, 16, 16)
+    schedule, sigmas, *_ = growth(pack, svd, empty, steps=4)
+    out = sample(svd, sampler_of(pack, schedule), sigmas, cond, empty)
+    assert out.shape == empty.shape and bool(out.isfinite().all())
+    for count in (4, 1):
+        with pytest.raises(ValueError, match="batch is the frames of one video"):
+            hosted(
+                pack["SwDDrafts"], model=svd, positive=cond, cfg=1.0, schedule=schedule, seed=7,
+                latent_image={"samples": empty[:count]}, count=2, stop_after=1, batch=2,
+                upscale_method="bicubic",
+            )  # fmt: skip
+
+
+def test_a_model_of_sound_is_refused_whatever_its_latent_looks_like(pack, models, monkeypatch):
+    """ACE-Step's has rows and columns; a SAMPLER is not told that it is sound."""
+    import comfy.latent_formats
+
+    model = models["sd35-medium"].clone()
+    model.add_object_patch("latent_format", comfy.latent_formats.ACEAudio())
+    with pytest.raises(ValueError, match="makes sound"):
+        growth(pack, model, torch.zeros(1, 8, 16, 32))
+    schedule, sigmas, *_ = growth(pack, models["sd35-medium"], None)
+    with pytest.raises(ValueError, match="makes sound|8 channels"):
+        sample(model, sampler_of(pack, schedule), sigmas, [], torch.zeros(1, 8, 16, 32))

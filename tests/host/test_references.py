@@ -6,6 +6,8 @@ The truth is the host's own run at each scale (chain.py).
 import pytest
 import torch
 from chain import SIZE, at_size, call, cfg_guider
+from growing_models import text as hidream_text
+from grown import growth, sample, sampler_of
 from paper import guided, relative
 
 
@@ -97,3 +99,23 @@ def test_a_reference_has_the_picture_s_positions_at_every_size(pack, small, mode
         count = round(SIZE[0] * share / patch) * round(SIZE[1] * share / patch)
         ours, theirs = ids[0, -2 * count :].split(count)  # after the text
         assert torch.equal(ours[:, 1:3], theirs[:, 1:3]) and (ours[:, 0] != theirs[:, 0]).all()
+
+
+def test_the_picture_that_hidream_edits_has_the_size_of_the_step(pack, small):
+    """The host resizes what other models edit (InstructPixToPixConditioning), but not this one."""
+    model, width = small.other_model("hidream")
+    seen, spied = set(), model.clone()
+
+    def look(apply, given):
+        seen.add((tuple(given["input"].shape[-2:]), tuple(given["c"]["image_cond"].shape[-2:])))
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    spied.set_model_unet_function_wrapper(look)
+    cond = [
+        [c, {**more, "concat_latent_image": picture(16, 24)}] for c, more in hidream_text(width)
+    ]
+    empty = torch.zeros(1, 16, 16, 24)
+    schedule, sigmas, *_ = growth(pack, spied, empty)
+    out = sample(spied, sampler_of(pack, schedule), sigmas, cond, empty)
+    assert bool(out.isfinite().all())
+    assert seen == {((8, 12), (8, 12)), ((16, 24), (16, 24))}

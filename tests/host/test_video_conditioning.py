@@ -198,11 +198,13 @@ TENSOR = torch.zeros(1, 16, *TARGET)
 IN_TIME = {
     "audio_embed": torch.zeros(1, 33, 4), "face_video_pixels": torch.zeros(1, 3, 33, 64, 64),
     "reference_motion": TENSOR, "context_latents": [TENSOR], "of_another_pack": {"a": [TENSOR]},
+    "vace_frames": [torch.zeros(1, 32, *TARGET)], "vace_mask": [torch.zeros(1, 64, *TARGET)],
+    "camera_conditions": torch.zeros(1, 24, FRAMES, *(8 * side for side in SIZE)),
+    "control_video": TENSOR, "pose_video_latent": TENSOR,
 }  # fmt: skip
 IN_SIZE = {
-    "vace_frames": [torch.zeros(1, 32, *TARGET)], "camera_conditions": TENSOR,
-    "control_video": TENSOR, "pose_video_latent": TENSOR, "keyframe_idxs": torch.zeros(1, 3, 64, 2),
-    "condition": TENSOR,
+    "keyframe_idxs": torch.zeros(1, 3, 64, 2), "condition": TENSOR,
+    "pose_video_latent of SCAIL": torch.zeros(1, 16, FRAMES, *(side // 2 for side in SIZE)),
 }  # fmt: skip
 
 
@@ -211,16 +213,17 @@ def test_inputs_that_can_t_follow_are_refused_by_name(pack, wan, schedule, name)
     calls = []
     model = wan.clone()
     model.set_model_unet_function_wrapper(lambda apply, a: calls.append(a["input"]) or a["input"])
-    cond = text(**{name: {**IN_TIME, **IN_SIZE}[name]})
-    word = "size" if name in IN_SIZE else "time"
-    with pytest.raises(
-        ValueError, match=f"'{name}', which can't follow a video that grows in {word}"
-    ):
+    key = name.partition(" ")[0]
+    cond = text(**{key: {**IN_TIME, **IN_SIZE}[name]})
+    said = f"'{key}' of [A-Z].*, which can't follow a video that grows in size"
+    if name in IN_TIME:
+        said = f"'{key}', which can't follow a video that grows in time"
+    with pytest.raises(ValueError, match=said):
         sample(pack, model, schedule, cond)
     in_space = custom(pack, wan)[0]
     assert not calls
     if name in IN_SIZE:
-        with pytest.raises(ValueError, match=f"'{name}', which can't follow"):
+        with pytest.raises(ValueError, match=said):
             sample(pack, model, in_space, cond)
     else:  # the time they are of stays as it is
         sample(pack, model, in_space, cond)
