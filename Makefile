@@ -83,11 +83,15 @@ demo: $(VENV)/demo.stamp
 # One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
 test test-browser pictures editor-pictures evaluate faithfulness prompts-alone eta: export OMP_NUM_THREADS ?= 1
 
+# A file a process, on four cores at most: each process holds a torch and models of its own.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest --ignore=tests/browser $(if $(HOST_PYTHON),--ignore=tests/host)
+	$(VENV)/bin/pytest $(PARALLEL) --ignore=tests/browser $(if $(HOST_PYTHON),--ignore=tests/host)
 ifneq ($(HOST_PYTHON),)
-	COMFYUI_PATH=$(COMFYUI) $(HOST_PYTHON) -P -m pytest tests/host
+	COMFYUI_PATH=$(COMFYUI) $(HOST_PYTHON) -P -m pytest \
+		$(if $(shell $(HOST_PYTHON) -c "import xdist" 2>/dev/null && echo yes),$(PARALLEL)) tests/host
 endif
 
 $(VENV)/browser.stamp: requirements-browser.txt $(VENV)/dev.stamp
