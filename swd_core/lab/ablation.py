@@ -83,6 +83,8 @@ VARIANTS = (
     Variant("gan", "GAN alone", losses=ALONE | {"gan": 1.0}),
     Variant("no_mmd", "without MMD", losses={"mmd": 0.0}, seeds=2),
     Variant("rbf", "RBF kernel", losses={"kernel": "rbf"}),
+    # Tokens lie some 80 apart here: what its gradient lacks at the same weight is made up for.
+    Variant("rbf40", "RBF kernel, weight 40", losses={"kernel": "rbf", "mmd": 40.0}),
     Variant("batch", "MMD over the batch", losses={"mmd_per_batch": True}),
     Variant("bare", "MMD without noising", losses={"mmd_sigma": (0.0, 0.0), "levels": "uniform"}),
     Variant("noise_first", "noise, then upscale", noise_first=True),
