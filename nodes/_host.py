@@ -21,7 +21,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..swd_core.noise import plain_seed, stream_seed
+from ..swd_core.noise import stream_seed
 
 __all__ = ["ComfyExtension", "io", "ui"]
 
@@ -33,6 +33,7 @@ FROM_PICTURES = tuple(
     for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
     if hasattr(comfy.model_sampling, name)
 )
+NO_IMAGE = 1 << 32  # an image's number that none has: patches must not draw a picture's own noise
 # "control after generate" at its value for new nodes; older hosts can only say that it is there.
 FIXED = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
 
@@ -54,12 +55,13 @@ def free_memory(model: Any, device: torch.device) -> int:
     return getattr(model, "get_free_memory", comfy.model_management.get_free_memory)(device)
 
 
-def seed_nodes(seed: int, step: int = 0) -> None:
-    """Has patches that draw from torch's own generator (HyperTile, ToMe) draw by seed and step.
+def seed_patches(seed: int, step: int = 0) -> None:
+    """Has what draws from torch's own generator (HyperTile, ToMe, some VAEs) draw by seed and step.
 
     The host seeds it where a run begins; what goes on at a later step must draw as the whole run.
     """
-    torch.manual_seed(stream_seed(seed, 0, step) if step else plain_seed(seed))
+    seed &= (1 << 64) - 1  # as torch takes it, from a NOISE of any kind
+    torch.manual_seed(stream_seed(seed, NO_IMAGE, step) if step else seed)
 
 
 def check_cfg(cfg: float, negative: Any, model: Any) -> None:
@@ -77,23 +79,25 @@ def check_cfg(cfg: float, negative: Any, model: Any) -> None:
             f"cfg is {cfg:g}: every step runs the model twice, so this costs twice as much as cfg "
             "1.0, which SwD students are trained for."
         )
+    elif negative is None and _overrides_cfg(model):
+        raise ValueError(
+            "CFG Override guides in some of the steps, but there is no negative conditioning. "
+            "Connect one, or take that node off the model."
+        )
     elif model.model_options.get("disable_cfg1_optimization", False):
         nothing = "" if negative is not None else " None is connected, so it does nothing else."
         say(
             "A patch of the model, such as NAG, reads the negative conditioning at cfg 1.0 too: "
             f"every step runs the model twice.{nothing}"
         )
-    elif negative is None and _overrides_cfg(model):
-        raise ValueError(
-            "CFG Override guides in some of the steps, but there is no negative conditioning. "
-            "Connect one, or take that node off the model."
-        )
 
 
 def _overrides_cfg(model: Any) -> bool:
+    """Whether CFG Override is on a MODEL, with another value than 1."""
     kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
     return any(
         getattr(wrapper, "__qualname__", "").startswith("CFGOverride.")
+        and inspect.getclosurevars(wrapper).nonlocals.get("cfg", 0) != 1
         for wrapper in model.get_all_wrappers(kind)
     )
 

@@ -222,7 +222,7 @@ class Sampling:
         guider = _host.cfg_guider(self.model, positive, negative, self.cfg)
         check_run(guider, drafts.schedule, noise, sigmas.tolist())
         _host.make_room_for(guider, max((stretch.size for stretch in ahead), key=math.prod))
-        _host.seed_nodes(drafts.images[0].seed)
+        _host.seed_patches(drafts.images[0].seed)
         guider.sample(
             noise,
             latent,

@@ -168,7 +168,7 @@ class SwDSample(io.ComfyNode):
         indices = _host_latent.image_indices(latent)
         ours = sampler_of(schedule, upscale_method, indices, solver=sampler)
         sizes = ours.sizes(model, sigmas.tolist(), tuple(samples.shape[2:]))
-        _host.seed_nodes(seed)
+        _host.seed_patches(seed)
         samples = guider.sample(
             SeededNoise(seed, indices)(0, samples.shape),
             samples,

@@ -146,12 +146,9 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         process = _host_model.HostProcess(guider.inner_model.model_sampling, pure)
         way = self._way(sized, process, stretches, levels, noise, report)
 
-        def solve(x_t: Tensor, stretch: Stretch) -> tuple[Tensor, Tensor]:
-            if stretch.step:
-                _host.seed_nodes(extra_args.get("seed") or 0, stretch.step)
-            return way.solve(x_t, stretch)
-
         def noise_of(step: int, shape: Sequence[int]) -> Tensor:
+            if step:  # before the lift, whose VAE may draw, too
+                _host.seed_patches(extra_args.get("seed") or 0, step)
             fresh = way.noise(step, shape)
             # The host's inpainting covers what a mask keeps with the same noise.
             model.noise = sent(fresh, noise.device).to(noise.dtype)
@@ -160,7 +157,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         try:
             sized.begin_after(stretches[: self.state.stretches])
             state = sample_growing(
-                solve,
+                way.solve,
                 stretches,
                 self.state,
                 noise_of,

@@ -1,7 +1,6 @@
 """What video models read beside the text, at the sizes that a video grows through."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import comfy.controlnet
@@ -11,23 +10,23 @@ from torch import Tensor
 
 from ..swd_core import resample
 from ..swd_core.growth import AnySchedule
-from ._host_model import patch_multiple
 
 VIDEO_CELL = 8  # pixels of a latent cell of Wan's 16 channels, which its masks and cameras have
 # One entry per latent frame (Wan image-to-video), or pictures without a place in time.
 _BY_FRAME = {"concat_latent_image", "concat_mask", "mask"}
-# Latents of the video's sides that the host leaves as they are: references of several kinds, VACE's
-# and Animate's videos, those of sound to video, and SCAIL's masks of who is who.
+# Latents of the video's sides that the host leaves as they are: references of several kinds, the
+# videos of VACE, Animate, Bernini and sound to video, and SCAIL's masks of who is who. What has
+# other sides, as Bernini's references, has them whatever the video's are.
 _BESIDE = {
     "reference_latents", "time_dim_concat", "vace_frames", "pose_video_latent", "control_video",
-    "reference_motion", "ref_mask_28ch",
+    "context_latents", "reference_motion", "ref_mask_28ch",
 }  # fmt: skip
 # The same of other models: HunyuanVideo's and Kandinsky's first picture.
 _FIRST_PICTURES = {"ref_latent", "time_dim_replace"}
 # What has the finished size for good, and the node that makes it. LTX-Video counts the places of
 # its guides in cells; SCAIL's poses have half the sides, which needn't be whole cells.
 _FULL_SIZE = {
-    "pose_video_latent": "WanSCAILToVideo",
+    "pose_video_latent": "other sides than the latent (WanSCAILToVideo's are half of them)",
     "keyframe_idxs": "LTXVAddGuide",
     "guide_attention_entries": "LTXVAddGuide",
     "generated_keyframes": "LTXVAddGuide",
@@ -54,8 +53,7 @@ def refuse_unscalable(
             if schedule.grows and key in _FULL_SIZE and not _beside(key, value, target):
                 raise ValueError(
                     f"The conditioning holds {key!r} of {_FULL_SIZE[key]}, which can't follow a "
-                    "video that grows in size. Take that node out of the graph, or sample at one "
-                    "size."
+                    "video that grows in size. Take it out of the graph, or sample at one size."
                 )
             if schedule.frames and key not in _WITHOUT_TIME and _holds_tensor(value):
                 raise ValueError(
@@ -104,15 +102,13 @@ def scale_video_inputs(
         same = tuple(latent.shape[-2:]) == tuple(target[-2:])
         return resample.downscale(latent, size[-2:]) if same else latent
 
-    proportional = partial(in_proportion, size=size, target=target)
     if isinstance(guider.inner_model, comfy.model_base.WAN21):
-        multiple = patch_multiple(guider.model_patcher)
         _change(entry, _BESIDE, shrunk)
         _change(entry, {"vace_mask"}, lambda mask: _shrunk_pixels(mask, size))
         # A camera's rays, through every pixel; then through the larger pixels' middles.
-        _change(entry, {"camera_conditions"}, partial(proportional, multiple=VIDEO_CELL))
-        # Bernini's source has the video's sides, its references have shapes of their own.
-        _change(entry, {"context_latents"}, partial(proportional, multiple=multiple))
+        _change(
+            entry, {"camera_conditions"}, lambda rays: in_proportion(rays, size, target, VIDEO_CELL)
+        )
     else:
         _change(entry, _FIRST_PICTURES, shrunk)
     for key in _BY_FRAME & entry.keys():  # the host scales these in space

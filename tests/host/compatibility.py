@@ -20,8 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
-    "test_templates", "test_conditioning", "test_references", "test_patches", "test_inpaint",
-    "test_latents", "test_video", "test_video_conditioning", "test_kept_between_steps",
+    "test_templates", "test_conditioning", "test_references", "test_patches",
+    "test_drawing_patches", "test_inpaint", "test_latents", "test_video", "test_video_conditioning",
+    "test_video_inputs", "test_kept_between_steps",
     "test_wrapped_samplers", "test_growing", "test_growing_models", "test_large", "test_faults",
     "test_live",
 )  # fmt: skip
@@ -30,10 +31,12 @@ TITLES = {
     "test_conditioning": "Prompts, regions, ControlNets",
     "test_references": "Reference latents",
     "test_patches": "Patches and guiders",
+    "test_drawing_patches": "Patches that draw numbers",
     "test_inpaint": "Inpainting, image to image, cut SIGMAS",
     "test_latents": "Kinds of latents, sizes, weights",
     "test_video": "Videos in space and time (one test through a real server)",
     "test_video_conditioning": "What videos are made from, in space and time",
+    "test_video_inputs": "What Wan's video nodes give, held to the same nodes at the small size",
     "test_kept_between_steps": "What patches keep between steps",
     "test_wrapped_samplers": "SAMPLERs around ours",
     "test_growing": "Growing runs by the host's own solvers",

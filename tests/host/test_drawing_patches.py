@@ -33,7 +33,21 @@ def sd15(pack):
     return patcher(comfy.supported_models.SD15(dict(UNET)), random_weights(net), torch.float32)
 
 
-@pytest.fixture(params=["HyperTile, student", "HyperTile, growth", "ToMe, growth"])
+class DrawingVAE:
+    """Draws as it decodes, as LTX-Video's does."""
+
+    def decode(self, latent):
+        pixels = latent[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return (pixels + 0.1 * torch.randn_like(pixels)).movedim(1, -1).sigmoid()
+
+    def encode(self, pixels):
+        cells = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([cells, cells[:, :1]], 1) * 2 - 1
+
+
+@pytest.fixture(
+    params=["HyperTile, student", "HyperTile, growth", "ToMe, growth", "HyperTile, pixels"]
+)
 def drawing(pack, small, models, sd15, request):
     """A patched model, its conditioning and a schedule."""
     patch, _, kind = request.param.partition(", ")
@@ -46,7 +60,11 @@ def drawing(pack, small, models, sd15, request):
         model = call("comfy_extras.nodes_hypertile:HyperTile", models["sdxl"], 32, 4, 1, False)
     if kind == "student":
         return model, cond, schedule_of(pack, model, "sdxl-4")[0]
-    return model, cond, growth(pack, model, EMPTY["samples"], steps=6)[0]
+    widgets = {"lift": "pixels", "vae": DrawingVAE()} if kind == "pixels" else {}
+    widgets |= {"steps": 9, "sizes": 3, "custom_tolerance": 0.3}
+    schedule = growth(pack, model, EMPTY["samples"], **widgets)[0]
+    assert len(schedule.stretches(*SIDE, 4)) == 3
+    return model, cond, schedule
 
 
 def straight(pack, model, cond, schedule, seed=5):
@@ -63,11 +81,12 @@ def test_the_same_seed_makes_the_same_picture(pack, drawing):
     assert torch.equal(straight(pack, model, cond, schedule), first)
 
 
-def test_a_finished_draft_is_the_straight_run(pack, drawing):
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_finished_draft_is_the_straight_run(pack, drawing, stop):
     model, cond, schedule = drawing
     given = {"model": model, "positive": cond, "cfg": 1.0, "batch": 1}
     drafts = hosted(
-        pack["SwDDrafts"], latent_image=EMPTY, schedule=schedule, seed=5, count=1, stop_after=1,
+        pack["SwDDrafts"], latent_image=EMPTY, schedule=schedule, seed=5, count=1, stop_after=stop,
         upscale_method="bicubic", **given,
     ).args[0]  # fmt: skip
     torch.rand(7)

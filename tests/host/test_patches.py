@@ -169,7 +169,13 @@ def test_cfg_override_asks_for_a_negative(pack, small, models):
         "schedule": schedule_of(pack, models["flux"], FAMILIES["flux"])[0],
         "latent_image": {"samples": torch.zeros(1, 16, *SIZE)}, "upscale_method": "bicubic",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="CFG Override guides .* no negative conditioning"):
+    said = "CFG Override guides .* no negative conditioning"
+    with pytest.raises(ValueError, match=said):
         pack["SwDSample"].execute(**given)
-    other = sized(guided(small, "flux", 2))
-    pack["SwDSample"].execute(**given, negative=other)
+    twice = patched.clone()
+    twice.model_options["disable_cfg1_optimization"] = True  # as NAG has it
+    with pytest.raises(ValueError, match=said):
+        pack["SwDSample"].execute(**{**given, "model": twice})
+    pack["SwDSample"].execute(**given, negative=sized(guided(small, "flux", 2)))
+    nothing = call(nodes.CFGOverride, models["flux"], 1.0, 0.0, 1.0)
+    pack["SwDSample"].execute(**{**given, "model": nothing})

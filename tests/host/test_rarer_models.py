@@ -274,5 +274,5 @@ def test_a_model_of_sound_is_refused_whatever_its_latent_looks_like(pack, models
     with pytest.raises(ValueError, match="makes sound"):
         growth(pack, model, torch.zeros(1, 8, 16, 32))
     schedule, sigmas, *_ = growth(pack, models["sd35-medium"], None)
-    with pytest.raises(ValueError, match="makes sound|8 channels"):
+    with pytest.raises(ValueError, match="makes sound"):
         sample(model, sampler_of(pack, schedule), sigmas, [], torch.zeros(1, 8, 16, 32))

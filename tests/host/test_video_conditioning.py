@@ -215,7 +215,7 @@ def test_inputs_that_can_t_follow_are_refused_by_name(pack, wan, schedule, name)
     model.set_model_unet_function_wrapper(lambda apply, a: calls.append(a["input"]) or a["input"])
     key = name.partition(" ")[0]
     cond = text(**{key: {**IN_TIME, **IN_SIZE}[name]})
-    said = f"'{key}' of [A-Z].*, which can't follow a video that grows in size"
+    said = f"'{key}' of .*, which can't follow a video that grows in size"
     if name in IN_TIME:
         said = f"'{key}', which can't follow a video that grows in time"
     with pytest.raises(ValueError, match=said):

@@ -182,8 +182,8 @@ def test_masks_of_who_is_who_shrink_with_their_references(pack):
     assert torch.equal(small[:, :, 0, :, 5:], torch.ones(1, 28, 8, 3))
 
 
-def test_references_of_any_shape_shrink_as_the_video_does(pack, wan):
-    """Bernini's have the shape of the picture that they were made of."""
+def test_a_source_video_shrinks_and_references_of_other_sides_do_not(pack, wan):
+    """Bernini's node makes the source of the video's size, and references of one of their own."""
     if not hasattr(wan.model.diffusion_model, "forward_orig"):
         pytest.skip("this ComfyUI has no such network")
     beside = [torch.ones(1, 16, 3, 16, 16), torch.ones(1, 16, 1, 20, 12)]
@@ -201,7 +201,7 @@ def test_references_of_any_shape_shrink_as_the_video_does(pack, wan):
     sample(model, sampler_of(pack, schedule), sigmas, text(context_latents=beside), empty)
     if not seen:
         pytest.skip("this ComfyUI doesn't read context_latents")
-    assert seen == {8: [(8, 8), (10, 6)], 16: [(16, 16), (20, 12)]}
+    assert seen == {8: [(8, 8), (20, 12)], 16: [(16, 16), (20, 12)]}
 
 
 def test_a_hint_follows_where_the_width_alone_changes(pack, small):
