@@ -83,8 +83,9 @@ demo: $(VENV)/demo.stamp
 # One thread unless told otherwise: small models run faster so, and the last bits depend on the number.
 test test-browser pictures editor-pictures evaluate faithfulness prompts-alone eta: export OMP_NUM_THREADS ?= 1
 
-# A file a process, on four cores at most: each process holds a torch and models of its own.
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+# A file a process, on four cores at most: each process holds a torch and models of its own. In the order of
+# their names: few files have as few tests as the slowest, which would come last.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # pytest itself, not python -m pytest: that would put this folder, and with it our nodes/, first on sys.path.
 test: $(VENV)/dev.stamp
