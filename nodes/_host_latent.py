@@ -30,8 +30,8 @@ def plain_samples(latent: Any) -> Tensor:
     if samples.ndim not in (4, 5) or latent.get("type") == "audio":
         raise ValueError(
             f"A latent of {samples.ndim} dimensions {tuple(samples.shape)} can't be scaled step by "
-            "step: audio and nested latents (audio with video) are not supported. Use one of "
-            "pictures or video."
+            "step: audio, 3D shapes and nested latents (audio with video) are not supported. Use "
+            "one of pictures or video."
         )
     if not samples.numel():
         raise ValueError(

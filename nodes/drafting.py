@@ -266,7 +266,7 @@ def from_latent(latent: Any) -> Drafts:
     """The drafts that a LATENT carries; those of its rows, where the host picked some of them.
 
     Raises:
-        ValueError: if it carries none, or its pictures are no longer the drafts.
+        ValueError: if it carries none, its pictures are no longer the drafts, or it has a mask.
     """
     samples = _host_latent.plain_samples(latent)
     drafts = latent.get(KEY)
@@ -274,6 +274,11 @@ def from_latent(latent: Any) -> Drafts:
         raise ValueError(
             "This latent is not a draft. Connect the drafts of SwD Drafts or Load SwD Drafts; "
             "the host's own Save Latent and Load Latent keep the picture only."
+        )
+    if latent.get("noise_mask") is not None:
+        raise ValueError(
+            "A mask was set on these drafts, where it would do nothing. Set it on the latent that "
+            "goes into SwD Drafts."
         )
     if samples is drafts.samples:
         return drafts

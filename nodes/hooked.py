@@ -48,7 +48,7 @@ def pass_keyframes(
 
 
 def _asked(guider: Any, model_options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries with hooks that the host runs: no negative at cfg 1, no default that others cover."""
+    """Entries with hooks that the host runs: no negative at cfg 1."""
     without_negative = getattr(guider, "cfg", None) == 1.0
     without_negative &= not model_options.get("disable_cfg1_optimization", False)
     return [
@@ -56,7 +56,6 @@ def _asked(guider: Any, model_options: dict[str, Any]) -> list[dict[str, Any]]:
         for name, entries in guider.conds.items()
         for entry in entries
         if entry.get("hooks") is not None
-        and not entry.get("default")
         and not (without_negative and name == "negative")
     ]
 

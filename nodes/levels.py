@@ -24,13 +24,14 @@ def model_levels(model: Any) -> ModelLevels:
     """What a MODEL's noise levels are.
 
     Raises:
-        ValueError: if it doesn't start from noise, or makes sound.
+        ValueError: if it doesn't start from noise, or makes no pictures.
     """
     kind = latent_kind(model)
-    if "Audio" in kind:  # ACE-Step's have rows and columns as a picture has
+    rows = model.get_model_object("latent_format").latent_dimensions > 1
+    if not rows or "Audio" in kind:  # ACE-Step's sound has rows and columns, too
         raise ValueError(
-            f"This model makes sound ({kind} latents), which can't be scaled step by step. Use a "
-            "model of pictures or video."
+            f"This model makes sound or 3D shapes ({kind} latents), which can't be scaled step by "
+            "step. Use a model of pictures or video."
         )
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, _host.FROM_PICTURES):

@@ -171,13 +171,16 @@ def test_bad_picks(one, pick, options, says):
 
 def test_drafts_of_another_model_and_no_drafts(one, models):
     drafts, _, _ = one.drafts()
-    one.model = models["flux"]
+    whole, one.model = one.model, models["flux"]
     with pytest.raises(ValueError, match="sd35-medium.*flux"):
         one.finish(drafts, "1")
+    one.model = whole
     with pytest.raises(ValueError, match="not a draft"):
         one.finish({"samples": drafts["samples"]}, "1")
     with pytest.raises(ValueError, match="changed on the way"):
         one.finish({**drafts, "samples": drafts["samples"] * 2}, "1")
+    with pytest.raises(ValueError, match="A mask was set on these drafts"):
+        one.finish({**drafts, "noise_mask": torch.ones(1, 1, 192, 256)}, "1")
 
 
 def test_drafts_of_a_video_in_a_file_that_says_otherwise(one):

@@ -97,6 +97,31 @@ def test_a_finished_draft_goes_on_with_the_strength_of_the_whole_run(
     assert torch.equal(finished["samples"], whole)
 
 
+def test_keyframes_of_a_default_are_passed_on_too(pack, model, hooked):
+    """A default is run where the other entries' masks leave room; here the right half."""
+    [[tokens, more]] = hooked(0.0, 0.05, 0.1, 0.15)
+    left = torch.zeros(1, *SIDE)
+    left[..., : SIDE[1] // 2] = 1
+    region = {key: value for key, value in more.items() if key != "hooks"}
+    region |= {"mask": left, "mask_strength": 1.0, "set_area_to_bounds": False}
+    cond = [[tokens, region], [tokens, {**more, "default": True}]]
+    schedule, _ = schedule_of(pack, model, "sdxl-4")
+    given = {"model": model, "positive": cond, "cfg": 1.0, "batch": 1}
+    drafts = hosted(
+        pack["SwDDrafts"], schedule=schedule, seed=SEED, count=1, stop_after=2,
+        latent_image={"samples": torch.zeros(1, 4, *SIDE)}, upscale_method="bicubic", **given,
+    ).args[0]  # fmt: skip
+    finished = hosted(
+        pack["SwDFinishDrafts"], drafts=drafts, pick="1", detail_seed=0, variations=1,
+        stop_after=0, **given,
+    ).args[0]  # fmt: skip
+    finished = finished[0] if isinstance(finished, list) else finished
+    whole = straight(pack, model, cond, schedule)
+    assert torch.equal(finished["samples"], whole)
+    plain = [[tokens, region], [tokens, {**region, "mask": 1 - left}]]
+    assert not torch.allclose(straight(pack, model, plain, schedule), whole, atol=1e-3)
+
+
 def test_a_negative_that_isn_t_asked_passes_no_keyframes(pack, model, hooked, strengths):
     """At cfg 1 the host leaves it out, whose keyframes the positive shares from the middle on."""
     positive, negative = hooked(0.0, 0.05, 0.1, 0.15), hooked(0.0, 0.05, 0.1, 0.15)

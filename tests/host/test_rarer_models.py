@@ -265,11 +265,14 @@ def test_a_video_whose_batch_is_its_frames_has_no_drafts(pack):
             )  # fmt: skip
 
 
-def test_a_model_of_sound_is_refused_whatever_its_latent_looks_like(pack, models, monkeypatch):
+def test_a_model_of_no_pictures_is_refused_whatever_its_latent_looks_like(pack, models):
     """ACE-Step's has rows and columns; a SAMPLER is not told that it is sound."""
     import comfy.latent_formats
 
     model = models["sd35-medium"].clone()
+    model.add_object_patch("latent_format", comfy.latent_formats.Hunyuan3Dv2())
+    with pytest.raises(ValueError, match="makes sound or 3D shapes .Hunyuan3D"):
+        growth(pack, model, None)
     model.add_object_patch("latent_format", comfy.latent_formats.ACEAudio())
     with pytest.raises(ValueError, match="makes sound"):
         growth(pack, model, torch.zeros(1, 8, 16, 32))
