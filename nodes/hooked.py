@@ -55,8 +55,7 @@ def _asked(guider: Any, model_options: dict[str, Any]) -> list[dict[str, Any]]:
         entry
         for name, entries in guider.conds.items()
         for entry in entries
-        if entry.get("hooks") is not None
-        and not (without_negative and name == "negative")
+        if entry.get("hooks") is not None and not (without_negative and name == "negative")
     ]
 
 
