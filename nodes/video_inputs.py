@@ -50,7 +50,7 @@ def refuse_unscalable(
     frames = target[0]
     for entry in (entry for entries in conds.values() for entry in entries):
         for key, value in entry.items():
-            if schedule.grows and key in _FULL_SIZE and not _beside(key, value, target):
+            if schedule.grows and key in _FULL_SIZE and not _follows(key, value, target):
                 raise ValueError(
                     f"The conditioning holds {key!r} of {_FULL_SIZE[key]}, which can't follow a "
                     "video that grows in size. Take it out of the graph, or sample at one size."
@@ -69,7 +69,7 @@ def refuse_unscalable(
                     )
 
 
-def _beside(key: str, value: Any, target: Sequence[int]) -> bool:
+def _follows(key: str, value: Any, target: Sequence[int]) -> bool:
     """Whether it can follow, or holds nothing that would have to."""
     fits = isinstance(value, Tensor) and tuple(value.shape[-2:]) == tuple(target[-2:])
     return not _holds_tensor(value) or key in _BESIDE and fits

@@ -18,6 +18,14 @@ HUNYUAN = {
     "vision_in_dim": None, "meanflow_sum": False,
 }  # fmt: skip
 
+UNET = {
+    "image_size": 32, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1],
+    "channel_mult": (1, 2), "num_head_channels": 64, "num_heads": -1, "legacy": False,
+    "use_spatial_transformer": True, "transformer_depth": [1, 1], "context_dim": 64,
+    "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4, "use_checkpoint": False,
+    "use_linear_in_transformer": True, "num_classes": "sequential",
+}  # fmt: skip
+
 
 def built(config_class, config, net):
     import comfy.supported_models
@@ -38,13 +46,9 @@ def refiner(pack):
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
     import comfy.ops
 
-    config = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64,
-        "num_res_blocks": [1, 1], "channel_mult": (1, 2), "num_head_channels": 64, "num_heads": -1,
-        "use_spatial_transformer": True, "transformer_depth": [1, 1], "context_dim": 64,
-        "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4, "legacy": False,
-        "use_linear_in_transformer": True, "adm_in_channels": 2560, "num_classes": "sequential",
-        "use_checkpoint": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+    config = UNET | {
+        "in_channels": 4, "adm_in_channels": 2560, "use_temporal_attention": False,
+        "use_temporal_resblock": False,
     }  # fmt: skip
     made = {**MADE, "operations": comfy.ops.disable_weight_init}
     return built("SDXLRefiner", config, unet.UNetModel(**config, **made))
@@ -237,15 +241,11 @@ def test_a_video_whose_batch_is_its_frames_has_no_drafts(pack):
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
     import comfy.ops
 
-    config = {
-        "image_size": 32, "in_channels": 8, "out_channels": 4, "model_channels": 64,
-        "num_res_blocks": [1, 1], "channel_mult": (1, 2), "num_head_channels": 64, "num_heads": -1,
-        "use_spatial_transformer": True, "transformer_depth": [1, 1], "context_dim": 64,
-        "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4, "legacy": False,
-        "use_linear_in_transformer": True, "adm_in_channels": 768, "num_classes": "sequential",
-        "use_checkpoint": False, "use_temporal_attention": True, "use_temporal_resblock": True,
-        "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_factor": 0.0,
-        "merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1],
+    config = UNET | {
+        "in_channels": 8, "adm_in_channels": 768, "use_temporal_attention": True,
+        "use_temporal_resblock": True, "extra_ff_mix_layer": True, "use_spatial_context": True,
+        "merge_factor": 0.0, "merge_strategy": "learned_with_images",
+        "video_kernel_size": [3, 1, 1],
     }  # fmt: skip
     made = {**MADE, "operations": comfy.ops.disable_weight_init}
     svd = built("SVD_img2vid", config, unet.UNetModel(**config, **made))
