@@ -173,25 +173,38 @@ def config_of(a: argparse.Namespace, variant: Variant, seed: int) -> DistillConf
 
 _bench: Bench  # of one of several processes
 _stopped = ""  # why it begins no other training, once one was stopped
+_in_row = False
 
 
 def _begin(a: argparse.Namespace) -> None:
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; the first passes it on
+    signal.signal(signal.SIGTERM, _end)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     _bench = Bench.make(a)
 
 
-def _row(a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
+def _end(*_: Any) -> None:
+    """Ends a row outside of its training; never a process, which may hold a lock of the pool's."""
     global _stopped
+    _stopped = _stopped or "It was stopped."
+    if _in_row:
+        raise Stopped(_stopped)
+
+
+def _row(a: argparse.Namespace, variant: Variant, seed: int) -> dict[str, Any]:
+    global _stopped, _in_row
     if _stopped:
         raise Stopped(_stopped)
     try:
+        _in_row = True
         return _bench.row(a, variant, seed)
     except Stopped as stopped:
         _stopped = str(stopped)
         raise
+    finally:
+        _in_row = False
 
 
 def measured_rows(
@@ -219,7 +232,7 @@ def measured_rows(
                 raise
             finally:
                 pool.shutdown(cancel_futures=True)
-    except BrokenProcessPool as error:  # one that was measuring, or had no memory left
+    except BrokenProcessPool as error:  # one that had no memory left
         raise Stopped("One of the processes was ended.") from error
     finally:
         signal.signal(signal.SIGTERM, before)
