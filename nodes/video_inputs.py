@@ -23,8 +23,8 @@ _BESIDE = {
 }  # fmt: skip
 # The same of other models: HunyuanVideo's and Kandinsky's first picture.
 _FIRST_PICTURES = {"ref_latent", "time_dim_replace"}
-# What has the finished size for good, and the node that makes it. LTX-Video counts the places of
-# its guides in cells; SCAIL's poses have half the sides, which needn't be whole cells.
+# What has the finished size for good, and of what it is, as the error says. LTX-Video counts the
+# places of its guides in cells; SCAIL's poses have half the sides, which needn't be whole cells.
 _FULL_SIZE = {
     "pose_video_latent": "other sides than the latent (WanSCAILToVideo's are half of them)",
     "keyframe_idxs": "LTXVAddGuide",
@@ -71,8 +71,12 @@ def refuse_unscalable(
 
 def _follows(key: str, value: Any, target: Sequence[int]) -> bool:
     """Whether it can follow, or holds nothing that would have to."""
-    fits = isinstance(value, Tensor) and tuple(value.shape[-2:]) == tuple(target[-2:])
+    fits = isinstance(value, Tensor) and _same_sides(value, target)
     return not _holds_tensor(value) or key in _BESIDE and fits
+
+
+def _same_sides(x: Tensor, size: Sequence[int]) -> bool:
+    return tuple(x.shape[-2:]) == tuple(size[-2:])
 
 
 def _frame_count(key: str, value: Any) -> int:
@@ -99,8 +103,8 @@ def scale_video_inputs(
     """
 
     def shrunk(latent: Tensor) -> Tensor:
-        same = tuple(latent.shape[-2:]) == tuple(target[-2:])
-        return resample.downscale(latent, size[-2:]) if same else latent
+        fits = _same_sides(latent, target)
+        return resample.downscale(latent, size[-2:]) if fits else latent
 
     if isinstance(guider.inner_model, comfy.model_base.WAN21):
         _change(entry, _BESIDE, shrunk)

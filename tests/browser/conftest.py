@@ -79,7 +79,7 @@ def chromium():
     if path is None:
         pytest.skip("no Chromium: install one, or set CHROMIUM to its path")
     api = pytest.importorskip(
-        "playwright.sync_api", reason="pip install -r requirements-browser.txt"
+        "playwright.sync_api", reason="no playwright: pip install -r requirements-browser.txt"
     )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS, headless=True)

@@ -43,6 +43,19 @@ def hosted(node: Any, several: Sequence[str] = (), **named: Any) -> Any:
     return node.execute(**named)
 
 
+def drafted(pack: Any, stop_after: int, **given: Any) -> dict[str, Any]:
+    """The LATENT of SwD Drafts, of one draft where nothing else is said."""
+    given = {"count": 1, "batch": 1, "cfg": 1.0, "upscale_method": "bicubic", **given}
+    return hosted(pack["SwDDrafts"], stop_after=stop_after, **given).args[0]
+
+
+def finished(pack: Any, drafts: dict[str, Any], **given: Any) -> Tensor:
+    """The samples of SwD Finish Drafts, of the first draft where nothing else is said."""
+    given = {"pick": "1", "batch": 1, "cfg": 1.0, **given}
+    given |= {"detail_seed": 0, "variations": 1, "stop_after": 0}
+    return hosted(pack["SwDFinishDrafts"], drafts=drafts, **given).args[0]["samples"]
+
+
 def cfg_guider(model: Any, positive: list, negative: list | None = None, cfg: float = 1.0) -> Any:
     import comfy.samplers
 

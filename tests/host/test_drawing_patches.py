@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from chain import call, hosted
+from chain import call, drafted, finished
 from grown import growth
 from paper import guided, schedule_of
 
@@ -84,18 +84,11 @@ def test_the_same_seed_makes_the_same_picture(pack, drawing):
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_finished_draft_is_the_straight_run(pack, drawing, stop):
     model, cond, schedule = drawing
-    given = {"model": model, "positive": cond, "cfg": 1.0, "batch": 1}
-    drafts = hosted(
-        pack["SwDDrafts"], latent_image=EMPTY, schedule=schedule, seed=5, count=1, stop_after=stop,
-        upscale_method="bicubic", **given,
-    ).args[0]  # fmt: skip
+    given = {"model": model, "positive": cond}
+    drafts = drafted(pack, stop, latent_image=EMPTY, schedule=schedule, seed=5, **given)
     torch.rand(7)
-    finished = hosted(
-        pack["SwDFinishDrafts"], drafts=drafts, pick="1", detail_seed=0, variations=1,
-        stop_after=0, **given,
-    ).args[0]  # fmt: skip
-    finished = finished[0] if isinstance(finished, list) else finished
-    assert torch.equal(finished["samples"], straight(pack, model, cond, schedule))
+    done = finished(pack, drafts, **given)
+    assert torch.equal(done, straight(pack, model, cond, schedule))
 
 
 def test_the_patches_draw(pack, drawing, monkeypatch):

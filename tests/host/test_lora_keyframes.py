@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chain import call, hosted, sized
+from chain import call, drafted, finished, sized
 from grown import growth, sample, sampler_of
 from paper import SEED, guided, schedule_of
 from test_patches import lora_of
@@ -80,21 +80,15 @@ def test_a_finished_draft_goes_on_with_the_strength_of_the_whole_run(
     of_whole = strengths[:]
     assert len(set(of_whole)) > 2
     strengths.clear()
-    drafts = hosted(
-        pack["SwDDrafts"], model=model, positive=cond, schedule=schedule, seed=SEED, count=1,
-        latent_image={"samples": torch.zeros(1, 4, *SIDE)}, stop_after=stop, batch=1, cfg=1.0,
-        upscale_method="bicubic",
-    ).args[0]  # fmt: skip
-    drafted = len(strengths)
-    finished = hosted(
-        pack["SwDFinishDrafts"], model=model, positive=cond, drafts=drafts, pick="1",
-        detail_seed=0, variations=1, stop_after=0, batch=1, cfg=1.0,
-    ).args[0]  # fmt: skip
-    finished = finished[0] if isinstance(finished, list) else finished
-    ahead = len(of_whole) - drafted
-    assert strengths[:drafted] == of_whole[:drafted]
-    assert strengths[-ahead:] == of_whole[drafted:]
-    assert torch.equal(finished["samples"], whole)
+    given = {"model": model, "positive": cond}
+    empty = {"samples": torch.zeros(1, 4, *SIDE)}
+    drafts = drafted(pack, stop, schedule=schedule, seed=SEED, latent_image=empty, **given)
+    before = len(strengths)
+    done = finished(pack, drafts, **given)
+    ahead = len(of_whole) - before
+    assert strengths[:before] == of_whole[:before]
+    assert strengths[-ahead:] == of_whole[before:]
+    assert torch.equal(done, whole)
 
 
 def test_keyframes_of_a_default_are_passed_on_too(pack, model, hooked):
@@ -106,18 +100,11 @@ def test_keyframes_of_a_default_are_passed_on_too(pack, model, hooked):
     region |= {"mask": left, "mask_strength": 1.0, "set_area_to_bounds": False}
     cond = [[tokens, region], [tokens, {**more, "default": True}]]
     schedule, _ = schedule_of(pack, model, "sdxl-4")
-    given = {"model": model, "positive": cond, "cfg": 1.0, "batch": 1}
-    drafts = hosted(
-        pack["SwDDrafts"], schedule=schedule, seed=SEED, count=1, stop_after=2,
-        latent_image={"samples": torch.zeros(1, 4, *SIDE)}, upscale_method="bicubic", **given,
-    ).args[0]  # fmt: skip
-    finished = hosted(
-        pack["SwDFinishDrafts"], drafts=drafts, pick="1", detail_seed=0, variations=1,
-        stop_after=0, **given,
-    ).args[0]  # fmt: skip
-    finished = finished[0] if isinstance(finished, list) else finished
+    given = {"model": model, "positive": cond}
+    empty = {"samples": torch.zeros(1, 4, *SIDE)}
+    drafts = drafted(pack, 2, schedule=schedule, seed=SEED, latent_image=empty, **given)
     whole = straight(pack, model, cond, schedule)
-    assert torch.equal(finished["samples"], whole)
+    assert torch.equal(finished(pack, drafts, **given), whole)
     plain = [[tokens, region], [tokens, {**region, "mask": 1 - left}]]
     assert not torch.allclose(straight(pack, model, plain, schedule), whole, atol=1e-3)
 
@@ -134,15 +121,9 @@ def test_a_negative_that_isn_t_asked_passes_no_keyframes(pack, model, hooked, st
         latent_image=empty, schedule=schedule, seed=SEED, upscale_method="bicubic", **given
     )
     of_whole = strengths[:]
-    drafts = hosted(
-        pack["SwDDrafts"], schedule=schedule, seed=SEED, count=1, latent_image=empty,
-        stop_after=2, batch=1, upscale_method="bicubic", **given,
-    ).args[0]  # fmt: skip
+    drafts = drafted(pack, 2, schedule=schedule, seed=SEED, latent_image=empty, **given)
     strengths.clear()
-    hosted(
-        pack["SwDFinishDrafts"], drafts=drafts, pick="1", detail_seed=0, variations=1,
-        stop_after=0, batch=1, **given,
-    )  # fmt: skip
+    finished(pack, drafts, **given)
     assert len(of_whole) >= 3 and strengths[-2:] == of_whole[-2:]
 
 
