@@ -40,7 +40,6 @@ class Batches:
 
 def measured(trainer: Trainer) -> int:
     """Bytes that a step takes at most beyond what was there before it."""
-    trainer._ahead = iter  # of other threads the profiler sees what they free alone
     trainer.train_step()  # makes the optimisers' moments
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 pytest.importorskip("diffusers")
 
 from swd_core.distill.adapters import adapter, adapter_state  # noqa: E402
+from swd_core.distill.ahead import ahead as drawn_ahead  # noqa: E402
 from swd_core.distill.diffusers_models import wrap  # noqa: E402
 from swd_core.distill.draws import Draws  # noqa: E402
 from swd_core.distill.evaluation import measures, student_latents  # noqa: E402
@@ -226,7 +227,7 @@ class Late:
 def test_the_next_batch_is_drawn_while_one_is_trained_with():
     """Also over the end of a step; and the bits are those of drawing each when it is needed."""
     ahead, plain = (trainer_for("sd3", dmd=0.0, gan=0.0, accumulate=2) for _ in range(2))
-    late, plain._ahead = Late(ahead), iter
+    late, ahead._ahead = Late(ahead), drawn_ahead
     for trainer in (ahead, plain):
         for _ in range(3):
             trainer.train_step()
@@ -235,9 +236,23 @@ def test_the_next_batch_is_drawn_while_one_is_trained_with():
     assert ahead.means() == plain.means()
 
 
+def test_a_processor_draws_in_the_thread_that_trains():
+    """A second one that computes would have the first one's OpenMP threads sleep between calls."""
+    trainer, threads = trainer_for("sd3", fake_steps=1), set()
+    draw = trainer.batches.draw
+
+    def watched(*arguments):
+        threads.add(threading.get_ident())
+        return draw(*arguments)
+
+    trainer.batches.draw = watched
+    trainer.train_step()
+    assert threads == {threading.get_ident()}
+
+
 def test_with_a_fake_score_the_bits_are_those_of_drawing_each_when_it_is_needed():
     ahead, plain = (trainer_for("sd3", fake_steps=2, accumulate=2) for _ in range(2))
-    plain._ahead = iter
+    ahead._ahead = drawn_ahead
     for trainer in (ahead, plain):
         for _ in range(2):
             trainer.train_step()
