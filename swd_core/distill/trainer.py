@@ -151,8 +151,8 @@ class Trainer:
     def _ahead(self, upcoming: Iterator[tuple[Draws, Batch]]) -> Iterator[tuple[Draws, Batch]]:
         """Those, each drawn while the device works on the one before.
 
-        A processor draws when it is needed: once a second thread computes as well, OpenMP's threads
-        sleep between any two calls instead of waiting for the next, and a step takes a fifth longer.
+        A processor draws when it is needed: once a second thread computes as well, OpenMP has its
+        threads sleep between any two calls, and a step takes a fifth longer.
         """
         return upcoming if self.device.type == "cpu" else ahead(upcoming)
 
