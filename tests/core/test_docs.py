@@ -108,9 +108,12 @@ def test_the_served_translations_are_the_nodes(tmp_path):
         assert file.read_bytes() == made.read_bytes(), f"{file} is written by `make locales`"
 
 
-@pytest.mark.parametrize("runs", ["ablation.json", "ablation_small.json", "ablation_earlier.json"])
+ABLATIONS = ("ablation", "ablation_small", "ablation_seeds", "ablation_earlier")
+
+
+@pytest.mark.parametrize("runs", ABLATIONS)
 def test_the_ablations_tables_are_those_of_their_runs(runs):
-    rows = json.loads((ROOT / "docs" / runs).read_text(encoding="utf-8"))
+    rows = json.loads((ROOT / "docs" / f"{runs}.json").read_text(encoding="utf-8"))
     assert table(rows) in page("docs/ABLATION.md")
     assert {row["variant"] for row in rows} <= {v.name for v in VARIANTS}
 
