@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -19,6 +19,7 @@ from ..swd_core.noise import plain_seed
 from ..swd_core.stretches import Stretch
 from . import _host, _host_latent, _host_model
 from .checks import check_run, refuse_momentum
+from .fitting import one_at_a_time
 from .growth_sampler import sampler_of
 from .preview import LiveSheet
 from .prompts import Texts
@@ -40,12 +41,13 @@ def begin(
     count: int,
     method: str,
     vae: Any = None,
-    prompts: Sequence[str] = ("",),
+    prompts: Mapping[str, bool] | None = None,
 ) -> Drafts:
     """`count` images of each prompt before their first step.
 
     Args:
         vae: for schedules that lift through pixels and have none with them.
+        prompts: the name of each, and whether it is its text; one without a name if not given.
 
     Raises:
         ValueError: if the latent is a batch, or does not fit the model.
@@ -63,7 +65,11 @@ def begin(
         schedule,
         model_name(model),
         tuple(samples.shape[-2:]),
-        tuple(Draft(plain_seed(seed), first + i, prompt=p) for p in prompts for i in range(count)),
+        tuple(
+            Draft(plain_seed(seed), first + i, prompt=name, known=known)
+            for name, known in (prompts or {"": True}).items()
+            for i in range(count)
+        ),
         method=method,
         latent=samples if bool(samples.any()) or mask is not None or samples.ndim != 4 else None,
         mask=mask,
@@ -127,7 +133,8 @@ class Sampling:
     ) -> Drafts:
         """Goes on to the end of step `until`, at most `batch` images of a prompt at a time.
 
-        A batch that runs out of memory is halved and tried again; what is done stays done.
+        A batch that runs out of memory is halved and tried again; what is done stays done. What the
+        host can't run in batches runs one by one.
 
         Args:
             each: called with each batch when it is done. known: gives what a batch came to when it
@@ -135,6 +142,8 @@ class Sampling:
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
+        if any(one_at_a_time(self.model, positive) for positive, _ in self.texts.values()):
+            size = 1
         ahead = self._stretches(drafts)[drafts.step : until]
         sizes = [stretch.size for stretch in ahead for _ in range(stretch.steps)]
         live = LiveSheet(self.model, drafts, sizes)

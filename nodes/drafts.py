@@ -24,7 +24,7 @@ from .drafting import Sampling
 from .fitting import check_vae
 from .inputs import checked
 from .lately import LATELY
-from .prompts import by_prompt, matching, text_in_graph
+from .prompts import by_prompt, matching, named, text_in_graph
 from .sampler import METHOD_TIP, MODEL_TIP, NEGATIVE_TIP, SCHEDULE_TIP
 
 CFG = dict(default=1.0, min=0.0, max=30.0, step=0.1, round=0.01)
@@ -147,11 +147,12 @@ class SwDDrafts(io.ComfyNode):
         vae: Any = None,
         negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
-        texts = by_prompt(positive, negative, text_in_graph(cls))
+        alone = text_in_graph(cls)
+        texts, names = by_prompt(positive, negative, alone), named(positive, alone)
         total = count * len(texts)
         check_count(total, "count" if len(texts) == 1 else f"count times {len(texts)} prompts")
         drafts = drafting.begin(
-            model, latent_image, schedule, seed, count, upscale_method, vae, list(texts)
+            model, latent_image, schedule, seed, count, upscale_method, vae, names
         )
         check_stop(stop_after, drafts)
         check_vae(vae, model)

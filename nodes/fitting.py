@@ -90,6 +90,19 @@ def _check_references(entry: dict[str, Any], model: Any) -> None:
             )
 
 
+def one_at_a_time(model: Any, positive: Sequence[Any]) -> bool:
+    """Whether the host joins what this conditioning brings to one picture, and fails with several.
+
+    So read in its code: Z-Image Omni's references, and FLUX.2's that are given no noise.
+    """
+    kind = model.model.model_config.unet_config.get("image_model")
+    for _, options in positive:
+        still = options.get("reference_latents_method") == "index_timestep_zero"
+        if options.get("reference_latents") and (kind == "lumina2" or kind == "flux2" and still):
+            return True
+    return False
+
+
 def _check_areas(areas: Sequence[Sequence[Any]], size: Sequence[int]) -> None:
     """Raises ValueError if an area of the conditioning isn't in the picture (H, W) or video."""
     for area in areas:

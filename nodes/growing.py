@@ -1,5 +1,6 @@
 """Any model's way through a growing run: the host's own solvers at each size, lifts in between."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..swd_core.stretches import Stretch, step_numbers
 from ..swd_core.transfer import sent
 from .conditioning import mask_at
 from .sized import SizedModel
-from .solvers import TREE, PathNoise, StepNoise, draws_noise, walks
+from .solvers import TREE, PathNoise, StepNoise, draws_noise, options_of, walks
 from .ways import Report
 
 
@@ -133,7 +134,14 @@ class GrowthWay:
         size, model = stretch.size, self.sized.model
         model.noise = regrid(self._inpainting_noise(), size)
         self.sized.fit(size)
-        options: dict[str, Any] = dict(self.solver.extra_options)
+        ratio = self._ratio(size)
+        options = options_of(
+            self.solver,
+            stretch,
+            len(self.levels) - 1,
+            lambda own: self.full_level(own, ratio),
+            self.sized.guider.inner_model.model_sampling.percent_to_sigma,
+        )
         drawn = self._solver_noise(size)
         if drawn is not None:
             options["noise_sampler"] = drawn
@@ -177,6 +185,20 @@ class GrowthWay:
     def _ratio(self, size: Sequence[int]) -> float:
         return size_ratio(size, self.sized.target)
 
+    def full_level(self, own: Tensor, ratio: float) -> Tensor:
+        """The run's noise level that a grid's own one stands for, also within the first step.
+
+        That goes from pure noise, which is the same level on every grid: where the levels of the
+        two grids differ by a factor up to there, those between lie alike between the step's ends.
+        """
+        full, top = self.schedule.full(own, ratio), self.levels[0]
+        second = self.levels[1] if self.schedule.is_top(top) else 0.0
+        if not second or self.schedule.full(top, ratio) <= top:
+            return full
+        below = self.schedule.own(second, ratio)
+        share = (own / below).log() / math.log(top / below)
+        return torch.where(own > below, second * (top / second) ** share, full)
+
     def _inpainting_noise(self) -> Tensor:
         """What keeps the rest of the picture at the run's level, at full size."""
         if not self.solver.inpaint_options.get("random", False):
@@ -193,7 +215,7 @@ class GrowthWay:
             ratio = self._ratio(size)
 
             def changed(sigma: Tensor, mask: Tensor, **more: Any) -> Tensor:
-                return change(self.schedule.full(sigma, ratio), mask, **more)
+                return change(self.full_level(sigma, ratio), mask, **more)
 
             options["denoise_mask_function"] = changed
         mask = self.sized.mask
@@ -213,7 +235,7 @@ class GrowthWay:
             self.begin.new_zeros(shape),
             (min(given), max(given)),
             size,
-            lambda own: self.schedule.full(own, ratio),
+            lambda own: self.full_level(own, ratio),
         )
 
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..swd_core.drafts import Draft
 from ._host import CATEGORY, io, running_node, supported
 from .inputs import checked
 
 NAME = "swd_prompt"  # in a conditioning's options: the text it was made of
+MADE = "swd_prompt_made"  # and what that came to, which a host's node may change and leave the name
 MOST_PROMPTS = 64
 UNTOLD = "one without a known text"
+MIXED = " + …"  # what else went into it isn't known
 
 Texts = Mapping[str, tuple[Any, Any]]  # positive and negative conditioning, by prompt
 
@@ -61,9 +65,16 @@ def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
     """The conditioning of each, which carries its text."""
     made = [(text, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in prompts]
     return [
-        [[context, {**options, NAME: text}] for context, options in conditioning]
-        for text, conditioning in made
+        [[context, {**options, NAME: text, MADE: _trace(context)}] for context, options in entries]
+        for text, entries in made
     ]
+
+
+def _trace(context: Any) -> str:
+    """Another one for another tensor; so little that it may travel with it."""
+    if not isinstance(context, Tensor):
+        return ""
+    return f"{tuple(context.shape)} {context.double().sum().item()!r}"
 
 
 def text_in_graph(node: type[io.ComfyNode]) -> str:
@@ -74,14 +85,37 @@ def text_in_graph(node: type[io.ComfyNode]) -> str:
     for _ in graph:
         source = graph.get(link[0], {}) if isinstance(link, list) else {}
         inputs = source.get("inputs", {})
+        if source.get("class_type") == "ConditioningZeroOut":
+            return ""
         if source.get("class_type") == "CLIPTextEncode":
             return inputs["text"] if isinstance(inputs.get("text"), str) else ""
         link = inputs.get("conditioning")
     return ""
 
 
+def named(positive: Sequence[Any], alone: str = "") -> dict[str, bool]:
+    """The name of each conditioning, and whether that is the text which alone makes it.
+
+    Those of SwD Prompts have its text, others their place, one alone `alone`.
+    """
+    found: dict[str, bool] = {}
+    for k, entries in enumerate(positive, 1):
+        name = str(entries[0][1].get(NAME, ""))
+        known = all(
+            options.get(NAME) == name and options.get(MADE) == _trace(context)
+            for context, options in entries
+        )
+        if not name:
+            name, known = (f"prompt {k}", False) if len(positive) > 1 else (alone, True)
+        elif not known:
+            name += MIXED
+        twice = name in found
+        found[f"{name} ({k})" if twice else name] = known and not twice
+    return found
+
+
 def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "") -> Texts:
-    """Conditionings by their text from SwD Prompts; others by their place, one alone as `alone`.
+    """Conditionings by their names, see `named`.
 
     Raises:
         ValueError: unless there is one negative for all or for each.
@@ -92,11 +126,7 @@ def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "")
             "negative, or as many."
         )
     negatives = [*negative] * (len(positive) if len(negative) == 1 else 1)
-    found: dict[str, tuple[Any, Any]] = {}
-    for k, pair in enumerate(zip(positive, negatives, strict=True), 1):
-        name = str(pair[0][0][1].get(NAME, "")) or (f"prompt {k}" if len(positive) > 1 else alone)
-        found[f"{name} ({k})" if name in found else name] = pair
-    return found
+    return dict(zip(named(positive, alone), zip(positive, negatives, strict=True), strict=True))
 
 
 def matching(texts: Texts, images: Sequence[Draft]) -> Texts:

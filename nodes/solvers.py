@@ -6,12 +6,14 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.k_diffusion.sa_solver import get_tau_interval_func
 from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler
 from torch import Tensor
 
 from ..swd_core.growth import GrowthSchedule, is_plain
 from ..swd_core.lifts import regrid
 from ..swd_core.sampling import Noise
+from ..swd_core.stretches import Stretch
 
 _PLAN = "plans its own steps over the whole run, which can't be cut where the size changes"
 _REFUSED = {
@@ -24,6 +26,7 @@ _REFUSED = {
 _SHORTEST = {"sample_unipc": 2, "sample_unipc_bh2": 2}
 _OURS = ("extra_args", "callback", "disable", "noise_sampler")  # given to every solver by the run
 ELSE = "Choose euler, res_multistep, dpmpp_2m or another of the host's samplers."
+SA_WINDOW = 0.2, 0.8  # where the host's SA-Solver adds noise if it isn't told
 TREE = 1 << 32  # the number of the step that a Brownian tree is drawn as
 
 
@@ -106,6 +109,33 @@ def shortest(solver: comfy.samplers.KSAMPLER) -> int:
 
 def draws_noise(solver: comfy.samplers.KSAMPLER) -> bool:
     return "noise_sampler" in inspect.signature(solver.sampler_function).parameters
+
+
+def options_of(
+    solver: comfy.samplers.KSAMPLER,
+    stretch: Stretch,
+    steps: int,
+    full: Callable[[Tensor], Tensor],
+    percent_to_sigma: Callable[[float], float],
+) -> dict[str, Any]:
+    """A solver's options for a stretch, where what goes by a run's steps or levels goes on.
+
+    Args:
+        steps: of the whole run. full: a grid's own level as one of the full size.
+        percent_to_sigma: the model's.
+    """
+    options: dict[str, Any] = dict(solver.extra_options)
+    if "tau_func" in inspect.signature(solver.sampler_function).parameters:
+        usual = map(percent_to_sigma, SA_WINDOW)
+        tau = options.get("tau_func") or get_tau_interval_func(*usual)
+        options["tau_func"] = lambda sigma: tau(full(sigma))
+    end = options.get("s_noise_end")
+    if end is not None:  # from s_noise on evenly by the step
+        first = options.get("s_noise", 1.0)
+        slope = (end - first) / max(steps - 1, 1)
+        options["s_noise"] = first + slope * stretch.step
+        options["s_noise_end"] = first + slope * (stretch.step + stretch.steps - 1)
+    return options
 
 
 def walks(solver: comfy.samplers.KSAMPLER) -> bool:

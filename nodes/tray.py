@@ -19,8 +19,8 @@ from .tray_files import Kept
 ROUTE = "/swd/tray"  # web/js/swd_tray.js asks there
 NO_TEXT = (
     "The prompts of these drafts aren't known to SwD Draft Tray: connect its clip, or, where they "
-    "were made with neither SwD Prompts nor CLIP Text Encode, their own conditioning to the "
-    "finishing node."
+    "were made of anything but a text of SwD Prompts or CLIP Text Encode, their own conditioning "
+    "to the finishing node."
 )
 
 
@@ -127,7 +127,7 @@ class SwDTray(io.ComfyNode):
             "kind": kind,
             "kinds": len(fitting),
         }
-        texts = list(dict.fromkeys(filter(None, (d.prompt for d in drafts.images))))
+        texts = list(dict.fromkeys(d.prompt for d in drafts.images if d.prompt and d.known))
         told = encoded(clip, texts) if clip is not None and texts else [ExecutionBlocker(NO_TEXT)]
         return io.NodeOutput(drafting.to_latent(drafts), images, told, ui=page)
 

@@ -59,6 +59,8 @@ def save_drafts(drafts: Drafts, path: Path, overwrite: bool = False) -> None:
         header["stretches"] = drafts.stretches
     if several:
         header["prompts"] = [d.prompt for d in drafts.images]
+    if not all(d.known for d in drafts.images):
+        header["known"] = [d.known for d in drafts.images]
     save_tensors(path, tensors, {_HEADER: json.dumps(header)}, overwrite)
 
 
@@ -137,15 +139,17 @@ def _read_header(header: dict[str, Any]) -> Drafts:
     if texts is None and version == PROMPTS_VERSION:
         raise KeyError("prompts")
     prompts = [""] * len(rows) if texts is None else [_text(text) for text in texts]
-    if len(prompts) != len(rows):
-        raise ValueError(f"it has {len(rows)} drafts and {len(prompts)} prompts.")
+    known = [told is True for told in header.get("known", [True] * len(rows))]
+    for what, of_each in (("prompts", prompts), ("marks of known prompts", known)):
+        if len(of_each) != len(rows):
+            raise ValueError(f"it has {len(rows)} drafts and {len(of_each)} {what}.")
     return Drafts(
         GrowthSchedule.from_dict(plan["growth"]) if growing else ScaleSchedule.from_dict(plan),
         one_line(str(header["model"])),
         (_whole(height, 1), _whole(width, 1)),
         tuple(
-            Draft(*(_whole(n) for n in row), prompt=text)
-            for row, text in zip(rows, prompts, strict=True)
+            Draft(*(_whole(n) for n in row), prompt=text, known=told)
+            for row, text, told in zip(rows, prompts, known, strict=True)
         ),
         method=str(header["method"]),
         prompt=_text(header["prompt"]),

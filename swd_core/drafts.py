@@ -22,13 +22,14 @@ class Draft:
 
     seed, index: of the run and of the image in it. detail: 0, or another seed that the steps after
     the draft draw from. prompt: which of several prompts it is of, by its text; "" where there is
-    one alone.
+    one alone. known: whether that text alone makes what the draft was made with.
     """
 
     seed: int
     index: int
     detail: int = 0
     prompt: str = field(default="", repr=False)  # the sheet's name goes by the rest
+    known: bool = field(default=True, repr=False)
 
     @property
     def label(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distill.checkpoint import load_checkpoint, save_checkpoint
+from ..distill.precision import fast_autocast
 from ..files import read_json, write_text
 from ..pictures import in_bytes
 from ..scenes.autoencoder import FACTOR
@@ -82,7 +83,8 @@ def way_painter(
         parts = []
         for i in range(0, len(scenes), batch):
             text = model.encode([plain_caption(scene) for scene in scenes[i : i + batch]])
-            latents = generate(model, way, text, seed, range(i, i + len(text.context)))
+            with fast_autocast(device):
+                latents = generate(model, way, text, seed, range(i, i + len(text.context)))
             parts.append(in_bytes(model.decode(latents)).permute(0, 3, 1, 2).cpu())
             if i // batch % 16 == 15:
                 log.info("%s: %d of %d pictures", way.title, i + batch, len(scenes))

@@ -38,7 +38,11 @@ def test_a_file_keeps_everything(file):
 
 @pytest.mark.parametrize("growing", [False, True])
 def test_each_draft_keeps_its_prompt(tmp_path, growing):
-    images = (Draft(5, 0, prompt="ж\n\ud800 苹果"), Draft(5, 0, prompt="fox"), Draft(6, 1, 9))
+    images = (
+        Draft(5, 0, prompt="ж\n\ud800 苹果"),
+        Draft(5, 0, prompt="fox", known=False),
+        Draft(6, 1, 9),
+    )
     x0 = torch.ones(3, 4, 4, 6)
     made = Drafts(SCHEDULE, "test", (8, 12), images, (x0,), samples=x0)
     if growing:
@@ -48,6 +52,7 @@ def test_each_draft_keeps_its_prompt(tmp_path, growing):
     save_drafts(made, path)
     loaded = load_drafts(path)
     assert [d.prompt for d in loaded.images] == ["ж\n? 苹果", "fox", ""]
+    assert [d.known for d in loaded.images] == [True, False, True]
     assert loaded.schedule == made.schedule and loaded.last == made.last
     assert [(d.seed, d.index, d.detail) for d in loaded.images] == [(5, 0, 0), (5, 0, 0), (6, 1, 9)]
 

@@ -266,9 +266,13 @@ OTHERS = {
 
 
 @lru_cache(maxsize=8)
-def other_model(name: str) -> tuple[Any, int] | None:
-    """The host's MODEL of an entry of OTHERS and the width of its text; None if it has no class."""
+def other_model(name: str, **more: Any) -> tuple[Any, int] | None:
+    """The host's MODEL of an entry of OTHERS and the width of its text; None if it has no class.
+
+    more: of its configuration.
+    """
     config_class, config, network, text = OTHERS[name]
+    config = {**config, **more}
     if not hasattr(comfy.supported_models, config_class):
         return None
     module, _, net = network.partition(":")

@@ -119,7 +119,7 @@ def test_a_click_on_one_sheet_finishes_nothing_of_another(server):
 
 def test_after_an_interrupt(server):
     prompt = graph_of(server)
-    find(prompt, "SwDDrafts")["seed"] = 987
+    find(prompt, "SwDDrafts").update(count=6, seed=987)
     find(prompt, "EmptySD3LatentImage").update(width=512, height=512)
     find(prompt, "SwDFinishDrafts").update(pick="all", batch=2)
     listener = Listener(server)

@@ -1,6 +1,7 @@
 """Drafts of growing runs: stopped after a size, picked, kept, finished to the same bits."""
 
 import dataclasses
+import inspect
 import sys
 
 import pytest
@@ -170,3 +171,40 @@ def test_what_cannot_be_drafted_is_said(one):
     drafts = one.drafts(one.schedule())[0]
     with pytest.raises(ValueError, match="of 3 sizes stop after size 2. They have 1"):
         one.finish(drafts, "1", stop_after=1)
+
+
+def zimage_omni(small):
+    """Z-Image that reads reference pictures: latents, and what a vision encoder sees in them."""
+    import comfy.ldm.lumina.model
+
+    if "siglip_feat_dim" not in inspect.signature(comfy.ldm.lumina.model.NextDiT).parameters:
+        pytest.skip("Z-Image Omni is newer than this host")
+    model, width = small.other_model("zimage", siglip_feat_dim=40)
+    texts = [torch.randn(1, 8, width) for _ in range(2)]
+    return model, width, {"reference_latents_text_embeds": texts}
+
+
+def flux2(small):
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "Flux2"):
+        pytest.skip("FLUX.2 is newer than this host")
+    return small.flux2_model(), 48, {"reference_latents_method": "index_timestep_zero"}
+
+
+@pytest.mark.parametrize("made", [zimage_omni, flux2])
+def test_references_that_the_host_takes_for_one_picture_alone(pack, small, made):
+    """Its own KSampler fails with two; drafts are many by default."""
+    model, width, more = made(small)
+    channels = model.get_model_object("latent_format").latent_channels
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.randn(1, channels, *SIDE, generator=generator)
+    text = torch.randn(1, 7, width, generator=generator)
+    one = object.__new__(Graph)
+    one.pack, one.model, one.empty = pack, model, torch.zeros(1, channels, *SIDE)
+    one.positive = [[text, {"reference_latents": [reference], **more}]]
+    schedule = one.schedule(scheduler="auto")
+    drafts = one.drafts(schedule, batch=16)[0]
+    done = one.finish(drafts, "all", batch=4)[0]["samples"]
+    for row, picture in enumerate(done):
+        assert torch.equal(picture, one.straight(schedule, row)[0])

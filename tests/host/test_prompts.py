@@ -22,8 +22,22 @@ def bench(pack, small, models, folders):
     return bench
 
 
+class Encoder:
+    """A text encoder that makes the same of every text."""
+
+    def __init__(self, cond):
+        self.cond = cond
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return self.cond
+
+
 def named(cond, text):
-    return [[context, {**options, "swd_prompt": text}] for context, options in cond]
+    """What SwD Prompts gives for a text of that conditioning."""
+    return importlib.import_module("swd_pack.nodes.prompts").encoded(Encoder(cond), [text])[0]
 
 
 def drafted(bench, positive, **inputs):
@@ -161,6 +175,62 @@ def test_the_host_s_nodes_leave_a_prompt_its_name(bench, pack):
     (area,) = nodes.ConditioningSetArea().append(guided, 64, 64, 0, 0, 1.0)
     (masked,) = nodes.ConditioningSetMask().append(area, torch.ones(1, 8, 8), "default", 1.0)
     assert masked[0][1]["swd_prompt"] == "fox"
+
+
+def mixed(fox, dog):
+    """What the host's nodes make of conditionings, under the first one's name."""
+    import nodes
+
+    return {
+        "combined": nodes.ConditioningCombine().combine(fox, dog)[0],
+        "one after the other": nodes.ConditioningConcat().concat(fox, dog)[0],
+        "averaged": nodes.ConditioningAverage().addWeighted(fox, dog, 0.5)[0],
+        "emptied": nodes.ConditioningZeroOut().zero_out(fox)[0],
+    }
+
+
+@pytest.mark.parametrize("how", ["combined", "one after the other", "averaged", "emptied", "twice"])
+def test_the_tray_encodes_no_prompt_that_isn_t_the_whole(bench, how):
+    """Finished with the first text alone it would silently be another picture."""
+    import nodes
+
+    fox, dog = (named(c, t) for c, t in zip(bench.conds[:2], ("a fox", "a dog"), strict=True))
+    area = call(nodes.ConditioningSetArea, fox, 64, 64, 0, 0, 1.0)
+    positive = [fox, area] if how == "twice" else [mixed(fox, dog)[how]]
+    texts = [d.prompt for d in put_aside(bench, positive).images if d.known]
+    assert texts == (["a fox"] * 2 if how == "twice" else [])
+    drafts = tray_of(bench)
+    [told] = drafts[2]
+    if how == "twice":
+        assert told[0][1]["swd_prompt"] == "a fox"
+    else:
+        assert "aren't known" in told.message
+    # On the sheet they are finished by the conditioning they were made with, as ever.
+    done = finished(bench, positive, drafts[0], "1", batch=1)
+    assert torch.equal(done, straight(bench, positive[0], 0))
+
+
+def test_texts_of_the_host_s_node_in_a_list_are_not_made_up(bench):
+    lying = put_aside(bench, bench.conds[:2])
+    assert [(d.prompt, d.known) for d in lying.images] == [
+        ("prompt 1", False), ("prompt 1", False), ("prompt 2", False), ("prompt 2", False)
+    ]  # fmt: skip
+    [told] = tray_of(bench)[2]
+    assert "connect its clip" in told.message
+
+
+def tray_of(bench):
+    from stand_ins import PlainVAE
+
+    return bench.pack["SwDTray"].execute(vae=PlainVAE(16), clip=Encoder(bench.conds[0])).args
+
+
+def put_aside(bench, positive):
+    """Drafts of it, all laid on the tray, as their files say."""
+    tray = importlib.import_module("swd_pack.nodes.tray_files")
+    tray.remove(tray.names())
+    tray.keep(drafted(bench, positive, batch=1).args[0]["swd_drafts"], "all")
+    return importlib.import_module("swd_pack.swd_core.drafts").join([d for _, d in tray.read()[0]])
 
 
 def prompts_graph(server, text: str) -> dict:

@@ -313,3 +313,15 @@ def test_prompts_that_are_not_known_are_asked_for(server):
     server.post("/prompt", {"prompt": shown, "client_id": listener.client})
     listener.wait()
     assert listener.ended == "execution_error" and "connect its clip" in listener.error
+
+
+@pytest.mark.usefixtures("empty_tray")
+def test_a_text_that_was_emptied_is_not_the_drafts_prompt(server):
+    prompt = graph_of(server)
+    text, drafts = key_of(prompt, "CLIPTextEncode"), key_of(prompt, "SwDDrafts")
+    prompt["96"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": [text, 0]}}
+    prompt[drafts]["inputs"].update(positive=["96", 0], count=1, seed=6620)
+    put(server, sheet_of(server.run(prompt), prompt, "SwDDrafts")["sheet"], "1")
+    shown = tray_graph(server)
+    find(shown, "SwDFinishDrafts")["pick"] = "1"
+    assert "aren't known" in json.dumps(server.run(shown))

@@ -1,0 +1,123 @@
+"""What a solver's options and noise mean over a whole run stays so where the size changes."""
+
+import pytest
+import torch
+from chain import call
+from grown import growth, sample, sampler_of
+from paper import guided
+
+SIZE, STEPS = (32, 24), 16
+CUSTOM = "comfy_extras.nodes_custom_sampler:"
+
+
+def run_watched(pack, small, models, family, solver):
+    """The steps of a solver of our own at one size, then over three."""
+    latent = torch.zeros(1, small.KINDS[family].channels, *SIZE)
+    for sizes in (1, 3):
+        schedule, sigmas, *_ = growth(
+            pack, models[family], latent, sizes=sizes, steps=STEPS,
+            custom_tolerance=0.1, scheduler="normal",
+        )  # fmt: skip
+        assert len(schedule.stretches(*SIZE, small.KINDS[family].multiple)) == sizes
+        ours = sampler_of(pack, schedule, solver)
+        sample(models[family], ours, sigmas, guided(small, family), latent)
+
+
+def steps_of(model, x, sigmas, extra_args, callback):
+    """Bare steps, of which each one's number and levels are given."""
+    for i in range(len(sigmas) - 1):
+        x0 = model(x, sigmas[i].expand(len(x)), **extra_args)
+        callback({"x": x, "i": i, "denoised": x0})
+        yield i, sigmas[i], sigmas[i + 1]
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("family", ["sdxl", "sd35-medium"])
+def test_a_path_s_noise_within_a_step(pack, small, models, family, solver):
+    """DPM++ SDE asks for noise between a step's ends; at pure noise two grids' levels part."""
+    latent = torch.zeros(1, small.KINDS[family].channels, *SIZE)
+    schedule, sigmas, *_ = growth(
+        pack, models[family], latent, sizes=2, steps=12, sampler_name=solver, scheduler="karras",
+        tolerance="balanced",
+    )  # fmt: skip
+    out = sample(models[family], sampler_of(pack, schedule), sigmas, guided(small, family), latent)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd35-medium"])
+def test_a_path_s_parts_of_a_step_make_its_whole(pack, small, models, family):
+    """By Brownian motion: increments are white, of disjoint times independent, and they add up."""
+    import comfy.samplers
+
+    parts = []
+
+    def sample_dpmpp_watching_sde(
+        model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None
+    ):
+        for _, sigma, after in steps_of(model, x, sigmas, extra_args, callback):
+            if after > 0:
+                between = (sigma * after).sqrt()
+                parts.append(
+                    [noise_sampler(*ends) for ends in
+                     ((sigma, between), (between, after), (sigma, after))]
+                )  # fmt: skip
+        return x
+
+    solver = comfy.samplers.KSAMPLER(sample_dpmpp_watching_sde)
+    run_watched(pack, small, models, family, solver)
+    assert len(parts) == 2 * (STEPS - 1)
+    for first, second, whole in parts:
+        assert all(x.isfinite().all() for x in (first, second, whole))
+        assert abs(first.std() - 1) < 0.2 and abs(second.std() - 1) < 0.2
+        assert (first * second).mean().abs() < 0.2
+        # whole = a first + b second with a^2 + b^2 = 1, the shares of the step's time
+        share = (whole * first).mean() / first.square().mean()
+        rest = (whole * second).mean() / second.square().mean()
+        both = torch.stack([first.flatten(), second.flatten()], 1).double()
+        found = torch.linalg.lstsq(both, whole.flatten().double()).solution
+        torch.testing.assert_close(both @ found, whole.flatten().double(), rtol=0, atol=1e-3)
+        assert found.square().sum() == pytest.approx(1, abs=1e-3)
+        assert share > 0.1 and rest > 0.1
+
+
+def test_lcm_s_multiplier_goes_on_over_the_sizes(pack, small, models):
+    """By the host's own rule, of which each size is told its part."""
+    import comfy.samplers
+
+    rows = []
+
+    def watching(
+        model, x, sigmas, extra_args=None, callback=None, disable=None, s_noise=1.0,
+        s_noise_end=None,
+    ):  # fmt: skip
+        for i, *_ in steps_of(model, x, sigmas, extra_args, callback):
+            share = i / (len(sigmas) - 2) if len(sigmas) > 2 else 0.0
+            rows.append(s_noise + (s_noise_end - s_noise) * share)
+        return x
+
+    solver = comfy.samplers.KSAMPLER(watching, {"s_noise": 1.2, "s_noise_end": 0.4})
+    run_watched(pack, small, models, "sd35-medium", solver)
+    one, several = rows[:STEPS], rows[STEPS:]
+    assert one == pytest.approx(torch.linspace(1.2, 0.4, STEPS).tolist())
+    assert several == pytest.approx(one)
+
+
+@pytest.mark.parametrize("given", [None, (0.3, 0.6)])
+@pytest.mark.parametrize("family", ["sdxl", "sd35-medium"])
+def test_sa_solver_adds_noise_in_the_same_steps_at_every_size(pack, small, models, family, given):
+    """Its window, also its usual one, is meant by the run's levels, not by a grid's own."""
+    import comfy.samplers
+
+    rows = []
+
+    def watching(model, x, sigmas, extra_args=None, callback=None, disable=None, tau_func=None):
+        for _, sigma, _ in steps_of(model, x, sigmas, extra_args, callback):
+            rows.append(tau_func(sigma))
+        return x
+
+    window = given or (0.2, 0.8)
+    made = call(CUSTOM + "SamplerSASolver", models[family], 0.7, *window, 1.0, 3, 4, False, False)
+    options = {"tau_func": made.extra_options["tau_func"]} if given else {}
+    run_watched(pack, small, models, family, comfy.samplers.KSAMPLER(watching, options))
+    one, several = rows[:STEPS], rows[STEPS:]
+    assert several == one and 0 in one and max(one) == (0.7 if given else 1)
