@@ -142,8 +142,9 @@ class Sampling:
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
-        if any(one_at_a_time(self.model, positive) for positive, _ in self.texts.values()):
-            size = 1
+        for positive, negative in self.texts.values():
+            for text in (positive,) if self.cfg == 1 or negative is None else (positive, negative):
+                size = 1 if one_at_a_time(self.model, text) else size
         ahead = self._stretches(drafts)[drafts.step : until]
         sizes = [stretch.size for stretch in ahead for _ in range(stretch.steps)]
         live = LiveSheet(self.model, drafts, sizes)

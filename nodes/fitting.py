@@ -90,15 +90,17 @@ def _check_references(entry: dict[str, Any], model: Any) -> None:
             )
 
 
-def one_at_a_time(model: Any, positive: Sequence[Any]) -> bool:
+def one_at_a_time(model: Any, conditioning: Sequence[Any]) -> bool:
     """Whether the host joins what this conditioning brings to one picture, and fails with several.
 
-    So read in its code: Z-Image Omni's references, and FLUX.2's that are given no noise.
+    So read in its code: references of Z-Image Omni, and FLUX.2 dev's that are given no noise.
     """
-    kind = model.model.model_config.unet_config.get("image_model")
-    for _, options in positive:
+    config = model.model.model_config.unet_config
+    omni = config.get("image_model") == "lumina2" and config.get("siglip_feat_dim")
+    guided = config.get("image_model") == "flux2" and config.get("guidance_embed")
+    for _, options in conditioning:
         still = options.get("reference_latents_method") == "index_timestep_zero"
-        if options.get("reference_latents") and (kind == "lumina2" or kind == "flux2" and still):
+        if options.get("reference_latents") and (omni or guided and still):
             return True
     return False
 

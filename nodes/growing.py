@@ -134,14 +134,8 @@ class GrowthWay:
         size, model = stretch.size, self.sized.model
         model.noise = regrid(self._inpainting_noise(), size)
         self.sized.fit(size)
-        ratio = self._ratio(size)
-        options = options_of(
-            self.solver,
-            stretch,
-            len(self.levels) - 1,
-            lambda own: self.full_level(own, ratio),
-            self.sized.guider.inner_model.model_sampling.percent_to_sigma,
-        )
+        sampling = self.sized.guider.inner_model.model_sampling
+        options = options_of(self.solver, stretch, self.levels, sampling.percent_to_sigma)
         drawn = self._solver_noise(size)
         if drawn is not None:
             options["noise_sampler"] = drawn

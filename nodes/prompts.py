@@ -13,7 +13,7 @@ NAME = "swd_prompt"  # in a conditioning's options: the text it was made of
 MADE = "swd_prompt_made"  # and what that came to, which a host's node may change and leave the name
 MOST_PROMPTS = 64
 UNTOLD = "one without a known text"
-MIXED = " + …"  # what else went into it isn't known
+FROM_TEXT = "swd_prompt_alone"  # marks what was encoded of a draft's known text
 
 Texts = Mapping[str, tuple[Any, Any]]  # positive and negative conditioning, by prompt
 
@@ -61,20 +61,23 @@ class SwDPrompts(io.ComfyNode):
         return io.NodeOutput(encoded(clip, found))
 
 
-def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
-    """The conditioning of each, which carries its text."""
+def encoded(clip: Any, prompts: Sequence[str], **more: Any) -> list[Any]:
+    """The conditioning of each, which carries its text, with `more` among its options."""
     made = [(text, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in prompts]
     return [
-        [[context, {**options, NAME: text, MADE: _trace(context)}] for context, options in entries]
+        [
+            [context, {**options, NAME: text, MADE: _trace(context), **more}]
+            for context, options in entries
+        ]
         for text, entries in made
     ]
 
 
 def _trace(context: Any) -> str:
     """Another one for another tensor; so little that it may travel with it."""
-    if not isinstance(context, Tensor):
+    if not isinstance(context, Tensor) or context.is_nested:
         return ""
-    return f"{tuple(context.shape)} {context.double().sum().item()!r}"
+    return f"{tuple(context.shape)} {context.detach().cpu().double().sum().item()!r}"
 
 
 def text_in_graph(node: type[io.ComfyNode]) -> str:
@@ -107,8 +110,6 @@ def named(positive: Sequence[Any], alone: str = "") -> dict[str, bool]:
         )
         if not name:
             name, known = (f"prompt {k}", False) if len(positive) > 1 else (alone, True)
-        elif not known:
-            name += MIXED
         twice = name in found
         found[f"{name} ({k})" if twice else name] = known and not twice
     return found
@@ -132,13 +133,17 @@ def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "")
 def matching(texts: Texts, images: Sequence[Draft]) -> Texts:
     """What each of the drafts is finished with: one alone goes with drafts of one prompt.
 
+    But not what was encoded of known texts (FROM_TEXT): that goes with the drafts that have those.
+
     Raises:
         ValueError: names the prompt that is missing.
     """
+    from_text = [name for name, (positive, _) in texts.items() if positive[0][1].get(FROM_TEXT)]
     wanted = list(dict.fromkeys(draft.prompt for draft in images))
-    if len(wanted) == len(texts) == 1:
+    if len(wanted) == len(texts) == 1 and not from_text:
         return dict.fromkeys(wanted, *texts.values())
     missing = [prompt for prompt in wanted if prompt not in texts]
+    missing += [d.prompt for d in images if d.prompt in from_text and not d.known]
     if missing:
         raise ValueError(
             f"The picks are of {len(wanted)} prompts, and positive brings {len(texts)}, among them "

@@ -114,25 +114,31 @@ def draws_noise(solver: comfy.samplers.KSAMPLER) -> bool:
 def options_of(
     solver: comfy.samplers.KSAMPLER,
     stretch: Stretch,
-    steps: int,
-    full: Callable[[Tensor], Tensor],
+    levels: Sequence[float],
     percent_to_sigma: Callable[[float], float],
 ) -> dict[str, Any]:
     """A solver's options for a stretch, where what goes by a run's steps or levels goes on.
 
     Args:
-        steps: of the whole run. full: a grid's own level as one of the full size.
-        percent_to_sigma: the model's.
+        levels: of the whole run, at full size. percent_to_sigma: the model's.
     """
     options: dict[str, Any] = dict(solver.extra_options)
     if "tau_func" in inspect.signature(solver.sampler_function).parameters:
         usual = map(percent_to_sigma, SA_WINDOW)
         tau = options.get("tau_func") or get_tau_interval_func(*usual)
-        options["tau_func"] = lambda sigma: tau(full(sigma))
+
+        def at_full_size(sigma: Tensor) -> float:
+            """Of one of the stretch's own levels: no other is asked for."""
+            apart = [abs(own - float(sigma)) for own in stretch.sigmas]
+            return tau(sigma.new_tensor(levels[stretch.step + apart.index(min(apart))]))
+
+        options["tau_func"] = at_full_size
     end = options.get("s_noise_end")
-    if end is not None:  # from s_noise on evenly by the step
+    if (
+        end is not None and options.get("s_noise", 1.0) is not None
+    ):  # from s_noise on evenly by the step
         first = options.get("s_noise", 1.0)
-        slope = (end - first) / max(steps - 1, 1)
+        slope = (end - first) / max(len(levels) - 2, 1)
         options["s_noise"] = first + slope * stretch.step
         options["s_noise_end"] = first + slope * (stretch.step + stretch.steps - 1)
     return options

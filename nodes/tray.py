@@ -12,7 +12,7 @@ from ._host import CATEGORY, io, running_server, say, supported
 from .draft_files import SHEET_BATCH
 from .fitting import check_decodes
 from .inputs import checked
-from .prompts import encoded
+from .prompts import FROM_TEXT, encoded
 from .shown import LATELY
 from .tray_files import Kept
 
@@ -128,7 +128,9 @@ class SwDTray(io.ComfyNode):
             "kinds": len(fitting),
         }
         texts = list(dict.fromkeys(d.prompt for d in drafts.images if d.prompt and d.known))
-        told = encoded(clip, texts) if clip is not None and texts else [ExecutionBlocker(NO_TEXT)]
+        told = [ExecutionBlocker(NO_TEXT)]
+        if clip is not None and texts:
+            told = encoded(clip, texts, **{FROM_TEXT: True})
         return io.NodeOutput(drafting.to_latent(drafts), images, told, ui=page)
 
 

@@ -29,7 +29,7 @@ class Draft:
     index: int
     detail: int = 0
     prompt: str = field(default="", repr=False)  # the sheet's name goes by the rest
-    known: bool = field(default=True, repr=False)
+    known: bool = field(default=True, repr=False, compare=False)
 
     @property
     def label(self) -> str:

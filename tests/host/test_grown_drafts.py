@@ -208,3 +208,18 @@ def test_references_that_the_host_takes_for_one_picture_alone(pack, small, made)
     done = one.finish(drafts, "all", batch=4)[0]["samples"]
     for row, picture in enumerate(done):
         assert torch.equal(picture, one.straight(schedule, row)[0])
+
+
+def test_references_of_the_negative_alone_are_no_other(pack, small):
+    model, width, more = flux2(small)
+    channels = model.get_model_object("latent_format").latent_channels
+    one = object.__new__(Graph)
+    one.pack, one.model, one.empty = pack, model, torch.zeros(1, channels, *SIDE)
+    one.positive = [[torch.randn(1, 7, width), {}]]
+    negative = [[torch.randn(1, 5, width), {"reference_latents": [one.empty + 1], **more}]]
+    schedule = one.schedule(scheduler="auto")
+    batches, alone = (
+        one.drafts(schedule, batch=batch, negative=negative, cfg=2.0)[0]["samples"]
+        for batch in (16, 1)
+    )
+    assert torch.equal(batches, alone)

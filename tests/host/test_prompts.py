@@ -205,9 +205,48 @@ def test_the_tray_encodes_no_prompt_that_isn_t_the_whole(bench, how):
         assert told[0][1]["swd_prompt"] == "a fox"
     else:
         assert "aren't known" in told.message
+    if how == "twice":  # its text alone doesn't make the second, whatever is picked
+        with pytest.raises(ValueError, match="not 'a fox .2.'"):
+            finished(bench, [told], drafts[0], "3")
+        torch.testing.assert_close(
+            finished(bench, [told], drafts[0], "1"), straight(bench, told, 0), rtol=0, atol=1e-4
+        )
     # On the sheet they are finished by the conditioning they were made with, as ever.
     done = finished(bench, positive, drafts[0], "1", batch=1)
     assert torch.equal(done, straight(bench, positive[0], 0))
+
+
+def test_no_text_of_the_tray_finishes_a_draft_that_is_more_than_one(bench):
+    """One pick and one text, which would go together if the text were the artist's own."""
+    fox, dog = (named(c, t) for c, t in zip(bench.conds[:2], ("a fox", "a dog"), strict=True))
+    put_aside(bench, [fox, mixed(dog, fox)["combined"]])
+    drafts, _, told = tray_of(bench)
+    with pytest.raises(ValueError, match="not 'a dog'"):
+        finished(bench, told, drafts, "3")
+    put_aside(bench, [mixed(fox, dog)["combined"]])
+    lying = put_aside(bench, [fox], beside=True, seed=7).images
+    drafts, _, told = tray_of(bench)
+    assert len(told) == 1 and {d.prompt for d in lying} == {"a fox"}
+    for pick, draft in enumerate(lying, 1):
+        if draft.known:
+            finished(bench, told, drafts, str(pick))
+        else:
+            with pytest.raises(ValueError, match="not 'a fox'"):
+                finished(bench, told, drafts, str(pick))
+    assert [d.known for d in lying] in ([True] * 2 + [False] * 2, [False] * 2 + [True] * 2)
+
+
+def test_what_stands_between_text_and_drafts_may_stand_behind_the_tray(bench):
+    """A node that changes the text's tensor leaves it its name."""
+    import nodes
+
+    def faded(cond):
+        return nodes.ConditioningAverage().addWeighted(cond, bench.conds[2], 0.5)[0]
+
+    fox, dog = (named(c, t) for c, t in zip(bench.conds[:2], ("a fox", "a dog"), strict=True))
+    drafts = drafted(bench, [faded(fox), faded(dog)], batch=1).args[0]
+    done = finished(bench, [faded(dog), faded(fox)], drafts, "3", batch=1)
+    assert torch.equal(done, straight(bench, faded(dog), 0))
 
 
 def test_texts_of_the_host_s_node_in_a_list_are_not_made_up(bench):
@@ -225,11 +264,12 @@ def tray_of(bench):
     return bench.pack["SwDTray"].execute(vae=PlainVAE(16), clip=Encoder(bench.conds[0])).args
 
 
-def put_aside(bench, positive):
-    """Drafts of it, all laid on the tray, as their files say."""
+def put_aside(bench, positive, beside=False, **inputs):
+    """Drafts of it, all laid on the tray; what then lies there, as the files say."""
     tray = importlib.import_module("swd_pack.nodes.tray_files")
-    tray.remove(tray.names())
-    tray.keep(drafted(bench, positive, batch=1).args[0]["swd_drafts"], "all")
+    if not beside:
+        tray.remove(tray.names())
+    tray.keep(drafted(bench, positive, batch=1, **inputs).args[0]["swd_drafts"], "all")
     return importlib.import_module("swd_pack.swd_core.drafts").join([d for _, d in tray.read()[0]])
 
 
