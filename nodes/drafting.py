@@ -142,9 +142,10 @@ class Sampling:
         """
         self.check(drafts)
         done, todo, size = [], drafts, min(batch, len(drafts.images))
-        for positive, negative in self.texts.values():
-            for text in (positive,) if self.cfg == 1 or negative is None else (positive, negative):
-                size = 1 if one_at_a_time(self.model, text) else size
+        for texts in self.texts.values():
+            read = [text for text in (texts[:1] if self.cfg == 1 else texts) if text]
+            if any(one_at_a_time(self.model, text) for text in read):
+                size = 1
         ahead = self._stretches(drafts)[drafts.step : until]
         sizes = [stretch.size for stretch in ahead for _ in range(stretch.steps)]
         live = LiveSheet(self.model, drafts, sizes)

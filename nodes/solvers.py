@@ -133,11 +133,8 @@ def options_of(
             return tau(sigma.new_tensor(levels[stretch.step + apart.index(min(apart))]))
 
         options["tau_func"] = at_full_size
-    end = options.get("s_noise_end")
-    if (
-        end is not None and options.get("s_noise", 1.0) is not None
-    ):  # from s_noise on evenly by the step
-        first = options.get("s_noise", 1.0)
+    first, end = options.get("s_noise", 1.0), options.get("s_noise_end")
+    if first is not None and end is not None:  # from the one to the other evenly by the step
         slope = (end - first) / max(len(levels) - 2, 1)
         options["s_noise"] = first + slope * stretch.step
         options["s_noise_end"] = first + slope * (stretch.step + stretch.steps - 1)
