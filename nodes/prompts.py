@@ -110,8 +110,10 @@ def named(positive: Sequence[Any], alone: str = "") -> dict[str, bool]:
         )
         if not name:
             name, known = (f"prompt {k}", False) if len(positive) > 1 else (alone, True)
-        twice = name in found
-        found[f"{name} ({k})" if twice else name] = known and not twice
+        known = known and name not in found
+        while name in found:
+            name += f" ({k})"
+        found[name] = known
     return found
 
 

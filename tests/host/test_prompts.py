@@ -106,6 +106,11 @@ def test_without_names_they_go_by_their_places(bench):
     torch.testing.assert_close(done, expected, rtol=0, atol=1e-4)
     twice = drafted(bench, [named(first, "fox"), named(second, "fox")], count=1).args[0]
     assert [d.prompt for d in twice["swd_drafts"].images] == ["fox", "fox (2)"]
+    odd = [
+        named(cond, text) for cond, text in zip(bench.conds, ("fox (3)", "fox", "fox"), strict=True)
+    ]
+    names = [d.prompt for d in drafted(bench, odd, count=1).args[0]["swd_drafts"].images]
+    assert names[:2] == ["fox (3)", "fox"] and len(set(names)) == 3
 
 
 def test_one_prompt_alone_may_be_changed_as_before(bench):
