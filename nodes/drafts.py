@@ -147,8 +147,8 @@ class SwDDrafts(io.ComfyNode):
         vae: Any = None,
         negative: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
-        alone = text_in_graph(cls)
-        texts, names = by_prompt(positive, negative, alone), named(positive, alone)
+        names = named(positive, text_in_graph(cls))
+        texts = by_prompt(names, positive, negative)
         total = count * len(texts)
         check_count(total, "count" if len(texts) == 1 else f"count times {len(texts)} prompts")
         drafts = drafting.begin(
@@ -277,7 +277,7 @@ class SwDFinishDrafts(io.ComfyNode):
             check_stop(stop_after, known)
             check_vae(vae, model)
         chosen = known.choose(positions).vary(detail_seed, variations)
-        texts = matching(by_prompt(positive, negative), chosen.images)
+        texts = matching(by_prompt(named(positive), positive, negative), chosen.images)
         sampling, until = Sampling(model, texts, cfg, vae), stop_after or known.last
         done = LATELY.finish(sampling, chosen, until, batch)
         scales = drafting.every_scale(done, model)

@@ -117,8 +117,8 @@ def named(positive: Sequence[Any], alone: str = "") -> dict[str, bool]:
     return found
 
 
-def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "") -> Texts:
-    """Conditionings by their names, see `named`.
+def by_prompt(names: Mapping[str, bool], positive: Sequence[Any], negative: Sequence[Any]) -> Texts:
+    """Conditionings by the names that `named` gives them.
 
     Raises:
         ValueError: unless there is one negative for all or for each.
@@ -129,7 +129,7 @@ def by_prompt(positive: Sequence[Any], negative: Sequence[Any], alone: str = "")
             "negative, or as many."
         )
     negatives = [*negative] * (len(positive) if len(negative) == 1 else 1)
-    return dict(zip(named(positive, alone), zip(positive, negatives, strict=True), strict=True))
+    return dict(zip(names, zip(positive, negatives, strict=True), strict=True))
 
 
 def matching(texts: Texts, images: Sequence[Draft]) -> Texts:
