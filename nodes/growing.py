@@ -1,6 +1,5 @@
 """Any model's way through a growing run: the host's own solvers at each size, lifts in between."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..swd_core.sampling import Noise
 from ..swd_core.stretches import Stretch, step_numbers
 from ..swd_core.transfer import sent
 from .conditioning import mask_at
+from .levels import RunLevels
 from .sized import SizedModel
 from .solvers import TREE, PathNoise, StepNoise, draws_noise, options_of, walks
 from .ways import Report
@@ -42,7 +42,8 @@ class GrowthWay:
         begin: noise of the full size that the run begins with. source: of all other noise, where
             there is any.
         start: the clean latent that the run begins with, if any.
-        levels: of the full size, with the one that the run ends at. stretches: of the run.
+        levels: of the full size, with the one that the run ends at. run: what they are on smaller
+            grids. stretches: of the run.
         method: how x0 is enlarged, for the lift "swd". vae: for the lift "pixels".
         report: called with step, x0 and x_t of each step.
     """
@@ -55,6 +56,7 @@ class GrowthWay:
     source: Source | None
     start: Tensor | None
     levels: list[float]
+    run: RunLevels
     stretches: Sequence[Stretch]
     method: str
     report: Report
@@ -179,20 +181,6 @@ class GrowthWay:
     def _ratio(self, size: Sequence[int]) -> float:
         return size_ratio(size, self.sized.target)
 
-    def full_level(self, own: Tensor, ratio: float) -> Tensor:
-        """The run's noise level that a grid's own one stands for, also within the first step.
-
-        That goes from pure noise, which is the same level on every grid: where the levels of the
-        two grids differ by a factor up to there, those between lie alike between the step's ends.
-        """
-        full, top = self.schedule.full(own, ratio), self.levels[0]
-        second = self.levels[1] if self.schedule.is_top(top) else 0.0
-        if not second or self.schedule.full(top, ratio) <= top:
-            return full
-        below = self.schedule.own(second, ratio)
-        share = (own / below).log() / math.log(top / below)
-        return torch.where(own > below, second * (top / second) ** share, full)
-
     def _inpainting_noise(self) -> Tensor:
         """What keeps the rest of the picture at the run's level, at full size."""
         if not self.solver.inpaint_options.get("random", False):
@@ -209,7 +197,7 @@ class GrowthWay:
             ratio = self._ratio(size)
 
             def changed(sigma: Tensor, mask: Tensor, **more: Any) -> Tensor:
-                return change(self.full_level(sigma, ratio), mask, **more)
+                return change(self.run.full(sigma, ratio), mask, **more)
 
             options["denoise_mask_function"] = changed
         mask = self.sized.mask
@@ -229,7 +217,7 @@ class GrowthWay:
             self.begin.new_zeros(shape),
             (min(given), max(given)),
             size,
-            lambda own: self.full_level(own, ratio),
+            lambda own: self.run.full(own, ratio),
         )
 
 

@@ -12,6 +12,7 @@ from ..swd_core.lifts import regrid, size_ratio
 from ..swd_core.process import Process
 from ..swd_core.stretches import Stretch
 from .growing import GrowthWay
+from .levels import RunLevels
 from .scalewise import ScaleWiseSampler
 from .sized import SizedModel
 from .solvers import check_solver, draws_noise, shortest, solver_of
@@ -71,16 +72,18 @@ class GrowthSampler(ScaleWiseSampler):
     def _cut(self, model: Any) -> dict[str, Any]:
         return {"shortest": shortest(self.solver)}
 
-    def _at_size(self, target: tuple[int, ...], first: float, noise: Tensor) -> dict[str, Any]:
+    def _at_size(
+        self, target: tuple[int, ...], levels: list[float], noise: Tensor
+    ) -> dict[str, Any]:
         if self.schedule.lift != "spectral":
             return {}
-        level = self.schedule.own
+        own = RunLevels(self.schedule, *levels[:2]).own
         # A latent to which AddNoise has added the highest level: as strong noise on every grid.
-        given = self.noise is None and self.schedule.is_top(first)
+        given = self.noise is None and self.schedule.is_top(levels[0])
         noisy = given and not bool(noise.any())
         return {
             "shrink": regrid if noisy else shrunk,
-            "level": lambda sigma, size: level(sigma, size_ratio(size, target)),
+            "level": lambda sigma, size: own(sigma, size_ratio(size, target)),
         }
 
     def _way(
@@ -105,6 +108,7 @@ class GrowthSampler(ScaleWiseSampler):
             source=source,
             start=sized.start,
             levels=levels,
+            run=RunLevels(self.schedule, *levels[:2]),
             stretches=stretches,
             method=self.method,
             report=report,

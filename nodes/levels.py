@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_sampling
+import torch
+from torch import Tensor
 
 from ..swd_core.growth import GrowthSchedule
 from ..swd_core.process import FlowMatching, Levels, VarianceExploding
@@ -18,6 +20,46 @@ class ModelLevels:
     kind: str
     top: float
     noise_scale: float
+
+
+@dataclass(frozen=True)
+class RunLevels:
+    """What a run's noise levels are on smaller grids, also between the ends of its steps.
+
+    The first step of an exploding model goes from pure noise, which is the same level on every
+    grid, to one that isn't. Levels within it lie alike, by their logarithm, between its ends.
+
+    Args:
+        schedule: whose rule holds elsewhere. first, second: the levels of the full size that the
+            run's first step goes between.
+    """
+
+    schedule: GrowthSchedule
+    first: float
+    second: float
+
+    def own(self, sigma: float, ratio: float) -> float:
+        """A level of the full size on a grid whose side is `ratio` times smaller."""
+        if not self._parts(ratio) or not self.second < sigma < self.first:
+            return self.schedule.own(sigma, ratio)
+        below = self.schedule.own(self.second, ratio)
+        share = math.log(sigma / self.second) / math.log(self.first / self.second)
+        return below * (self.first / below) ** share
+
+    def full(self, own: Tensor, ratio: float) -> Tensor:
+        """The level of the full size that a grid's own one stands for."""
+        full = self.schedule.full(own, ratio)
+        if not self._parts(ratio):
+            return full
+        below = self.schedule.own(self.second, ratio)
+        share = (own / below).log() / math.log(self.first / below)
+        within = self.second * (self.first / self.second) ** share
+        return torch.where(own > below, within, full)
+
+    def _parts(self, ratio: float) -> bool:
+        """Whether the levels of the two grids part in the first step."""
+        pure = self.schedule.is_top(self.first) and self.schedule.kind == "exploding"
+        return pure and ratio > 1 and self.schedule.lift == "spectral" and self.second > 0
 
 
 def model_levels(model: Any) -> ModelLevels:

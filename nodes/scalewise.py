@@ -132,7 +132,7 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         start = latent_image if latent_image is not None and bool(latent_image.any()) else None
         sized = SizedModel(
             call, model, extra_args, target, start, denoise_mask, first=levels[0],
-            **self._at_size(target, levels[0], noise),
+            **self._at_size(target, levels, noise),
         )  # fmt: skip
         finite = FiniteCheck(levels[:-1], [s.size for s in stretches for _ in range(s.steps)])
 
@@ -174,11 +174,13 @@ class ScaleWiseSampler(comfy.samplers.KSAMPLER):
         finite.raise_if_broken()
         return way.finish(state)
 
-    def _at_size(self, target: tuple[int, ...], first: float, noise: Tensor) -> dict[str, Any]:
+    def _at_size(
+        self, target: tuple[int, ...], levels: list[float], noise: Tensor
+    ) -> dict[str, Any]:
         """What of `SizedModel` is not as for a student.
 
         Args:
-            first: the level that the run begins at. noise: as the guider gives it.
+            levels: of the run at full size. noise: as the guider gives it.
         """
         return {}
 

@@ -133,3 +133,47 @@ def test_sa_solver_adds_noise_in_the_same_steps_at_every_size(
     solver = comfy.samplers.KSAMPLER(watching, options)
     theirs = [*map(tau, run_watched(pack, small, models, family, solver, scheduler)[:-1])]
     assert rows == theirs * 2 and 0 in theirs and eta in theirs
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_within_the_first_step_all_goes_by_the_full_size_s_level(pack, small, models, share):
+    """A solver that asks in a step's middle gets there what it gets at one size.
+
+    In a step from pure noise that is not the small grid's level times a factor; in the middle by
+    the logarithm, where dpm_2 asks, it is between the step's ends by the logarithm at both sizes.
+    """
+    latent = torch.zeros(1, 4, *SIZE)
+    picture = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(3))
+    told, seen = [], []
+
+    def at_level(sigma, mask, extra_options):
+        told.append(float(sigma[0]))
+        return mask
+
+    def watch(apply, args):
+        seen.append(float(args["c"]["c_crossattn"].sum()))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    model = models["sdxl"].clone()
+    model.set_model_denoise_mask_function(at_level)
+    model.set_model_unet_function_wrapper(watch)
+    sampling = model.get_model_object("model_sampling")
+    for sizes in (1, 2):
+        schedule, sigmas, *_ = growth(
+            pack, model, latent, sizes=sizes, steps=8, sampler_name="dpm_2", scheduler="normal"
+        )
+        top, second = sigmas[:2].tolist()
+        edge = top ** (1 - share) * second**share
+        percent = next(p / 1e4 for p in range(10001) if sampling.percent_to_sigma(p / 1e4) < edge)
+        assert second < sampling.percent_to_sigma(percent) < top
+        conds = guided(small, "sdxl", 3), guided(small, "sdxl", 4)
+        windows = ((conds[0][0], 0.0, percent), (conds[1][0], percent, 1.0))
+        both = [[c, {**more, "start_percent": a, "end_percent": b}] for (c, more), a, b in windows]
+        ours, mask = sampler_of(pack, schedule), torch.full((1, 1, *SIZE), 0.5)
+        sample(model, ours, sigmas, both, picture, mask=mask)
+    calls = len(told) // 2
+    assert calls == 15 and told[calls:] == pytest.approx(told[:calls], rel=1e-4)
+    assert math.sqrt(top * second) == pytest.approx(told[1], rel=1e-4)
+    texts = [float(cond[0][0].sum()) for cond in conds]
+    expected = [texts[0], texts[share < 0.5], *[texts[1]] * 13]
+    assert seen == pytest.approx(expected * 2, rel=1e-4)
