@@ -27,7 +27,9 @@ def plain_samples(latent: Any) -> Tensor:
             "step: beside a smaller video the audio would need another noise level in the same "
             "call. Use a plain latent."
         )
-    if samples.ndim not in (4, 5) or latent.get("type") == "audio":
+    # A video that LTXVSeparateAVLatent has taken from its audio is called audio, too.
+    sound = latent.get("type") == "audio" and samples.ndim < 5
+    if samples.ndim not in (4, 5) or sound:
         raise ValueError(
             f"A latent of {samples.ndim} dimensions {tuple(samples.shape)} can't be scaled step by "
             "step: audio, 3D shapes and nested latents (audio with video) are not supported. Use "

@@ -52,6 +52,8 @@ def check_run(
         guider.model_options, "steps of different sizes, which can't work scale by scale"
     )
     _refuse_supir(guider.model_options)
+    if schedule.frames:
+        _refuse_uni3c(guider.model_options)
     _refuse_infinite_talk(patcher)
     if getattr(guider, "uncond_inner", None) is not None:
         raise ValueError(
@@ -100,15 +102,29 @@ def refuse_momentum(model_options: dict[str, Any], over: str) -> None:
                 )
 
 
+def _is_patched(model_options: dict[str, Any], name: str) -> bool:
+    """Whether a patch of the host's class `name` changes the network."""
+    patches = model_options.get("transformer_options", {}).get("patches", {})
+    found = (getattr(patch, "__self__", patch) for kind in patches.values() for patch in kind)
+    return any(type(patch).__name__ == name for patch in found)
+
+
+def _refuse_uni3c(model_options: dict[str, Any]) -> None:
+    """It cuts its video to as many frames as it sees, so that fewer would be the first ones."""
+    if _is_patched(model_options, "WanUni3CCnetPatch"):
+        raise ValueError(
+            "Uni3C's control video can't follow a video that grows in time. Take Apply Wan Uni3C "
+            "ControlNet out of the graph, or choose custom with custom_frames empty."
+        )
+
+
 def _refuse_supir(model_options: dict[str, Any]) -> None:
     """SUPIR's picture has the finished size for good; at a smaller one its network can't run."""
-    patches = model_options.get("transformer_options", {}).get("patches", {})
-    for patch in (patch for kind in patches.values() for patch in kind):
-        if type(getattr(patch, "__self__", patch)).__name__ == "SUPIRPatch":
-            raise ValueError(
-                "SUPIR encodes its picture once, at the finished size, and can't follow to smaller "
-                "ones. Take Apply SUPIR Patch out of the graph."
-            )
+    if _is_patched(model_options, "SUPIRPatch"):
+        raise ValueError(
+            "SUPIR encodes its picture once, at the finished size, and can't follow to smaller "
+            "ones. Take Apply SUPIR Patch out of the graph."
+        )
 
 
 def _refuse_infinite_talk(patcher: Any) -> None:

@@ -30,6 +30,7 @@ from .twin import training_mode
 TrainingData = MemoryData | PreparedBatches
 COLOURS = ("#5ab0ff", "#ffb35a", "#7ddc7d", "#ff7a7a", "#c79bff")
 WIDTH, HEIGHT, SAMPLES = 768, 320, 4
+LARGE, FAST = 1e9, 1e-4  # numbers of a teacher, and rates above which it learns nothing of use
 MOST = 1024  # points of a line in the plot: more than it has pixels across
 
 
@@ -270,6 +271,17 @@ def _train(
         return _train_at(home, model, data, settings, vae, resume)
 
 
+def _say_if_fast(teacher: HostModel, settings: Settings) -> None:
+    """Says so where the rates, as the widgets are by default, are a small model's."""
+    numbers = sum(p.numel() for p in teacher.module.parameters())
+    rate = max(settings.train.lr, settings.train.lr_fake)
+    if numbers > LARGE and rate > FAST:
+        _host.say(
+            f"lr or lr_fake is {rate:g}, and the teacher has {numbers / 1e9:.1f} billion numbers: "
+            "the paper trains such ones at 4e-6 to 5e-6."
+        )
+
+
 def _train_at(
     home: Home, model: Any, data: TrainingData, settings: Settings, vae: Any, resume: bool
 ) -> tuple[Path, Image.Image]:
@@ -287,6 +299,7 @@ def _train_at(
         batches = dataclasses.replace(data, sigmas=tuple(sigmas), device=model.load_device)
     else:
         batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
+    _say_if_fast(teacher, settings)
     shown = batches.first(SAMPLES)
     trainer = Trainer(teacher, batches, settings.train, last=settings.train.steps)
     if resume:

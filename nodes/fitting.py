@@ -7,6 +7,14 @@ from ..swd_core.families import FAMILIES
 from . import _host_model
 from .trainable import context_width, pooled_width
 
+_OVER_BATCHES = tuple(
+    f"{node}."
+    for node in (
+        "RenormCFG", "TemporalScoreRescaling", "Mahiro", "VideoLinearCFGGuidance",
+        "VideoTriangleCFGGuidance",
+    )
+)  # fmt: skip
+
 
 def check_conditioning(guider: Any, shape: Sequence[int]) -> None:
     """Raises ValueError if the host would fail on a guider's conditioning in mid-work.
@@ -91,10 +99,15 @@ def _check_references(entry: dict[str, Any], model: Any) -> None:
 
 
 def one_at_a_time(model: Any, conditioning: Sequence[Any]) -> bool:
-    """Whether the host joins what this conditioning brings to one picture, and fails with several.
+    """Whether several pictures at once would fail, or be others than each by itself.
 
-    So read in its code: references of Z-Image Omni, and FLUX.2 dev's that are given no noise.
+    So read in the host's code: references of Z-Image Omni, FLUX.2 dev's that get no noise, and
+    guidance that looks at a whole batch.
     """
+    options = model.model_options
+    guidance = [options.get("sampler_cfg_function"), *options.get("sampler_post_cfg_function", [])]
+    if any(getattr(f, "__qualname__", "").startswith(_OVER_BATCHES) for f in guidance):
+        return True
     config = model.model.model_config.unet_config
     omni = config.get("image_model") == "lumina2" and config.get("siglip_feat_dim")
     guided = config.get("image_model") == "flux2" and config.get("guidance_embed")

@@ -22,7 +22,7 @@ from ..swd_core.transfer import sent
 from .conditioning import mask_at
 from .levels import RunLevels
 from .sized import SizedModel
-from .solvers import TREE, PathNoise, StepNoise, draws_noise, options_of, walks
+from .solvers import CLIP, TREE, PathNoise, StepNoise, draws_noise, options_of, walks
 from .ways import Report
 
 
@@ -209,7 +209,8 @@ class GrowthWay:
         full = size if not self.spectral else self.sized.target
         shape = (*self.begin.shape[:2], *full)
         if not walks(self.solver):
-            return StepNoise(self.full_noise(), shape, size, self.numbers.__getitem__)
+            clip = self.solver.extra_options.get(CLIP) or 0.0
+            return StepNoise(self.full_noise(), shape, size, self.numbers.__getitem__, clip)
         given = [s for s in (*self.schedule.sigmas, *self.levels) if s]
         ratio = self._ratio(size)
         return PathNoise(

@@ -27,6 +27,7 @@ _SHORTEST = {"sample_unipc": 2, "sample_unipc_bh2": 2}
 _OURS = ("extra_args", "callback", "disable", "noise_sampler")  # given to every solver by the run
 ELSE = "Choose euler, res_multistep, dpmpp_2m or another of the host's samplers."
 SA_WINDOW = 0.2, 0.8  # where the host's SA-Solver adds noise if it isn't told
+CLIP = "noise_clip_std"
 TREE = 1 << 32  # the number of the step that a Brownian tree is drawn as
 
 
@@ -138,6 +139,8 @@ def options_of(
         slope = (end - first) / max(len(levels) - 2, 1)
         options["s_noise"] = first + slope * stretch.step
         options["s_noise_end"] = first + slope * (stretch.step + stretch.steps - 1)
+    if CLIP in options:  # the host would clip by the noise of the whole batch: see StepNoise
+        options[CLIP] = 0.0
     return options
 
 
@@ -152,14 +155,20 @@ class StepNoise:
 
     Args:
         draw: noise by address. full: shape (B, C, ..., H, W) that it is drawn in. size: what it is
-            brought to. number: of each step of the run, from 0, in its schedule.
+            brought to. number: of each step of the run, from 0, in its schedule. clip: how many of
+            its standard deviations an image's noise may be off, as SamplerLCM has it; 0 for any.
     """
 
     def __init__(
-        self, draw: Noise, full: Sequence[int], size: Sequence[int], number: Callable[[int], int]
+        self,
+        draw: Noise,
+        full: Sequence[int],
+        size: Sequence[int],
+        number: Callable[[int], int],
+        clip: float = 0.0,
     ):
         self.draw, self.full, self.size, self.number = draw, full, size, number
-        self.step, self.calls = 0, 0
+        self.clip, self.step, self.calls = clip, 0, 0
 
     def at(self, step: int) -> None:
         """Draws what belongs to a step of the run from here on."""
@@ -168,7 +177,11 @@ class StepNoise:
     def __call__(self, sigma: Any, after: Any) -> Tensor:
         self.calls += 1
         address = self.calls << 32 | self.number(self.step)
-        return regrid(self.draw(address, self.full), self.size)
+        noise = regrid(self.draw(address, self.full), self.size)
+        if self.clip <= 0:
+            return noise
+        most = self.clip * noise.flatten(1).std(1).view(-1, *[1] * (noise.ndim - 1))
+        return noise.clamp(-most, most)
 
 
 class PathNoise:

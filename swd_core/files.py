@@ -201,7 +201,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+        said = f"{path} is not valid TOML: {error}."
+        if "\\" in text:
+            said += " Put paths of Windows between 'single quotes', or write them with /."
+        raise ValueError(said) from error
 
 
 def printable(text: str) -> str:

@@ -24,14 +24,12 @@ class SwitchedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
+        device = base.weight.device
         for name in names:
-            self.down[name] = nn.Parameter(
-                torch.empty(rank, base.in_features, device=base.weight.device)
-            )
-            self.up[name] = nn.Parameter(
-                torch.zeros(base.out_features, rank, device=base.weight.device)
-            )
-            nn.init.normal_(self.down[name], std=1 / rank)  # peft's "gaussian", as published
+            # peft's "gaussian", as published; of the CPU, as two kinds of cards draw two of them.
+            drawn = torch.normal(0.0, 1 / rank, (rank, base.in_features))
+            self.down[name] = nn.Parameter(drawn.to(device))
+            self.up[name] = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     @property
     def active(self) -> str | None:

@@ -90,6 +90,13 @@ def with_mask(prompts: list[Tensor], length: int) -> Conditioning:
     return Conditioning(context, mask=mask)
 
 
+def masked(text: Conditioning) -> Conditioning:
+    """The same with a mask; where it had none, all its tokens count."""
+    if text.mask is not None:
+        return text
+    return replace(text, mask=torch.ones(text.context.shape[:2], dtype=torch.bool))
+
+
 def joined(batches: Iterable[Conditioning]) -> Conditioning:
     """Batches with the same parts as one; what fills shorter prompts up is not in the mask."""
     named = [batch.parts for batch in batches]

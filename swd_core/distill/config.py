@@ -11,6 +11,7 @@ from ..families import FAMILIES, TRAINABLE, Family
 from ..files import check_name, read_json, read_toml
 from ..presets import presets
 from ..schedule import ScaleSchedule
+from .buckets import check_schedule
 from .interface import DistillConfig
 from .objective import LOSSES, weighed
 from .scalewise import GRID
@@ -19,6 +20,7 @@ from .sources import prompts_alone
 DTYPES = ("float32", "bfloat16", "float16")
 MOST = 1 << 63  # of any number: more is not one that a machine counts with
 MOST_SIDE = 16384  # pixels of a finished picture
+MOST_RATE = 0.1
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -170,6 +172,11 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
     if kind in (int, float) and not abs(value) < MOST:
         raise ValueError(f"{where} is {value}, which can't be meant; give {names[kind]}.")
+    if kind is str and any(sign < " " for sign in value):
+        raise ValueError(
+            f"{where} is {value!r}: between double quotes a backslash begins a sign of its own. "
+            "Put a path of Windows between 'single quotes', or write it with /."
+        )
     return kind(value)
 
 
@@ -224,8 +231,8 @@ def _check(s: Settings) -> None:
         "[train] accumulate": (s.train.accumulate, 1), "[train] warmup": (s.train.warmup, 1),
         "[train] batch_tokens": (s.train.batch_tokens, 1), "[data] size": (s.data.size, 16),
         "[data] text_tokens": (s.data.text_tokens, 1),
-        "[data] shard_size": (s.data.shard_size, 1), "[train] lr": (s.train.lr, 0),
-        "[output] save_every": (s.output.save_every, 1), "[train] lr_fake": (s.train.lr_fake, 0),
+        "[data] shard_size": (s.data.shard_size, 1),
+        "[output] save_every": (s.output.save_every, 1),
         "[data] encode_batch": (s.data.encode_batch, 1), "[teacher] steps": (s.teacher.steps, 1),
         "[output] samples": (s.output.samples, 0),
         "[output] log_every": (s.output.log_every, 1),
@@ -246,6 +253,10 @@ def _check(s: Settings) -> None:
             raise ValueError(f"{where} must be {low} or more, not {value}.")
     if s.data.size > MOST_SIDE:
         raise ValueError(f"[data] size must be {MOST_SIDE} or less, not {s.data.size}.")
+    for where in ("lr", "lr_fake"):
+        if not 0 < (value := getattr(s.train, where)) <= MOST_RATE:
+            allowed = f"above 0 and at most {MOST_RATE}"
+            raise ValueError(f"[train] {where} must be {allowed}, not {value}.")
     for where in ("ema", "decay", "backward_simulation"):
         if (value := getattr(s.train, where)) > 1:
             raise ValueError(f"[train] {where} must be 0 to 1, not {value}.")
@@ -276,6 +287,12 @@ def _check(s: Settings) -> None:
     if prompts_alone(Path(s.data.source)):
         check_prompts_alone(s.train)
     s.scale_schedule()
+
+
+def check_size(s: Settings) -> None:
+    """Raises ValueError if the schedule's sizes can't be made of [data] size."""
+    kind = s.family.architecture
+    check_schedule(s.scale_schedule(), s.data.size, kind.pixels, kind.multiple)
 
 
 def check_heard(s: Settings, given: Mapping[str, Any]) -> None:

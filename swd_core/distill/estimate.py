@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .conditioning import Conditioning
-from .config import Settings
+from .config import Settings, check_size
 from .diffusers_base import DiffusersModel
 from .diffusers_models import wrap
 from .interface import DistillConfig
@@ -249,6 +249,7 @@ def estimate_settings(settings: Settings) -> Estimate:
     """
     if settings.family.embedded:
         raise ValueError("The embedded student needs no estimate: it trains in 2 GB.")
+    check_size(settings)
     shape, m = shape_of(settings), settings.model
     module = empty_module(settings)
     options: dict[str, Any] = {"rank": m.rank, "checkpointing": m.checkpointing}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..schedule import ScaleSchedule
 from ..transfer import sent
-from .conditioning import PROMPT, Conditioning, joined
+from .conditioning import PROMPT, Conditioning, joined, masked
 from .interface import Shown
 from .scalewise import Interval, intervals
 
@@ -52,11 +52,6 @@ class MemoryData:
             "encoded captions": torch.tensor(text),
         }
 
-    def alike(self, place: int) -> list[int]:
-        """The pictures that fit into one batch with `place`: those with as many tokens."""
-        length = self.text[place].context.shape[1]
-        return [i for i, text in enumerate(self.text) if text.context.shape[1] == length]
-
     def mapped(
         self, latent: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]
     ) -> "MemoryData":
@@ -87,15 +82,13 @@ class MemoryBatches:
     def draw(
         self, interval: Interval, count: int, rng: random.Random, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None, Conditioning]:
-        first = rng.randrange(self.data.count)
-        among = self.data.alike(first)
-        chosen = [first, *(rng.choice(among) for _ in range(count - 1))][part]
+        chosen = [rng.randrange(self.data.count) for _ in range(count)][part]
         previous = self._latents(interval.previous, chosen) if interval.previous else None
         return self._latents(interval.size, chosen), previous, self._text(chosen)
 
     def first(self, count: int) -> Shown:
-        """The first pictures that fit into one batch, `count` of them where there are as many."""
-        chosen = self.data.alike(0)[:count]
+        """The first `count` pictures, or as many as there are."""
+        chosen = list(range(min(count, self.data.count)))
         steps = intervals(list(self.data.sizes), self.sigmas)
         captions = tuple(self.data.captions[i] for i in chosen)
         return Shown(captions, steps, self._latents(steps[-1].size, chosen), self._text(chosen))
@@ -107,7 +100,7 @@ class MemoryBatches:
         return sent(self.data.latents[size][chosen], self.device)
 
     def _text(self, chosen: list[int]) -> Conditioning:
-        """Of pictures with as many tokens each."""
+        """Prompts of different lengths with a mask of the tokens that each of them has."""
         size = torch.tensor([self.data.target] * len(chosen), dtype=torch.float32)
-        text = joined(self.data.text[i] for i in chosen).sent(self.device)
-        return replace(text, size=size)
+        text = joined(masked(self.data.text[i]) for i in chosen).trimmed()
+        return replace(text.sent(self.device), size=size)

@@ -18,6 +18,7 @@ from .adapters import adapter
 from .conditioning import Conditioning
 from .draws import Draws
 from .interface import Batches, DistillConfig, DistillModel
+from .precision import single_precision
 from .scalewise import GRID
 
 
@@ -150,7 +151,7 @@ class Objective:
             elif "logits" in needs:
                 tokens = self.model.features(noisy, sigma, text)
         if tokens is not None:
-            seen.logits = self.head(tokens.float().mean(1))
+            seen.logits = self._logits(tokens)
         return _values(self.scores, seen)
 
     def of_others(
@@ -198,8 +199,12 @@ class Objective:
         return self._head(tokens, real=True)
 
     def _head(self, tokens: Tensor, real: bool) -> Tensor:
-        logits = self.head(tokens.float().mean(1))
-        return self.config.gan_head * losses.gan_head_loss(logits, real)
+        return self.config.gan_head * losses.gan_head_loss(self._logits(tokens), real)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """The head's opinion (B, 1) of tokens (B, N, width), in single precision as published."""
+        with single_precision(tokens.device):
+            return self.head(tokens.float().mean(1))
 
     def level(self, t: Tensor) -> Tensor:
         """The process's noise level for times 0..1, on the training's device."""

@@ -18,3 +18,10 @@ def fast_autocast(device: torch.device | str = "cpu") -> contextlib.AbstractCont
     if not has_fast_bfloat16(device):
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def single_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """No autocast, also within one."""
+    if not torch.amp.is_autocast_available(device.type):  # tensors without content
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -29,6 +29,7 @@ SKIPPED = "skipped.txt"
 SHARD = re.compile(r"[0-9]+x[0-9]+-[0-9]{5,}\.safetensors")
 VERSION = 2
 LOOK_AGAIN = 2.0  # seconds
+SAY_AGAIN = 60  # looks
 # What a shard depends on beside its pictures and captions, as a user knows it.
 CAUSES = {
     "schedule": "the schedule",
@@ -193,12 +194,20 @@ def prepare(
 def _all_headers(paths: list[Path], keys: list[str]) -> list[dict[str, str]]:
     """The headers of all shards, once the other processes have written theirs."""
     found: list[dict[str, str]] = []
+    looked = 0
     while len(found) < len(paths):
         header = _header(paths[len(found)])
         if header.get("key") == keys[len(found)]:
             found.append(header)
-        else:
-            time.sleep(LOOK_AGAIN)
+            continue
+        if looked % SAY_AGAIN == 0:
+            log.info(
+                "waiting for other processes: %s is the first of %d files that isn't there yet. If "
+                "one has ended, start the same command again",
+                paths[len(found)].name, len(paths),
+            )  # fmt: skip
+        looked += 1
+        time.sleep(LOOK_AGAIN)
     return found
 
 

@@ -12,7 +12,7 @@ from ..files import parse_json, write_text
 from ..noise import draw_noise
 from ..pictures import picture_of, write_png
 from ..schedule import CELL
-from .config import Settings
+from .config import Settings, check_size
 from .sources import read_prompts
 from .teachers import device_of, load_pipeline
 from .world import World
@@ -37,9 +37,10 @@ def sample_teacher(
         how many were made now.
 
     Raises:
-        ValueError: if pictures that are there were made with other settings, or would be written
-            over and are not the teacher's.
+        ValueError: if the schedule's sizes can't be made of [data] size, or pictures that are there
+            were made with other settings, or would be written over and are not the teacher's.
     """
+    check_size(settings)
     t, folder = settings.teacher, Path(settings.data.source)
     prompts = read_prompts(Path(t.prompts))
     jobs = [p for p in prompts for _ in range(t.per_prompt)]
@@ -157,7 +158,7 @@ def _diffusers_teacher(
     pipe = load_pipeline(settings, device)
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda":
-        pipe.enable_model_cpu_offload()
+        pipe.enable_model_cpu_offload(device=device)
     pipe.vae.enable_slicing()  # picture by picture: a VAE takes more memory than what it decodes
     kind = settings.family.architecture
     names = kind.diffusers

@@ -115,7 +115,8 @@ def find_samples(source: Path) -> list[Sample]:
         more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
         raise ValueError(
             f"{len(bare)} of {len(found)} pictures have no caption: {', '.join(bare[:5])}{more}. "
-            "Put a .txt file of the same name beside each picture; an empty one is an empty prompt."
+            "Put a .txt file of the same name beside each picture; an empty one is an empty "
+            "prompt. Where sample-teacher was stopped, start it again: it ends what it began."
         )
     return sorted(found, key=lambda s: s.name)
 

@@ -334,7 +334,10 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_fake.load_state_dict(state["optimiser_fake"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.fake_done, self._sums = int(state.get("fake_done", 0)), state.get("sums", {})
+        self.optimiser_fake.param_groups[0]["lr"] = self.config.lr_fake  # it may have changed
+        # So may how many of the fake score's steps there are.
+        self.fake_done = min(int(state.get("fake_done", 0)), self.fake_steps)
+        self._sums = state.get("sums", {})
         spent = f", {self.seconds / 60:.1f} min" if self.seconds else ""  # counted by some callers
         log.info("resumed at step %d%s", self.step, spent)
 

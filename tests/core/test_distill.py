@@ -240,6 +240,16 @@ def test_adapters_are_low_rank_updates_and_leave_the_teacher():
     assert isinstance(model["b"], nn.Linear)
 
 
+def test_new_adapters_are_drawn_alike_whatever_the_model_is_on():
+    """On the CPU: two kinds of graphics cards draw other numbers from one seed."""
+    after = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(1)
+        add_adapters(small_model().to(device), ("a",), ("student",), rank=2)
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
 def test_adapter_is_left_when_the_body_fails():
     model = small_model()
     add_adapters(model, ("a", "b"), ("student",), rank=2)

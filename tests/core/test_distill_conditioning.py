@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from swd_core.distill.adapters import add_adapters
-from swd_core.distill.conditioning import Conditioning, joined
+from swd_core.distill.conditioning import Conditioning, joined, masked
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.interface import DistillConfig
 from swd_core.distill.prepare import prepare
@@ -118,6 +118,17 @@ def test_a_part_that_is_not_in_every_file_is_damage(folder, gone):
     save_file({k: v for k, v in kept.items() if k != gone}, path, header)
     with pytest.raises(ValueError, match=f"{path.name} is missing or damaged.*{gone}"):
         PreparedBatches(folder)
+
+
+def test_prompts_of_other_lengths_become_one_with_a_mask():
+    prompts = [torch.randn(1, n, 8) for n in (5, 3)]
+    both = joined(masked(Conditioning(prompt)) for prompt in prompts)
+    assert both.lengths == [5, 3]
+    for row, prompt in enumerate(prompts):
+        alone = both.rows([row]).trimmed()
+        assert alone.mask is None and torch.equal(alone.context, prompt)
+    told = masked(Conditioning(prompts[0], mask=torch.tensor([[True] * 2 + [False] * 3])))
+    assert told.lengths == [2]
 
 
 def test_batches_become_one_part_by_part():

@@ -56,6 +56,9 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"steps": 0}}, r"\[train\] steps must be 1 or more"),
         ({"train": {"autocast": 1}}, r"\[train\] autocast must be true or false"),
         ({"train": {"lr": float("nan")}}, r"\[train\] lr is nan, which can't be meant; give a n"),
+        ({"train": {"lr": 0.0}}, r"\[train\] lr must be above 0 and at most 0.1, not 0"),
+        ({"train": {"lr_fake": 4.0}}, r"\[train\] lr_fake must be above 0 and at most 0.1"),
+        ({"data": {"source": "D:\new"}}, r"source is 'D:\\new': between double .* 'single quotes'"),
         ({"train": {"mmd_sigma": [float("nan"), 1]}}, r"\[train\] mmd_sigma is nan, which can't"),
         ({"train": {"guidance": float("inf")}}, r"\[train\] guidance is inf, which can"),
         ({"teacher": {"guidance": -1.0}}, r"\[teacher\] guidance must be 0 or more, not -1"),
@@ -138,6 +141,9 @@ def test_without_a_discriminator_its_weight_is_nobodys_concern():
 def test_a_file_that_is_no_toml(tmp_path):
     (tmp_path / "x.toml").write_text("[train\n")
     with pytest.raises(ValueError, match="not valid TOML"):
+        read_settings(tmp_path / "x.toml")
+    (tmp_path / "x.toml").write_text('[model]\nbase = "C:\\Users\\me"\n')
+    with pytest.raises(ValueError, match="not valid TOML.* Windows between 'single quotes'"):
         read_settings(tmp_path / "x.toml")
     with pytest.raises(FileNotFoundError, match="configs/"):
         read_settings(tmp_path / "none.toml")

@@ -86,6 +86,48 @@ def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypat
     runs.assert_same(place / run, place / "long")
 
 
+def stop_within_the_fake_scores_steps(place: Path, run: str, monkeypatch, **settings) -> int:
+    """Stops a training in its first step; gives the fake score's steps that are done."""
+    begun, generate = [], Trainer._generate
+
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return generate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_generate", begin_and_stop)
+        runs.train(place, run, **settings)
+    saved = load_checkpoint(place / run / "checkpoint.pt")
+    assert not saved["step"]
+    return saved["fake_done"]
+
+
+@pytest.mark.parametrize("change", [{"fake_steps": 2}, {"dmd": 0.0, "gan": 0.0}])
+def test_fewer_steps_of_the_fake_score_than_are_done(place, monkeypatch, change):
+    """As who stops a training to go on with the cheaper recipe meets it; to the last step."""
+    run = f"fewer{len(change)}"
+    assert stop_within_the_fake_scores_steps(place, run, monkeypatch, steps=3, fake_steps=5) == 3
+    settings = runs.settings_of(place, run, **{"steps": 3, "fake_steps": 5, **change})
+    session.train(settings, resume=True, changed=True)
+    assert load_checkpoint(place / run / "checkpoint.pt")["step"] == 3
+
+
+def test_a_changed_rate_of_the_fake_score_is_the_one_it_goes_on_with(place):
+    """By how far one step moves it, which Adam's first steps do by about the rate."""
+    moved = {}
+    for rate in (1e-3, 1e-6):
+        run = f"rate{rate}"
+        runs.train(place, run, steps=1, lr_fake=1e-3)
+        before = load_checkpoint(place / run / "checkpoint.pt")["fake"]
+        settings = runs.settings_of(place, run, steps=2, lr_fake=rate)
+        session.train(settings, resume=True, changed=True)
+        after = load_checkpoint(place / run / "checkpoint.pt")["fake"]
+        moved[rate] = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+    assert moved[1e-6] < 0.01 * moved[1e-3]
+
+
 def test_a_poisoned_step_is_not_saved_by_a_stop(place, monkeypatch):
     """Losses are read at a step's end; a stop within it must look at them too."""
     before = (runs.train(place, "sick", steps=1, fake_steps=3) / "checkpoint.pt").read_bytes()

@@ -1,5 +1,6 @@
 """Twenty steps of every loss on every family of diffusers models."""
 
+import copy
 import importlib.util
 import math
 import random
@@ -299,6 +300,18 @@ def test_a_step_waits_for_the_device_once():
     assert reads.count == 1
     found = trainer.means()
     assert found.keys() == {"mmd", "dmd", "gan", "fake", "head"}
+
+
+def test_the_discriminator_judges_in_single_precision():
+    """As the authors' does, outside of autocast; what it sees may be rounded."""
+    trainer, seen = trainer_for("sd3"), []
+    trainer.head.register_forward_hook(lambda head, given, out: seen.append((given[0], out)))
+    with torch.autocast("cpu", torch.bfloat16):
+        trainer.train_step()
+    assert len(seen) > 2
+    exact = copy.deepcopy(trainer.head).double()
+    given, out = seen[-1]  # the student's step: the head has stayed since
+    torch.testing.assert_close(out.double(), exact(given.double()), rtol=0, atol=1e-5)
 
 
 def test_losses_are_the_means_over_all_batches_of_a_step():

@@ -5,15 +5,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import distill_pipelines as small  # noqa: E402
 from distill_pipelines import run  # noqa: E402
+from distill_runs import changed  # noqa: E402
 
 from swd_core import files  # noqa: E402
 from swd_core.distill import teachers  # noqa: E402
+from swd_core.distill.config import read_settings  # noqa: E402
+from swd_core.distill.sample_teacher import sample_teacher  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,37 @@ def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch):
     for name in ("000000.png", "000001.png", "000002.png"):
         whole, again = (made / folder / name for folder in ("pictures", "full"))
         assert whole.read_bytes() == again.read_bytes()
+
+
+def test_a_size_that_cannot_be_prepared_is_refused_before_a_picture_is_made(made):
+    text = (made / "config.toml").read_text().replace("size = 64", "size = 72")
+    (made / "odd.toml").write_text(text.replace('"pictures"', '"odd"'))
+    for command in (["sample-teacher"], ["distill", "--estimate"]):
+        code, written = run(made, *command, "--config", "odd.toml")
+        assert code == 2 and "size 72 is not a multiple of 16 px" in written
+    assert not (made / "odd").exists()
+
+
+def test_every_process_computes_on_its_own_card(made, monkeypatch):
+    """What diffusers is told: by itself it takes the first one. No card is needed."""
+    told = []
+
+    class Offloaded(Exception):
+        pass
+
+    def offload(pipe, device=None):
+        told.append(torch.device(device))
+        raise Offloaded
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "enable_model_cpu_offload", offload)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.chdir(made)
+    settings = changed(read_settings(Path("config.toml")), "model", device="auto")
+    settings = changed(settings, "data", source="elsewhere")
+    with pytest.raises(Offloaded):
+        sample_teacher(settings, lambda done, count: None)
+    assert told == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**62])

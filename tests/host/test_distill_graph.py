@@ -1,6 +1,8 @@
 """Students of SD3.5, FLUX.1 and SDXL made in the graph: trained, interrupted, refused."""
 
 import copy
+import dataclasses
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,11 +227,24 @@ def test_models_that_cannot_be_trained(pack, small, models, loras):
     assert not (loras / "student").exists(), "nothing was begun"
 
 
-def test_captions_of_other_lengths_come_in_batches_of_their_own(pack, small):
-    data = data_for(small, "flux")
-    lengths = {data.text[i].context.shape for i in data.alike(0)}
-    assert data.alike(1) == [1] and data.alike(0) == [0, 2] and len(lengths) == 1
+def test_a_batch_has_captions_of_all_lengths_each_as_it_is_by_itself(pack, small):
+    """Z-Image's and others' captions have a length each: alike ones alone would be one picture."""
+    model, data = small.host_model("flux"), data_for(small, "flux")
     batches = packed("swd_core.distill.memory").MemoryBatches(data, data.schedule.sigmas)
-    shown = batches.first(4)
-    assert shown.captions == ("picture 0", "picture 2") and len(shown.real) == 2
-    assert shown.text.size.tolist() == [[128.0, 128.0]] * 2
+    interval, rng = batches.steps(random.Random(0))[0], random.Random(1)
+    drawn = [batches.draw(interval, 4, rng)[0] for _ in range(50)]
+    kept = data.latents[interval.size]
+    found = [sum(bool((x == y).all()) for rows in drawn for x in rows) for y in kept]
+    assert min(found) > 200 / 3 - 30, "as often each"
+    shown = batches.first(8)
+    assert shown.captions == data.captions and len(shown.real) == 3
+    assert shown.text.size.tolist() == [[128.0, 128.0]] * 3
+    teacher = packed("nodes.host_model").HostModel(model, rank=2)
+    x, sigma = shown.real, torch.full((3,), 0.7)
+    with torch.no_grad():
+        both = teacher.predict(x, sigma, shown.text)
+        for i, text in enumerate(data.text):
+            alone = teacher.predict(x[i : i + 1], sigma[:1], dataclasses.replace(
+                text, size=shown.text.size[:1]
+            ))  # fmt: skip
+            near(both[i : i + 1], alone)

@@ -1,12 +1,13 @@
 """Drafts of growing runs: stopped after a size, picked, kept, finished to the same bits."""
 
 import dataclasses
+import importlib.util
 import inspect
 import sys
 
 import pytest
 import torch
-from chain import hosted
+from chain import call, hosted
 from grown import growth
 from paper import SEED, guided
 
@@ -24,6 +25,8 @@ def one(pack, small, models, family):
 
 
 class Graph:
+    cfg, negative = 1.0, None
+
     def __init__(self, pack, small, model, family):
         self.pack, self.model = pack, model
         self.positive = guided(small, family)
@@ -37,8 +40,8 @@ class Graph:
     @torch.inference_mode()
     def drafts(self, schedule, **widgets):
         given = {
-            "seed": SEED, "count": 3, "stop_after": 1, "batch": 2, "cfg": 1.0,
-            "upscale_method": "bicubic", **widgets,
+            "seed": SEED, "count": 3, "stop_after": 1, "batch": 2, "cfg": self.cfg,
+            "negative": self.negative, "upscale_method": "bicubic", **widgets,
         }  # fmt: skip
         return hosted(
             self.pack["SwDDrafts"],
@@ -49,7 +52,8 @@ class Graph:
     @torch.inference_mode()
     def finish(self, drafts, pick, **widgets):
         given = {
-            "detail_seed": 0, "variations": 1, "stop_after": 0, "batch": 2, "cfg": 1.0, **widgets,
+            "detail_seed": 0, "variations": 1, "stop_after": 0, "batch": 2, "cfg": self.cfg,
+            "negative": self.negative, **widgets,
         }  # fmt: skip
         return hosted(
             self.pack["SwDFinishDrafts"],
@@ -61,7 +65,8 @@ class Graph:
         latent = {"samples": self.empty, "batch_index": [index]}
         return self.pack["SwDSample"].execute(
             model=self.model, positive=self.positive, latent_image=latent, schedule=schedule,
-            seed=SEED, cfg=1.0, upscale_method="bicubic", sampler=sampler,
+            seed=SEED, cfg=self.cfg, negative=self.negative, upscale_method="bicubic",
+            sampler=sampler,
         ).args[0]["samples"]  # fmt: skip
 
 
@@ -204,6 +209,33 @@ def test_references_that_the_host_takes_for_one_picture_alone(pack, small, made)
     one.pack, one.model, one.empty = pack, model, torch.zeros(1, channels, *SIDE)
     one.positive = [[text, {"reference_latents": [reference], **more}]]
     schedule = one.schedule(scheduler="auto")
+    drafts = one.drafts(schedule, batch=16)[0]
+    done = one.finish(drafts, "all", batch=4)[0]["samples"]
+    for row, picture in enumerate(done):
+        assert torch.equal(picture, one.straight(schedule, row)[0])
+
+
+GUIDANCE = {
+    "lumina2:RenormCFG": {"cfg_trunc": 100.0, "renorm_cfg": 1.0},
+    "eps:TemporalScoreRescaling": {"tsr_k": 0.95, "tsr_sigma": 1.0},
+    "mahiro:Mahiro": {},
+    "video_model:VideoLinearCFGGuidance": {"min_cfg": 1.0},
+    "video_model:VideoTriangleCFGGuidance": {"min_cfg": 1.0},
+}
+
+
+@pytest.mark.parametrize("node", GUIDANCE)
+def test_guidance_that_looks_at_a_whole_batch(pack, small, models, node):
+    """Two of the host's fail in KSampler with two pictures, the others mix them."""
+    module, _, name = node.partition(":")
+    if importlib.util.find_spec(f"comfy_extras.nodes_{module}") is None:
+        pytest.skip(f"{name} is newer than this host")
+    if not hasattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name):
+        pytest.skip(f"{name} is newer than this host")
+    one = Graph(pack, small, models["sd35-medium"], "sd35-medium")
+    one.model = call(f"comfy_extras.nodes_{node}", model=one.model, **GUIDANCE[node])
+    one.negative, one.cfg = small.conditioning("sd35-medium", 9), 4.0
+    schedule = one.schedule()
     drafts = one.drafts(schedule, batch=16)[0]
     done = one.finish(drafts, "all", batch=4)[0]["samples"]
     for row, picture in enumerate(done):

@@ -120,6 +120,27 @@ def test_a_video_of_ltx_may_have_sides_of_odd_cells(pack, ltxv):
     assert out.shape == empty.shape and bool(out.isfinite().all())
 
 
+def test_the_video_of_a_pair_with_sound_is_a_video(pack):
+    """The host calls what it separates from its audio audio, too."""
+    module = pytest.importorskip("comfy_extras.nodes_lt_audio", reason="newer than this host")
+    module = pytest.importorskip("comfy_extras.nodes_lt")
+    if not hasattr(module, "LTXVSeparateAVLatent"):
+        pytest.skip("LTXVSeparateAVLatent is newer than this host")
+    video = {"samples": torch.randn(1, 128, 3, 15, 22)}
+    sound = {"samples": torch.zeros(1, 8, 16, 16), "type": "audio"}
+    both = module.LTXVConcatAVLatent.execute(video, sound).args[0]
+    alone, audio = module.LTXVSeparateAVLatent.execute(both).args
+    assert alone["type"] == "audio", "or this test is in vain"
+    given = {"upscale_method": "bicubic", "width": 0, "height": 0, "noise_sigma": 0.0, "seed": 0}
+
+    def enlarged(latent):
+        return pack["SwDLatentUpscale"].execute(samples=latent, scale_by=2.0, **given).args[0]
+
+    assert enlarged(alone)["samples"].shape == (1, 128, 3, 30, 44)
+    with pytest.raises(ValueError, match="audio"):
+        enlarged(audio)
+
+
 def test_guides_of_ltx_are_refused_by_name(pack, ltxv):
     """Their places are numbers of full-size cells: real frames got the guide's places."""
     module = pytest.importorskip("comfy_extras.nodes_lt")

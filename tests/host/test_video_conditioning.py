@@ -1,9 +1,11 @@
 """Inputs of videos that follow the scales in space and time, or are refused by name."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from chain import cfg_guider
+from chain import call, cfg_guider
 from paper import SEED, relative, schedule_of
 from videos import (
     FRAMES,
@@ -235,6 +237,42 @@ def test_a_controlnet_is_refused_by_name(pack, wan, schedule, controls):
         ValueError, match="'control', which can't follow a video that grows in time"
     ):
         sample(pack, wan, schedule, text(control=control, control_apply_to_uncond=False))
+
+
+def test_uni3c_is_refused_by_name_where_time_is_scaled(pack, wan, schedule):
+    """Its patch of the model cuts the control video to the frames that it sees; none is encoded."""
+    import comfy.model_patcher
+    import comfy.ops
+
+    uni3c = pytest.importorskip("comfy.ldm.wan.uni3c", reason="Uni3C is newer than this host")
+    net = uni3c.WanUni3CControlnet(
+        in_channels=36, conv_out_dim=32, dim=32, ffn_dim=32, num_heads=2, num_layers=2,
+        time_embed_dim=128, out_proj_dim=128, mid_channels=16, device="cpu", dtype=torch.float32,
+        operations=comfy.ops.manual_cast,
+    )  # fmt: skip
+    device = torch.device("cpu")
+    patch = comfy.model_patcher.ModelPatcher(net, load_device=device, offload_device=device)
+    sizes = []
+
+    def encode(frames):
+        sizes.append(tuple(frames.shape[:3]))
+        raise RuntimeError("encoded")
+
+    vae = SimpleNamespace(
+        downscale_index_formula=(4, 8, 8), spacial_compression_encode=lambda: 8,
+        temporal_compression_decode=lambda: 4, encode=encode,
+    )  # fmt: skip
+    model = call(
+        "comfy_extras.nodes_model_patch:WanUni3CControlnetApply", model=wan, model_patch=patch,
+        vae=vae, render_video=torch.zeros(33, 64, 64, 3), strength=1.0, start_percent=0.0,
+        end_percent=1.0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Uni3C's control video can't follow .* grows in time"):
+        sample(pack, model, schedule, text())
+    assert not sizes
+    with pytest.raises(RuntimeError, match="encoded"):  # where time stays, each size has its own
+        sample(pack, model, custom(pack, wan)[0], text())
+    assert sizes[0][0] == 33
 
 
 @pytest.mark.parametrize("name", ["concat_latent_image", "concat_mask", "mask"])
