@@ -271,13 +271,15 @@ def _train(
         return _train_at(home, model, data, settings, vae, resume)
 
 
-def _say_if_fast(teacher: HostModel, settings: Settings) -> None:
+def _say_if_fast(trainer: Trainer) -> None:
     """Says so where the rates, as the widgets are by default, are a small model's."""
-    numbers = sum(p.numel() for p in teacher.module.parameters())
-    rate = max(settings.train.lr, settings.train.lr_fake)
-    if numbers > LARGE and rate > FAST:
+    config = trainer.config
+    rates = {"lr": config.lr} | ({"lr_fake": config.lr_fake} if trainer.fake_steps else {})
+    fast = [f"{name} {rate:g}" for name, rate in rates.items() if rate > FAST]
+    numbers = sum(p.numel() for p in trainer.model.module.parameters())
+    if fast and numbers > LARGE:
         _host.say(
-            f"lr or lr_fake is {rate:g}, and the teacher has {numbers / 1e9:.1f} billion numbers: "
+            f"{' and '.join(fast)} is much for a teacher of {numbers / 1e9:.1f} billion numbers: "
             "the paper trains such ones at 4e-6 to 5e-6."
         )
 
@@ -299,9 +301,9 @@ def _train_at(
         batches = dataclasses.replace(data, sigmas=tuple(sigmas), device=model.load_device)
     else:
         batches = MemoryBatches(copied(data, model), sigmas, model.load_device)
-    _say_if_fast(teacher, settings)
     shown = batches.first(SAMPLES)
     trainer = Trainer(teacher, batches, settings.train, last=settings.train.steps)
+    _say_if_fast(trainer)
     if resume:
         restore(trainer, home.checkpoint)
     if trainer.step >= settings.train.steps:

@@ -52,6 +52,24 @@ def test_a_student_is_trained_loaded_and_sampled(pack, small, loras, family):
     assert lora.layers.keys() == switched_layers(theirs.module).keys(), "as the other trainer"
 
 
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ({"lr": 5e-4, "lr_fake": 1e-3}, "lr 0.0005 and lr_fake 0.001 is much"),
+        ({"lr": 4e-6, "lr_fake": 1e-3}, "lr_fake 0.001 is much"),
+        ({"lr": 4e-6, "lr_fake": 1e-3, "dmd": 0.0, "gan": 0.0}, ""),  # the page's short recipe
+        ({"lr": 4e-6, "lr_fake": 4e-6}, ""),
+    ],
+)
+def test_rates_of_a_small_model_are_said_of_a_large_one(pack, small, monkeypatch, rates, says):
+    """The widgets' are by default; a teacher that counts as large here stands in for 6 billion."""
+    run, said = packed("nodes.distill_run"), []
+    monkeypatch.setattr(run, "LARGE", 1000)
+    monkeypatch.setattr(run._host, "say", said.append)
+    train(pack, small.host_model("flux"), data_for(small, "flux"), steps=1, **rates)
+    assert bool(said) == bool(says) and "".join(said).startswith(says)
+
+
 @pytest.mark.parametrize("family", ["sd35-medium", "flux", "sdxl"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_other_number_formats(pack, small, loras, family, dtype):
