@@ -1,5 +1,6 @@
 """Whether text, masks, areas and VAE are those of the model and of what is sampled."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from .trainable import context_width, pooled_width
 _OVER_BATCHES = tuple(
     f"{node}."
     for node in (
-        "RenormCFG", "TemporalScoreRescaling", "Mahiro", "VideoLinearCFGGuidance",
+        "RenormCFG", "TemporalScoreRescaling", "Mahiro", "PerpNeg", "VideoLinearCFGGuidance",
         "VideoTriangleCFGGuidance",
     )
 )  # fmt: skip
@@ -102,19 +103,33 @@ def one_at_a_time(model: Any, conditioning: Sequence[Any]) -> bool:
     """Whether several pictures at once would fail, or be others than each by itself.
 
     So read in the host's code: references of Z-Image Omni, FLUX.2 dev's that get no noise, and
-    guidance that looks at a whole batch.
+    what goes by a mean over the batch.
     """
-    options = model.model_options
-    guidance = [options.get("sampler_cfg_function"), *options.get("sampler_post_cfg_function", [])]
-    if any(getattr(f, "__qualname__", "").startswith(_OVER_BATCHES) for f in guidance):
+    if _goes_by_batches(model.model_options):
         return True
     config = model.model.model_config.unet_config
     omni = config.get("image_model") == "lumina2" and config.get("siglip_feat_dim")
     guided = config.get("image_model") == "flux2" and config.get("guidance_embed")
+    usual = model.object_patches.get("diffusion_model.params.default_ref_method")  # Flux KV Cache
     for _, options in conditioning:
-        still = options.get("reference_latents_method") == "index_timestep_zero"
+        still = options.get("reference_latents_method", usual) == "index_timestep_zero"
         if options.get("reference_latents") and (omni or guided and still):
             return True
+    return False
+
+
+def _goes_by_batches(model_options: dict[str, Any]) -> bool:
+    """Whether another node's guidance, or its choice of steps to skip, looks at a whole batch."""
+    if "easycache" in model_options.get("transformer_options", {}):  # LazyCache, too
+        return True
+    after = model_options.get("sampler_post_cfg_function", [])
+    for function in (model_options.get("sampler_cfg_function"), *after):
+        name = getattr(function, "__qualname__", "")
+        if name.startswith(_OVER_BATCHES):
+            return True
+        if name.startswith("SkipLayerGuidance"):
+            if inspect.getclosurevars(function).nonlocals.get("rescaling_scale"):
+                return True
     return False
 
 

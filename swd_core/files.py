@@ -202,7 +202,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is nested too deeply.") from error
     except ValueError as error:
         said = f"{path} is not valid TOML: {error}."
-        if "\\" in text:
+        if re.search(r'"[^"\n]*\\', text):
             said += " Put paths of Windows between 'single quotes', or write them with /."
         raise ValueError(said) from error
 

@@ -112,6 +112,7 @@ def _prepare(a: argparse.Namespace) -> None:
         data = settings.data
         _need(data.source, "[data] source")
         _need(data.prepared, "[data] prepared")
+        from ..distill.config import check_size
         from ..distill.prepare import prepare
         from ..distill.sources import find_prompts, find_samples, prompts_alone
         from ..distill.teachers import device_of, load_encoder
@@ -119,7 +120,9 @@ def _prepare(a: argparse.Namespace) -> None:
 
         world = sharing_world()
         find = find_prompts if prompts_alone(Path(data.source)) else find_samples
-        find(Path(data.source))  # a wrong folder is told before the models are loaded
+        # A wrong size or folder is told before the models are loaded.
+        check_size(settings)
+        find(Path(data.source))
         check_writable(Path(data.prepared))
         report = prepare(
             Path(data.source), Path(data.prepared), load_encoder(settings, device_of(settings)),

@@ -175,7 +175,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind is str and any(sign < " " for sign in value):
         raise ValueError(
             f"{where} is {value!r}: between double quotes a backslash begins a sign of its own. "
-            "Put a path of Windows between 'single quotes', or write it with /."
+            "Write a path of Windows with /, or in TOML between 'single quotes'."
         )
     return kind(value)
 

@@ -59,6 +59,7 @@ def test_there_is_a_config_for_every_family_with_the_papers_figures():
         ({"train": {"lr": 0.0}}, r"\[train\] lr must be above 0 and at most 0.1, not 0"),
         ({"train": {"lr_fake": 4.0}}, r"\[train\] lr_fake must be above 0 and at most 0.1"),
         ({"data": {"source": "D:\new"}}, r"source is 'D:\\new': between double .* 'single quotes'"),
+        ({"model": {"family": "flux", "base": "D:\teacher"}}, r"base is 'D:\\teacher': between"),
         ({"train": {"mmd_sigma": [float("nan"), 1]}}, r"\[train\] mmd_sigma is nan, which can't"),
         ({"train": {"guidance": float("inf")}}, r"\[train\] guidance is inf, which can"),
         ({"teacher": {"guidance": -1.0}}, r"\[teacher\] guidance must be 0 or more, not -1"),
@@ -138,10 +139,16 @@ def test_without_a_discriminator_its_weight_is_nobodys_concern():
     assert parse_settings({**GOOD, "train": narrow}).train.dmd_sigma == (0.3, 0.31)
 
 
+def test_rates_may_be_as_large_as_the_widgets():
+    assert parse_settings({**GOOD, "train": {"lr": 0.1, "lr_fake": 0.1}}).train.lr == 0.1
+
+
 def test_a_file_that_is_no_toml(tmp_path):
     (tmp_path / "x.toml").write_text("[train\n")
-    with pytest.raises(ValueError, match="not valid TOML"):
+    (tmp_path / "x.toml").write_text("# C:\\x\n[train\n")
+    with pytest.raises(ValueError, match="not valid TOML") as error:
         read_settings(tmp_path / "x.toml")
+    assert "Windows" not in str(error.value)
     (tmp_path / "x.toml").write_text('[model]\nbase = "C:\\Users\\me"\n')
     with pytest.raises(ValueError, match="not valid TOML.* Windows between 'single quotes'"):
         read_settings(tmp_path / "x.toml")

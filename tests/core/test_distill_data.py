@@ -13,11 +13,13 @@ from prepared_pictures import SCHEDULE, SIZES, picture, rows, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from swd_core.distill import prepare as prepared
 from swd_core.distill.buckets import buckets, nearest_bucket
 from swd_core.distill.data import PreparedBatches
 from swd_core.distill.prepare import prepare
 from swd_core.distill.sources import find_samples
 from swd_core.distill.teachers import SceneEncoder
+from swd_core.distill.world import World
 from swd_core.schedule import ScaleSchedule
 
 
@@ -318,3 +320,22 @@ def test_files_that_are_not_of_prepare_are_left_alone(source, tmp_path, encoder)
     stale.write_bytes(first.read_bytes())
     run(source, out, encoder)
     assert all((out / name).is_file() for name in others) and not stale.exists()
+
+
+def test_who_waits_for_another_process_says_so(source, tmp_path, encoder, monkeypatch, caplog):
+    """The first process, whose list of files is of all; here the other ends while it waits."""
+    run(source, tmp_path / "whole", encoder)
+    shards = sorted(p.name for p in (tmp_path / "whole").glob("*x*-*.safetensors"))
+    out = tmp_path / "shared"
+
+    def others_end(seconds):
+        for path in (tmp_path / "whole").glob("*x*-*.safetensors"):
+            shutil.copy(path, out)
+
+    monkeypatch.setattr(prepared.time, "sleep", others_end)
+    with caplog.at_level("INFO"):
+        run(source, out, encoder, world=World(size=2))
+    assert (
+        "waiting for other processes: " in caplog.text and f"of {len(shards)} files" in caplog.text
+    )
+    assert sorted(p.name for p in out.glob("*x*-*.safetensors")) == shards

@@ -304,14 +304,18 @@ def test_a_step_waits_for_the_device_once():
 
 def test_the_discriminator_judges_in_single_precision():
     """As the authors' does, outside of autocast; what it sees may be rounded."""
-    trainer, seen = trainer_for("sd3"), []
-    trainer.head.register_forward_hook(lambda head, given, out: seen.append((given[0], out)))
+    trainer, off = trainer_for("sd3"), []
+
+    def judged(head, given, out):
+        exact = copy.deepcopy(head).double()
+        exact._forward_hooks.clear()
+        with torch.autocast("cpu", enabled=False):
+            off.append(float((out.double() - exact(given[0].double())).abs().max().detach()))
+
+    trainer.head.register_forward_hook(judged)
     with torch.autocast("cpu", torch.bfloat16):
         trainer.train_step()
-    assert len(seen) > 2
-    exact = copy.deepcopy(trainer.head).double()
-    given, out = seen[-1]  # the student's step: the head has stayed since
-    torch.testing.assert_close(out.double(), exact(given.double()), rtol=0, atol=1e-5)
+    assert len(off) > 2 and max(off) < 1e-5
 
 
 def test_losses_are_the_means_over_all_batches_of_a_step():

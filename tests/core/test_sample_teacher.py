@@ -91,7 +91,7 @@ def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch):
 def test_a_size_that_cannot_be_prepared_is_refused_before_a_picture_is_made(made):
     text = (made / "config.toml").read_text().replace("size = 64", "size = 72")
     (made / "odd.toml").write_text(text.replace('"pictures"', '"odd"'))
-    for command in (["sample-teacher"], ["distill", "--estimate"]):
+    for command in (["sample-teacher"], ["prepare"], ["distill", "--estimate"]):
         code, written = run(made, *command, "--config", "odd.toml")
         assert code == 2 and "size 72 is not a multiple of 16 px" in written
     assert not (made / "odd").exists()

@@ -104,7 +104,6 @@ def test_clipped_noise_is_a_picture_s_own(pack, small, models):
     both, alone = run(2, noise_clip_std=0.5), run(1, 1, noise_clip_std=0.5)
     assert relative(alone, both[1:]) < 1e-5
     assert relative(run(1, 1), alone) > 0.01, "it clips"
-    one = growth(pack, model, sizes=1)[0]
     drawn = []
 
     def watching(model, x, sigmas, extra_args=None, callback=None, disable=None,
@@ -116,8 +115,10 @@ def test_clipped_noise_is_a_picture_s_own(pack, small, models):
 
     for clip in (0.0, 0.5):
         solver = comfy.samplers.KSAMPLER(watching, {"noise_clip_std": clip})
-        sample(model, sampler_of(pack, one, solver), sigmas, cond, empty(small, "sd35-medium"))
+        ours = sampler_of(pack, schedule, solver)  # of two sizes
+        sample(model, ours, sigmas, cond, empty(small, "sd35-medium"))
     free, clipped = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    assert {noise.shape[-2:] for noise, _ in free} == {SMALL, SIZE}
     for (noise, _), (found, rest) in zip(free, clipped, strict=True):
         most = 0.5 * noise.std()
         assert not rest and torch.equal(found, noise.clamp(-most, most))

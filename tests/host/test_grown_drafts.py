@@ -219,6 +219,27 @@ GUIDANCE = {
     "lumina2:RenormCFG": {"cfg_trunc": 100.0, "renorm_cfg": 1.0},
     "eps:TemporalScoreRescaling": {"tsr_k": 0.95, "tsr_sigma": 1.0},
     "mahiro:Mahiro": {},
+    "slg:SkipLayerGuidanceDiT": {
+        "double_layers": "0",
+        "single_layers": "",
+        "scale": 3.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "rescaling_scale": 0.7,
+    },
+    "easycache:EasyCacheNode": {
+        "reuse_threshold": 0.3,
+        "start_percent": 0.1,
+        "end_percent": 1.0,
+        "verbose": False,
+    },
+    "easycache:LazyCacheNode": {
+        "reuse_threshold": 0.3,
+        "start_percent": 0.1,
+        "end_percent": 1.0,
+        "verbose": False,
+    },
+    "perpneg:PerpNeg": {"empty_conditioning": None, "neg_scale": 1.0},
     "video_model:VideoLinearCFGGuidance": {"min_cfg": 1.0},
     "video_model:VideoTriangleCFGGuidance": {"min_cfg": 1.0},
 }
@@ -233,11 +254,34 @@ def test_guidance_that_looks_at_a_whole_batch(pack, small, models, node):
     if not hasattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name):
         pytest.skip(f"{name} is newer than this host")
     one = Graph(pack, small, models["sd35-medium"], "sd35-medium")
-    one.model = call(f"comfy_extras.nodes_{node}", model=one.model, **GUIDANCE[node])
     one.negative, one.cfg = small.conditioning("sd35-medium", 9), 4.0
-    schedule = one.schedule()
+    widgets = {**GUIDANCE[node]}
+    if "empty_conditioning" in widgets:
+        widgets["empty_conditioning"] = small.conditioning("sd35-medium", 8)
+    one.model = call(f"comfy_extras.nodes_{node}", model=one.model, **widgets)
+    schedule = one.schedule(steps=16)
     drafts = one.drafts(schedule, batch=16)[0]
     done = one.finish(drafts, "all", batch=4)[0]["samples"]
+    for row, picture in enumerate(done):
+        assert torch.equal(picture, one.straight(schedule, row)[0])
+
+
+def test_a_reference_that_a_node_makes_still(pack, small):
+    """Flux KV Cache tells the MODEL so, not the text."""
+    flux = pytest.importorskip("comfy_extras.nodes_flux")
+    if not hasattr(flux, "FluxKVCache"):
+        pytest.skip("Flux KV Cache is newer than this host")
+    model, width, _ = flux2(small)
+    channels = model.get_model_object("latent_format").latent_channels
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.randn(1, channels, *SIDE, generator=generator)
+    one = object.__new__(Graph)
+    one.pack, one.empty = pack, torch.zeros(1, channels, *SIDE)
+    one.model = call("comfy_extras.nodes_flux:FluxKVCache", model)
+    text = torch.randn(1, 7, width, generator=generator)
+    one.positive = [[text, {"reference_latents": [reference]}]]
+    schedule = one.schedule(scheduler="auto")
+    done = one.finish(one.drafts(schedule, batch=16)[0], "all", batch=4)[0]["samples"]
     for row, picture in enumerate(done):
         assert torch.equal(picture, one.straight(schedule, row)[0])
 

@@ -135,7 +135,7 @@ def test_sa_solver_adds_noise_in_the_same_steps_at_every_size(
     assert rows == theirs * 2 and 0 in theirs and eta in theirs
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("share", [0.3, 0.48, 0.52, 0.7])
 def test_within_the_first_step_all_goes_by_the_full_size_s_level(pack, small, models, share):
     """A solver that asks in a step's middle gets there what it gets at one size.
 
@@ -177,3 +177,48 @@ def test_within_the_first_step_all_goes_by_the_full_size_s_level(pack, small, mo
     texts = [float(cond[0][0].sum()) for cond in conds]
     expected = [texts[0], texts[share < 0.5], *[texts[1]] * 13]
     assert seen == pytest.approx(expected * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd35-medium"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_of_what_begins_below_pure_noise_the_level_is_known_everywhere(
+    pack, small, models, family, first
+):
+    """Cut SIGMAS, image to image, and flow models in every step: noise over signal by the ratio."""
+    told, asked = [], []
+    latent = torch.randn(
+        1, small.KINDS[family].channels, *SIZE, generator=torch.Generator().manual_seed(3)
+    )
+    model = models[family].clone()
+
+    def at_level(sigma, mask, extra_options):
+        told.append(float(sigma[0]))
+        return mask
+
+    def watching(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        ratio = math.sqrt(math.prod(SIZE) / math.prod(x.shape[-2:]))
+        for i in range(len(sigmas) - 1):
+            between = 0.4 * sigmas[i] + 0.6 * sigmas[i + 1]
+            asked.append((float(between), ratio))
+            x0 = model(x, between.expand(len(x)), **extra_args)
+            callback({"x": x, "i": i, "denoised": x0})
+        return x
+
+    import comfy.samplers
+
+    model.set_model_denoise_mask_function(at_level)
+    schedule, sigmas, *_ = growth(pack, model, latent, steps=8, scheduler="normal")
+    solver, mask = comfy.samplers.KSAMPLER(watching), torch.full((1, 1, *SIZE), 0.5)
+    ours = sampler_of(pack, schedule, solver)
+    sample(model, ours, sigmas[first:], guided(small, family), latent, mask=mask)
+    flow, known = family != "sdxl", 0
+    for level, (own, ratio) in zip(told, asked, strict=True):
+        if flow:
+            wanted = (odds := ratio * own / (1 - own)) / (1 + odds)
+        elif not first and not known:  # the step from pure noise, which the test above is about
+            wanted = level
+        else:
+            wanted = ratio * own
+        known += 1
+        assert level == pytest.approx(wanted, rel=1e-4)
+    assert max(ratio for _, ratio in asked) > 1.9
