@@ -60,55 +60,43 @@ def test_terminated_then_resumed_is_the_straight_run(place, straight):
     runs.assert_same(runs.train(place, "stopped", resume=True), straight)
 
 
+def stopped_at(batch: int, place: Path, run: str, monkeypatch, **settings) -> dict:
+    """The checkpoint of a training that is stopped within its batch of that number."""
+    begun, generate = [], Trainer._generate
+
+    def begin_and_stop(*arguments):
+        begun.append(1)
+        if len(begun) == batch:
+            signal.raise_signal(signal.SIGINT)
+        return generate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_generate", begin_and_stop)
+        runs.train(place, run, **settings)
+    assert len(begun) == batch, "no other batch is begun"
+    return load_checkpoint(place / run / "checkpoint.pt")
+
+
 @pytest.mark.parametrize("last", [5, 8, 9, 10])
 def test_stopped_within_a_step_then_resumed_is_the_straight_run(place, monkeypatch, last):
     """A step has 9 batches here: 3 for each of two steps of the fake score, 3 for the student."""
     settings = {"accumulate": 3, "fake_steps": 2, "steps": 3}
     if not (place / "long").exists():
         runs.train(place, "long", **settings)
-    begun, generate = [], Trainer._generate
-
-    def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == last:
-            signal.raise_signal(signal.SIGINT)
-        return generate(*arguments)
-
     run = f"halted{last}"
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_generate", begin_and_stop)
-        runs.train(place, run, **settings)
-    assert len(begun) == last, "no other batch is begun"
-    saved = load_checkpoint(place / run / "checkpoint.pt")
+    saved = stopped_at(last, place, run, monkeypatch, **settings)
     done = 3 * saved["step"] + saved["fake_done"]
     assert done == last // 3, "what was done is kept"
     runs.train(place, run, resume=True, **settings)
     runs.assert_same(place / run, place / "long")
 
 
-def stop_within_the_fake_scores_steps(place: Path, run: str, monkeypatch, **settings) -> int:
-    """Stops a training in its first step; gives the fake score's steps that are done."""
-    begun, generate = [], Trainer._generate
-
-    def begin_and_stop(*arguments):
-        begun.append(1)
-        if len(begun) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return generate(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_generate", begin_and_stop)
-        runs.train(place, run, **settings)
-    saved = load_checkpoint(place / run / "checkpoint.pt")
-    assert not saved["step"]
-    return saved["fake_done"]
-
-
 @pytest.mark.parametrize("change", [{"fake_steps": 2}, {"dmd": 0.0, "gan": 0.0}])
 def test_fewer_steps_of_the_fake_score_than_are_done(place, monkeypatch, change):
     """As who stops a training to go on with the cheaper recipe meets it; to the last step."""
     run = f"fewer{len(change)}"
-    assert stop_within_the_fake_scores_steps(place, run, monkeypatch, steps=3, fake_steps=5) == 3
+    saved = stopped_at(3, place, run, monkeypatch, steps=3, fake_steps=5)
+    assert (saved["step"], saved["fake_done"]) == (0, 3)
     settings = runs.settings_of(place, run, **{"steps": 3, "fake_steps": 5, **change})
     session.train(settings, resume=True, changed=True)
     assert load_checkpoint(place / run / "checkpoint.pt")["step"] == 3

@@ -1,6 +1,5 @@
 """Growing runs of any model: the host's own sampler at one size, its own runs at several."""
 
-import inspect
 import math
 
 import pytest
@@ -83,45 +82,6 @@ def test_a_picture_is_its_own_whatever_else_is_in_the_batch(pack, small, models,
     both = run(2)
     assert relative(run(1, batch_index=[1]), both[1:]) < 1e-5
     assert relative(both[:1], both[1:]) > 0.01
-
-
-def test_clipped_noise_is_a_picture_s_own(pack, small, models):
-    """SamplerLCM's noise_clip_std, by the host's rule for that picture alone."""
-    import comfy.samplers
-
-    model, cond = models["sd35-medium"], guided(small, "sd35-medium")
-    schedule, sigmas, *_ = growth(pack, model)
-
-    def run(batch, first=0, **options):
-        sampler = sampler_of(pack, schedule, comfy.samplers.ksampler("lcm", options))
-        sampler.indices = tuple(range(first, first + batch))
-        noise = torch.cat([host_noise(16, SIZE, 5 + i) for i in sampler.indices])
-        return sample(model, sampler, sigmas, cond, empty(small, "sd35-medium", batch), noise=noise)
-
-    lcm = comfy.samplers.sampler_object("lcm").sampler_function
-    if "noise_clip_std" not in inspect.signature(lcm).parameters:
-        pytest.skip("this ComfyUI's lcm clips nothing")
-    both, alone = run(2, noise_clip_std=0.5), run(1, 1, noise_clip_std=0.5)
-    assert relative(alone, both[1:]) < 1e-5
-    assert relative(run(1, 1), alone) > 0.01, "it clips"
-    drawn = []
-
-    def watching(model, x, sigmas, extra_args=None, callback=None, disable=None,
-                 noise_sampler=None, noise_clip_std=0.0):  # fmt: skip
-        for i in range(len(sigmas) - 1):
-            callback({"x": x, "i": i, "denoised": x})
-            drawn.append((noise_sampler(sigmas[i], sigmas[i + 1]), noise_clip_std))
-        return x
-
-    for clip in (0.0, 0.5):
-        solver = comfy.samplers.KSAMPLER(watching, {"noise_clip_std": clip})
-        ours = sampler_of(pack, schedule, solver)  # of two sizes
-        sample(model, ours, sigmas, cond, empty(small, "sd35-medium"))
-    free, clipped = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
-    assert {noise.shape[-2:] for noise, _ in free} == {SMALL, SIZE}
-    for (noise, _), (found, rest) in zip(free, clipped, strict=True):
-        most = 0.5 * noise.std()
-        assert not rest and torch.equal(found, noise.clamp(-most, most))
 
 
 def test_a_solvers_noise_is_new_in_every_step_and_the_same_field_at_every_size(pack, small, models):

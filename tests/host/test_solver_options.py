@@ -1,12 +1,13 @@
 """What a solver's options and noise mean over a whole run stays so where the size changes."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from chain import call
-from grown import growth, sample, sampler_of
-from paper import guided
+from grown import growth, host_noise, sample, sampler_of
+from paper import guided, relative
 
 SIZE, STEPS = (32, 24), 20
 CUSTOM = "comfy_extras.nodes_custom_sampler:"
@@ -106,6 +107,43 @@ def test_lcm_s_multiplier_goes_on_over_the_sizes(pack, small, models):
     assert several == pytest.approx(one)
 
 
+def test_clipped_noise_is_a_picture_s_own(pack, small, models):
+    """SamplerLCM's noise_clip_std, by the host's rule for that picture alone."""
+    import comfy.samplers
+
+    lcm = comfy.samplers.sampler_object("lcm").sampler_function
+    if "noise_clip_std" not in inspect.signature(lcm).parameters:
+        pytest.skip("this ComfyUI's lcm clips nothing")
+    model, cond = models["sd35-medium"], guided(small, "sd35-medium")
+    schedule, sigmas, *_ = growth(pack, model, torch.zeros(1, 16, *SIZE))
+
+    def run(images, **options):
+        sampler = sampler_of(pack, schedule, comfy.samplers.ksampler("lcm", options))
+        sampler.indices = images
+        noise = torch.cat([host_noise(16, SIZE, i) for i in images])
+        return sample(model, sampler, sigmas, cond, torch.zeros_like(noise), noise=noise)
+
+    both, alone = run((0, 1), noise_clip_std=0.5), run((1,), noise_clip_std=0.5)
+    assert relative(alone, both[1:]) < 1e-5
+    assert relative(run((1,)), alone) > 0.01, "it clips"
+    drawn = {0.0: [], 0.5: []}
+    for clip, rows in drawn.items():
+
+        def watching(model, x, sigmas, extra_args=None, callback=None, disable=None,
+                     noise_sampler=None, noise_clip_std=0.0, rows=rows):  # fmt: skip
+            for _, *levels in steps_of(model, x, sigmas, extra_args, callback):
+                rows.append(noise_sampler(*levels))
+                assert not noise_clip_std, "the host would clip again, by the batch"
+            return x
+
+        solver = comfy.samplers.KSAMPLER(watching, {"noise_clip_std": clip})
+        sample(model, sampler_of(pack, schedule, solver), sigmas, cond, torch.zeros(1, 16, *SIZE))
+    assert len({noise.shape for noise in drawn[0.0]}) == 2, "both sizes"
+    for noise, clipped in zip(*drawn.values(), strict=True):
+        most = 0.5 * noise.std()
+        assert torch.equal(clipped, noise.clamp(-most, most))
+
+
 @pytest.mark.parametrize("given", [None, (0.3, 0.6)])
 @pytest.mark.parametrize(
     ("family", "scheduler"), [("sdxl", "normal"), ("sd35-medium", "normal"), ("flux", "simple")]
@@ -185,6 +223,8 @@ def test_of_what_begins_below_pure_noise_the_level_is_known_everywhere(
     pack, small, models, family, first
 ):
     """Cut SIGMAS, image to image, and flow models in every step: noise over signal by the ratio."""
+    import comfy.samplers
+
     told, asked = [], []
     latent = torch.randn(
         1, small.KINDS[family].channels, *SIZE, generator=torch.Generator().manual_seed(3)
@@ -204,21 +244,15 @@ def test_of_what_begins_below_pure_noise_the_level_is_known_everywhere(
             callback({"x": x, "i": i, "denoised": x0})
         return x
 
-    import comfy.samplers
-
     model.set_model_denoise_mask_function(at_level)
     schedule, sigmas, *_ = growth(pack, model, latent, steps=8, scheduler="normal")
     solver, mask = comfy.samplers.KSAMPLER(watching), torch.full((1, 1, *SIZE), 0.5)
     ours = sampler_of(pack, schedule, solver)
     sample(model, ours, sigmas[first:], guided(small, family), latent, mask=mask)
-    flow, known = family != "sdxl", 0
+    flow = family != "sdxl"
+    if not flow and not first:  # the step from pure noise is the test's above
+        del told[0], asked[0]
     for level, (own, ratio) in zip(told, asked, strict=True):
-        if flow:
-            wanted = (odds := ratio * own / (1 - own)) / (1 + odds)
-        elif not first and not known:  # the step from pure noise, which the test above is about
-            wanted = level
-        else:
-            wanted = ratio * own
-        known += 1
-        assert level == pytest.approx(wanted, rel=1e-4)
+        odds = ratio * (own / (1 - own) if flow else own)
+        assert level == pytest.approx(odds / (1 + odds) if flow else odds, rel=1e-4)
     assert max(ratio for _, ratio in asked) > 1.9
