@@ -42,8 +42,7 @@ class GrowthWay:
         begin: noise of the full size that the run begins with. source: of all other noise, where
             there is any.
         start: the clean latent that the run begins with, if any.
-        levels: of the full size, with the one that the run ends at. run: what they are on smaller
-            grids. stretches: of the run.
+        levels: of the full size, with the one that the run ends at. stretches: of the run.
         method: how x0 is enlarged, for the lift "swd". vae: for the lift "pixels".
         report: called with step, x0 and x_t of each step.
     """
@@ -56,7 +55,6 @@ class GrowthWay:
     source: Source | None
     start: Tensor | None
     levels: list[float]
-    run: RunLevels
     stretches: Sequence[Stretch]
     method: str
     report: Report
@@ -84,6 +82,10 @@ class GrowthWay:
     @property
     def spectral(self) -> bool:
         return self.schedule.lift == "spectral"
+
+    @cached_property
+    def run(self) -> RunLevels:
+        return RunLevels(self.schedule, *self.levels[:2])
 
     @cached_property
     def field(self) -> OneField:

@@ -108,7 +108,6 @@ class GrowthSampler(ScaleWiseSampler):
             source=source,
             start=sized.start,
             levels=levels,
-            run=RunLevels(self.schedule, *levels[:2]),
             stretches=stretches,
             method=self.method,
             report=report,
